@@ -55,3 +55,7 @@ def _texts(data: bytes, at: int) -> tuple[list[bytes], int]:
         found.append(data[at + 2 : at + 2 + length])
         at += 2 + length
     return found, at
+
+
+def entry(name: str, revision: str = "", **labels: str) -> Entry:
+    return Entry(name, f"s3://adapters/{name}/{revision or 'only'}", revision, labels, 8, 1000)

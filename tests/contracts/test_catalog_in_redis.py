@@ -15,7 +15,7 @@ from mint_contracts.errors import CapacityExceeded, MapUnavailable
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
-from tests.contracts.catalogs import chosen, make_complete, newest
+from tests.contracts.catalogs import chosen, entry, make_complete, newest
 from tests.redis_process import full_memory
 from tests.waiting import until
 
@@ -33,10 +33,6 @@ async def writer(redis_client: Redis) -> CatalogWriter:
 @pytest.fixture
 def reader(redis_client: Redis) -> CatalogReader:
     return CatalogReader(redis_client)
-
-
-def entry(name: str, revision: str = "", **labels: str) -> Entry:
-    return Entry(name, f"s3://adapters/{name}/{revision or 'only'}", revision, labels, 8, 1000)
 
 
 def many(count: int) -> list[Entry]:

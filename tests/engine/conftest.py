@@ -20,6 +20,7 @@ from tests.engine.balance import Imbalances
 from tests.engine.made import edit_config, edit_tensors, lora_names, peft_adapter, tiny_llama
 from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base, save_tokenizer
 from tests.engine.tiers import NAMES, Scene
+from tests.redis_process import RedisProcess
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,6 +56,18 @@ def imbalances() -> Iterator[Imbalances]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Path:
+    """A copy of the base that a test may break."""
+    return Path(shutil.copytree(base, tmp_path / "base"))
+
+
+@pytest.fixture(scope="module")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    with RedisProcess(tmp_path_factory.mktemp("redis")) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Loading a base: what is served, and one clear error for everything that is not."""
 
 import json
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,6 @@ ODD: list[Any] = [None, -3, 0, 1.5, float("nan"), float("inf"), True, "text", []
 PROMPT = [5, 9, 200, 31, 7, 5, 88, 90, 14]
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    """A copy that the test may break."""
-    return Path(shutil.copytree(good, tmp_path / "base"))
-
-
 def load(path: Path) -> Any:
     return load_base(path, torch.float32, CPU)
 
@@ -58,13 +46,13 @@ def edit_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
     save_file({k: v for k, v in tensors.items() if v is not None}, path, metadata={"format": "pt"})
 
 
-def test_a_base_is_frozen_and_knows_its_end(good: Path) -> None:
-    base = load(good)
-    assert not base.model.training
-    assert not any(weight.requires_grad for weight in base.model.parameters())
-    assert base.eos == {0}
-    assert base.context_length == 256
-    assert base.architecture == "LlamaForCausalLM"
+def test_a_base_is_frozen_and_knows_its_end(base: Path) -> None:
+    loaded = load(base)
+    assert not loaded.model.training
+    assert not any(weight.requires_grad for weight in loaded.model.parameters())
+    assert loaded.eos == {0}
+    assert loaded.context_length == 256
+    assert loaded.architecture == "LlamaForCausalLM"
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -205,7 +193,7 @@ def test_nan_weights(folder: Path) -> None:
         load(folder)
 
 
-def test_a_tokenizer_that_is_code_is_told_of_before_weights_are_read(folder: Path, good: Path) -> None:
+def test_a_tokenizer_that_is_code_is_told_of_before_weights_are_read(folder: Path, base: Path) -> None:
     """As Kimi-K2 is published. The remedy that the error names works."""
     made, told = folder / "tokenizer.json", folder / "tokenizer_config.json"
     content, plain = made.read_text(), json.loads(told.read_text()) | {"tokenizer_class": "TikTokenTokenizer"}
@@ -221,7 +209,7 @@ def test_a_tokenizer_that_is_code_is_told_of_before_weights_are_read(folder: Pat
     edit_weights(folder, {"model.norm.weight": norm})
     made.write_text(content)
     told.write_text(json.dumps(plain))
-    assert load(folder).tokenizer.decode(PROMPT) == load(good).tokenizer.decode(PROMPT)
+    assert load(folder).tokenizer.decode(PROMPT) == load(base).tokenizer.decode(PROMPT)
 
 
 def test_no_tokenizer(folder: Path) -> None:
@@ -257,8 +245,8 @@ def test_a_cache_holds_what_a_base_is_proven_on_however_short_requests_are() -> 
         count_pages(3 * 100, 100, 16, group_layers([None]))
 
 
-def test_target_modules_limit_what_adapters_reach(good: Path) -> None:
-    model = load(good).model
+def test_target_modules_limit_what_adapters_reach(base: Path) -> None:
+    model = load(base).model
     every = find_modules(model)
     assert {path.rpartition(".")[2] for path in every} == set(ALL_SEVEN)
     assert "lm_head" not in every

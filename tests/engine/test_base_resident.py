@@ -19,21 +19,10 @@ from mint_gateway.planning.config import read_shape
 from tests.engine import saved_families
 from tests.engine.made import edit_base
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
-from tests.engine.running import save_base, settings_for
+from tests.engine.running import settings_for
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    """A copy that the test may break."""
-    return Path(shutil.copytree(good, tmp_path / "base"))
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Base:

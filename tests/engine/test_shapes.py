@@ -15,7 +15,7 @@ from mint_contracts.sampling_pb2 import Finished, GenerateRequest, SamplingParam
 from mint_engine import metrics
 from mint_engine.requests.grammar import Grammar, Grammars, Shape
 from mint_engine.scheduling.scheduler import Limits
-from tests.engine.running import ALL_SEVEN, Running, ask, running, save_adapter, save_base
+from tests.engine.running import Running, ask, running, save_base
 from tests.engine.steps import Gate, refusal
 from tests.waiting import until
 
@@ -56,11 +56,6 @@ HOT: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 1}, {"temperature"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"), max_position_embeddings=CONTEXT)
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4, targets=ALL_SEVEN)
 
 
 def whole(schema: dict[str, Any], text: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trl
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
@@ -16,19 +16,12 @@ from mint_engine.examples.ending import Ends
 from mint_engine.examples.render import Renderer
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.variables import MOST_CHARACTERS
-from tests.engine.running import save_base
 
 QWEN3 = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
 DATED = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ date_string }}: {{ m.content }}<|end|>\n{% endfor %}"
     "<|start|>assistant\n"
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(save_base(tmp_path_factory.mktemp("base")))
-    return loaded
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, template: str, variables: str) -> list[int]:

@@ -18,14 +18,11 @@ from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
 from mint_gateway.client import Client
 from mint_gateway.server import Limits
+from tests.contracts.catalogs import entry
 from tests.gateway.scene import BASE, LIMITS, Scene, complete
 from tests.waiting import until
 
 COUNT = 2500
-
-
-def entry(name: str, revision: str = "", **labels: str) -> Entry:
-    return Entry(name, f"s3://adapters/{name}/{revision or 'only'}", revision, labels, 8, 1000)
 
 
 def many(count: int = COUNT) -> list[Entry]:

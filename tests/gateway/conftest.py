@@ -11,6 +11,7 @@ from mint_gateway.catalog.resolver import Resolver
 from tests.engine import stores
 from tests.gateway.scene import Scene
 from tests.gateway.tenants import Tenants
+from tests.gateway.training_waves import Training
 from tests.redis_process import RedisProcess, patient
 
 
@@ -86,3 +87,9 @@ def manifests(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 @pytest.fixture
 def local(tmp_path: Path) -> str:
     return f"file://{tmp_path}/catalog"
+
+
+@pytest.fixture
+async def training(scene: Scene) -> Training:
+    await scene.with_engine()
+    return Training(scene)

@@ -22,7 +22,8 @@ from mint_contracts.training_records import Progress, Stage, TrainChange, WaveTr
 from mint_gateway.client import Client
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.scopes import SCOPES_FILE
-from tests.gateway.catalogs import entry, lines
+from tests.contracts.catalogs import entry
+from tests.gateway.catalogs import lines
 from tests.gateway.scene import LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.scripted_trainer import ScriptedTrainer

@@ -3,25 +3,20 @@
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Any
 
-import aiohttp
 import pytest
 
 from mint_contracts.records import Tier
 from mint_gateway.http import models
 from mint_gateway.view import MapView
-from tests.gateway.catalogs import declare, entry, in_pieces, lines
+from tests.contracts.catalogs import entry
+from tests.gateway.catalogs import declare, in_pieces, lines
+from tests.gateway.http_requests import get
 from tests.gateway.scene import BASE, STORE, Scene, complete
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 MODELS = "/v1/models"
-
-
-async def get(scene: Scene, path: str) -> tuple[int, Any]:
-    async with aiohttp.ClientSession() as session, session.get(scene.url + path) as answer:
-        return answer.status, await answer.json()
 
 
 async def test_what_only_a_store_has_is_a_model_once_an_engine_has_fetched_it(

@@ -26,7 +26,8 @@ from mint_contracts.source import Source
 from mint_gateway.catalog import registration
 from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.client import question
-from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
+from tests.contracts.catalogs import entry
+from tests.gateway.catalogs import COUNT, declare, hanging, in_pieces, lines, listed, many, opened, written
 from tests.gateway.scene import BASE, STORE, Scene, complete
 from tests.redis_process import RedisProcess, patient
 from tests.waiting import until

@@ -24,7 +24,8 @@ from mint_contracts.errors import (
 )
 from mint_gateway.catalog.servicer import OF_ONE_KEY, STREAMS
 from mint_gateway.client import Client
-from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
+from tests.contracts.catalogs import entry
+from tests.gateway.catalogs import COUNT, declare, hanging, in_pieces, lines, listed, many, opened, written
 from tests.gateway.scene import BASE, LIMITS, Scene, complete
 from tests.gateway.tenants import SHARED, Tenants, stream
 from tests.redis_process import full_memory

@@ -16,7 +16,8 @@ from mint_contracts.functions import connect
 from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import Client, question
-from tests.gateway.catalogs import declare, entry, followed, in_pieces, lines, opened
+from tests.contracts.catalogs import entry
+from tests.gateway.catalogs import declare, followed, in_pieces, lines, opened
 from tests.gateway.scene import BASE, PATIENT, STORE, Scene, complete
 from tests.redis_process import RedisProcess
 from tests.waiting import until

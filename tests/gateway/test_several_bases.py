@@ -17,7 +17,8 @@ from mint_contracts.records import BaseRecord, MapChange, Tier
 from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import question
-from tests.gateway.catalogs import entry, followed, lines
+from tests.contracts.catalogs import entry
+from tests.gateway.catalogs import followed, lines
 from tests.gateway.scene import BASE, PATIENT, STORE, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.tenants import SHARED, Tenants, stream

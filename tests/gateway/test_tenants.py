@@ -17,8 +17,9 @@ from mint_gateway.http.door import Door
 from mint_gateway.page.files import FILES
 from mint_gateway.scope import Scope
 from mint_gateway.view import MapView
+from tests.contracts.catalogs import entry
 from tests.gateway import paged, trained
-from tests.gateway.catalogs import entry, lines
+from tests.gateway.catalogs import lines
 from tests.gateway.command import mint
 from tests.gateway.scene import Scene
 from tests.gateway.tenants import (

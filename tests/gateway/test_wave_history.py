@@ -12,12 +12,6 @@ from tests.gateway.scene import Scene
 from tests.gateway.training_waves import NAMES, Training, reached, reported, wave
 
 
-@pytest.fixture
-async def training(scene: Scene) -> Training:
-    await scene.with_engine()
-    return Training(scene)
-
-
 async def test_whoever_keeps_what_is_told_gets_new_rewards_alone(scene: Scene, training: Training) -> None:
     first, second = NAMES
     await training.declare(wave())

@@ -29,12 +29,6 @@ from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 
-@pytest.fixture
-async def training(scene: Scene) -> Training:
-    await scene.with_engine()
-    return Training(scene)
-
-
 async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, training: Training) -> None:
     await training.declare(wave())
     first, second = NAMES

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mint_contracts.records import Placement, Tier
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedWave, Snapshot
-from tests.operator.worlds import KEY, base, engine, placed, snapshot, wave
+from tests.operator.worlds import KEY, base, engine, engines_of, placed, snapshot, wave
 
 ENGINES, SLOTS = 1000, 8
 AT_SCALE = settings(max_examples=4, deadline=None)
@@ -105,7 +105,3 @@ def in_slots(placements: Mapping[str, Placement]) -> Counter[str]:
     """Count Device copies by engine."""
     places = [place for placement in placements.values() for place in placement.places]
     return Counter(place.engine for place in places if place.residency is Tier.DEVICE)
-
-
-def engines_of(placement: Placement) -> set[str]:
-    return {place.engine for place in placement.places}

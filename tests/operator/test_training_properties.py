@@ -174,32 +174,31 @@ EVENTS = st.one_of(
 )
 
 
+def play(events: list[tuple[object, ...]], room: PolicyRoom | None) -> Story:
+    """Return a new story after these events; it settles after each."""
+    story = Story(room=room)
+    for what, *arguments in events:
+        if what == "train":
+            index, count, gang = arguments
+            story.train(index, count, gang=gang)  # type: ignore[arg-type]
+        else:
+            getattr(story, str(what))(*arguments)
+        story.settle()
+    return story
+
+
 @given(st.lists(EVENTS, max_size=25), ROOMS)
 @settings(max_examples=200, deadline=None)
 def test_leases_are_exclusive_and_fenced_and_slots_are_given_once(
     events: list[tuple[object, ...]], room: PolicyRoom | None
 ) -> None:
-    story = Story(room=room)
-    for what, *arguments in events:
-        if what == "train":
-            index, count, gang = arguments
-            story.train(index, count, gang=gang)  # type: ignore[arg-type]
-        else:
-            getattr(story, str(what))(*arguments)
-        story.settle()
+    play(events, room)
 
 
 @given(st.lists(EVENTS, max_size=15), ROOMS)
 @settings(max_examples=100, deadline=None)
 def test_a_second_look_changes_nothing(events: list[tuple[object, ...]], room: PolicyRoom | None) -> None:
-    story = Story(room=room)
-    for what, *arguments in events:
-        if what == "train":
-            index, count, gang = arguments
-            story.train(index, count, gang=gang)  # type: ignore[arg-type]
-        else:
-            getattr(story, str(what))(*arguments)
-        story.settle()
+    story = play(events, room)
     for _ in range(3):
         story.settle()
     leases, placements = story.world.leases, story.world.placements

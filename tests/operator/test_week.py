@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from mint_contracts.records import EngineView, MapChange, MapState, Placement, Tier
+from mint_contracts.records import EngineView, MapChange, MapState, Tier
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import BaseMap, Child, ObservedWave
-from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave, written
+from tests.operator.worlds import KEY, NOW, base, engine, engines_of, snapshot, wave, written
 
 ENGINES, SLOTS = 12, 8
 STEP_S = 600.0
@@ -123,14 +123,10 @@ class Week:
             after = placed.records.get(name)
             if after is None:
                 continue
-            left = _engines(before) - _engines(after)
+            left = engines_of(before) - engines_of(after)
             fewer = max(0, len(before.places) - len(after.places))  # replicas that are not wanted any more
             self.displaced += len(left & going)
             self.moved += max(0, len(left) - fewer)
-
-
-def _engines(placement: Placement) -> set[str]:
-    return {place.engine for place in placement.places}
 
 
 def test_a_week_of_waves_traffic_and_deaths() -> None:

@@ -211,3 +211,7 @@ def written(state: MapState, change: MapChange) -> MapState:
 
 def homes(placements: Mapping[str, Placement]) -> dict[str, list[str]]:
     return {name: [place.engine for place in placement.places] for name, placement in placements.items()}
+
+
+def engines_of(placement: Placement) -> set[str]:
+    return {place.engine for place in placement.places}

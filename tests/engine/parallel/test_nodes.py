@@ -27,7 +27,6 @@ from mint_engine.parallel.rank import Rank
 from mint_engine.parallel.readiness import Readiness
 from mint_engine.parallel.worker import _answer
 from mint_engine.scheduling.scheduler import Limits
-from mint_engine.training.work import Work
 from tests.engine import saved_families
 from tests.engine.families import BY_MODULES
 from tests.engine.parallel.learning import NAMES, engine
@@ -35,6 +34,7 @@ from tests.engine.parallel.nodes import endpoint_of, other_nodes, worker
 from tests.engine.parallel.playing import TURNS, built, play
 from tests.engine.parallel.processes import followers, ranks_until
 from tests.engine.running import packed, save_adapter, save_base, settings_for
+from tests.engine.training.at_once import finish
 from tests.redis_process import free_port
 from tests.waiting import until
 
@@ -252,11 +252,6 @@ async def test_neither_a_listener_nor_a_rank_stays_where_not_all_ranks_can_be_st
             build(settings, base, endpoint=endpoint)
         started = first.pop()
         assert not started._thread.is_alive()
-
-
-def finish(work: Work) -> None:
-    while work.advance():
-        pass
 
 
 def over_two_nodes(uri: str) -> EngineSettings:

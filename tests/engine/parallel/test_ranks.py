@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +178,6 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
     told = capfd.readouterr().err
     assert "rank_lost" in told
     assert "rank_defect" not in told
-
-
-@pytest.fixture(scope="module")
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    with RedisProcess(tmp_path_factory.mktemp("redis")) as process:
-        yield process
 
 
 @pytest.mark.parametrize("dies", ["another node's rank", "the leader"])

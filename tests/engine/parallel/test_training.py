@@ -21,13 +21,14 @@ from mint_engine.parallel.shared_memory import PATIENCE_S
 from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.pieces import plan_pieces
-from mint_engine.training.work import Share, Work
+from mint_engine.training.work import Share
 from tests.engine import saved_families
 from tests.engine.families import BY_MODULES, ROUTED
 from tests.engine.parallel.learning import NAMES, Learning, engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.parallel.processes import followers
 from tests.engine.running import save_base
+from tests.engine.training.at_once import finish
 from tests.engine.training.frontier_families import Merged, reference
 from tests.engine.training.scene import learn
 from tests.waiting import until
@@ -92,11 +93,6 @@ def save(family: str, folder: Path, **changes: Any) -> Path:
     if family in MODULES:
         return saved_families.save_base(MODULES[family], folder, **changes, **BY_MODULES)
     return saved_families.save_base(family, folder, **changes)
-
-
-def finish(work: Work) -> None:
-    while work.advance():
-        pass
 
 
 def far(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -12,6 +12,7 @@ from mint_engine.training import state
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
+from mint_engine.training.work import Work
 
 T = TypeVar("T")
 
@@ -32,6 +33,12 @@ def restore(trainer: Trainer, name: str, data: bytes) -> None:
 def step_all(trainer: Trainer, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
     """Run one optimizer step for each of the given policies."""
     return {name: _step(trainer, name, optimizer) for name, optimizer in wanted.items()}
+
+
+def finish(work: Work) -> None:
+    """Do all parts of a piece of work, one after another."""
+    while work.advance():
+        pass
 
 
 def packed_of(trainer: Trainer, name: str) -> Packed:

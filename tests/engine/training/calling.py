@@ -10,7 +10,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
-from mint_contracts.errors import MintError
+from mint_contracts.errors import MintError, SourceUnavailable
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.call_context import CallContext
@@ -54,6 +54,15 @@ def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequ
 
 def step(policy: str, sequence: int) -> pb.OptimStepRequest:
     return pb.OptimStepRequest(policy=policy, sequence=sequence, learning_rate=1e-2)
+
+
+def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
+    return pb.ResumePolicyRequest(policy=policy, life=life)
+
+
+def away(*_: object) -> None:
+    """Fail as a method of a store that does not answer."""
+    raise SourceUnavailable("store", "does not answer")
 
 
 async def refused(call: Any) -> MintError:

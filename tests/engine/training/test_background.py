@@ -6,19 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from mint_engine.build import build
 from mint_engine.scheduling.request import Done, Event, Request, Sampling
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
-from tests.engine.running import save_base, settings_for
+from tests.engine.running import settings_for
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @dataclass

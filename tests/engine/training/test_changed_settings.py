@@ -19,18 +19,12 @@ from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.engine.running import save_base
 from tests.engine.training.at_once import create, restore, saved_of, step_all
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, awaken, base_of, groups, learn
 from tests.engine.training.training_engine import assignment, train
 
 NARROW, WIDE = ("q_proj", "v_proj"), ("q_proj", "v_proj", "o_proj")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 async def test_a_saved_policy_of_a_rank_that_slots_take_no_more_is_refused_before_it_learns(

@@ -8,24 +8,14 @@ from typing import Any
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import SourceUnavailable
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.store import LocalStore
-from tests.engine.running import save_base
-from tests.engine.training.calling import BASE, called, lesson, refused
+from tests.engine.training.calling import BASE, away, called, lesson, refused, resume
 from tests.engine.training.training_engine import Scene
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @contextmanager
 def store_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def away(*_: object) -> None:
-        raise SourceUnavailable("store", "does not answer")
-
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "names", away)
         yield
@@ -37,10 +27,6 @@ def create(policy: str) -> pb.CreatePolicyRequest:
 
 def drop(policy: str) -> pb.DropPolicyRequest:
     return pb.DropPolicyRequest(policy=policy)
-
-
-def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
-    return pb.ResumePolicyRequest(policy=policy, life=life)
 
 
 async def announced(scene: Scene) -> set[str]:

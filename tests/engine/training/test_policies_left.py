@@ -9,16 +9,10 @@ import pytest
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Overloaded
 from mint_engine.residency.policy_memory import PolicyMemory
-from tests.engine.running import save_base
-from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.calling import called, lesson, refused, resume, step
 from tests.engine.training.training_engine import Gate, hold_updates
 
 LIMIT_S = 60.0  # only a failing test waits this long
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 async def taught(stub: Any, policy: str) -> pb.PolicyState:
@@ -28,10 +22,6 @@ async def taught(stub: Any, policy: str) -> pb.PolicyState:
     await stub.OptimStep(step(policy, 2))
     await stub.ForwardBackward(lesson(policy, 3))
     return made
-
-
-def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
-    return pb.ResumePolicyRequest(policy=policy, life=life)
 
 
 async def test_another_engine_goes_on_where_one_that_was_told_to_end_has_left_off(base: Path, tmp_path: Path) -> None:

@@ -6,17 +6,10 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import SourceUnavailable
 from mint_engine.policies import calls
 from mint_engine.policies.announcements import Announcements
-from tests.engine.running import save_base
-from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.calling import away, called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, hold_updates
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 async def test_how_far_policies_have_come_is_told_while_they_learn(base: Path, tmp_path: Path) -> None:
@@ -61,9 +54,6 @@ async def test_another_call_of_a_number_is_no_repeat(base: Path, tmp_path: Path)
 async def test_what_was_dropped_is_not_there_though_its_store_is_yet_to_be_told(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object) -> None:
-        raise SourceUnavailable("store", "does not answer")
-
     async with called(base, tmp_path) as (_, stub):
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         with monkeypatch.context() as patch:

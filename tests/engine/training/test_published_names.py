@@ -9,15 +9,9 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import AdapterNotFound
 from mint_engine.policies import announcement_cache
 from mint_engine.policies.announcement_cache import AnnouncementCache
-from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused, step
 from tests.engine.training.recorded_store import Asked
 from tests.engine.training.training_engine import assignment, train
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 async def test_what_is_published_is_known_by_its_name_to_engines_that_start_later_until_it_is_dropped(

@@ -10,13 +10,7 @@ from mint_contracts.training_records import revisions_of
 from mint_engine.policies.revisions import ENTRY, KEPT
 from mint_engine.policies.store import LocalStore
 from mint_engine.sources.fetch import PACKED
-from tests.engine.running import save_base
 from tests.engine.training.calling import called
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 def kept(folder: Path, policy: str) -> dict[str, set[str]]:

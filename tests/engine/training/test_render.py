@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trl
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import BadExample
 from mint_engine.examples.ending import Ends, ends_of
@@ -24,12 +24,6 @@ TURNS = (
     "{% if add_generation_prompt %}<|start|>assistant{{ '\n' }}{% endif %}"
 )
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(save_base(tmp_path_factory.mktemp("base")))
-    return loaded
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,11 @@ from mint_contracts.source import Source
 from mint_engine.policies import register
 from mint_engine.policies.resting import RestingPolicies, RestingPolicy
 from mint_engine.policies.store import store_of
-from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, hold_updates
 from tests.waiting import until
 
 LONG_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 async def test_what_rests_takes_no_memory_and_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:

@@ -6,27 +6,12 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import SourceUnavailable
 from mint_engine.policies.call_checkpoints import KEPT
 from mint_engine.policies.checkpoints import RECORD
 from mint_engine.policies.store import Content, LocalStore
-from tests.engine.running import save_base
-from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.calling import away, called, lesson, refused, resume, step
 
 LEFT = b'"left":true'
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-def resume(policy: str, life: int) -> pb.ResumePolicyRequest:
-    return pb.ResumePolicyRequest(policy=policy, life=life)
-
-
-def away(*_: object) -> None:
-    raise SourceUnavailable("store", "does not answer")
 
 
 def half_way(*, retold: bool) -> Callable[[LocalStore, str, Content], None]:

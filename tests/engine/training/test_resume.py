@@ -17,7 +17,6 @@ from mint_contracts.training_records import Progress, Stage, WaveTraining
 from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.store import store_of
 from tests.engine.pods import BASE, Pod, pod
-from tests.engine.running import save_base
 from tests.engine.training.training_engine import WAVE, assignment, train
 from tests.redis_process import RedisProcess, patient
 from tests.waiting import until
@@ -52,11 +51,6 @@ async def finished(redis: Redis, engine: str) -> dict[str, Progress]:
 def outcome(store: Source) -> dict[str, tuple[tuple[float, ...], bytes]]:
     found = {policy: Checkpoints(store_of(store), policy).newest() for policy in POLICIES}
     return {policy: (each[0].rewards, each[1]) for policy, each in found.items() if each is not None}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 class Judge(training_pb2_grpc.RewardServicer):

@@ -8,20 +8,14 @@ import grpc
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import SourceUnavailable, StaleLease
+from mint_contracts.errors import StaleLease
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies import claims, lease_check
 from mint_engine.policies.checkpoints import RECORD, Checkpoints
 from mint_engine.policies.store import Content, LocalStore, store_of
-from tests.engine.running import save_base
-from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.calling import away, called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
@@ -49,10 +43,6 @@ def is_free(scene: Scene) -> bool:
     return (
         scene.server.training_bytes == scene.residency.lending.room.lasting == 0 and not scene.server.register.made()
     )
-
-
-def away(*_: object) -> None:
-    raise SourceUnavailable("store", "does not answer")
 
 
 async def test_it_takes_no_memory_for_ever_and_leaves_what_the_other_engine_has_as_it_is(

@@ -16,15 +16,10 @@ from mint_engine.policies.call_checkpoints import RUN
 from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.store import store_of
-from tests.engine.running import CONTEXT, save_base
+from tests.engine.running import CONTEXT
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene, assignment, train, training, weights
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 def state_of(scene: Scene, policy: str) -> bytes:
