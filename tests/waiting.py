@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, overload
 
@@ -33,3 +35,20 @@ async def until(look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
             if found:
                 return found
             await asyncio.sleep(POLL_S)
+
+
+def block_until(look: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
+    """Return the first true answer of `look`, and block the thread until then. Raises TimeoutError."""
+    give_up = time.monotonic() + timeout_s
+    while not (found := look()):
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"still {found} after {timeout_s} s")
+        time.sleep(POLL_S)
+    return found
+
+
+def join(thread: threading.Thread, timeout_s: float = PATIENCE_S) -> None:
+    """Wait until a thread has ended. Raises TimeoutError."""
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise TimeoutError(f"{thread.name} has not ended after {timeout_s} s")

@@ -6,6 +6,7 @@ import pytest
 
 from mint_contracts.awaiting import gather_or_cancel, wait_uncancelled
 from mint_contracts.errors import Overloaded
+from tests.waiting import PATIENCE_S
 
 
 async def refuse() -> str:
@@ -51,7 +52,7 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
         return ""
 
     task = asyncio.create_task(gather_or_cancel([slow(), refuse()]))
-    await ending.wait()
+    await asyncio.wait_for(ending.wait(), PATIENCE_S)
     task.cancel()
     await asyncio.sleep(0)  # lets the cancellation reach the group
     assert not task.done()

@@ -31,7 +31,7 @@ from tests.engine import in_process
 from tests.engine.families import SIZES, SPARSE, fill, make_forward
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.running import peft_answer, save_adapter, save_base
-from tests.waiting import until
+from tests.waiting import join, until
 
 PROMPT, COUNT, SLOT = (7, 21, 3, 90, 55), 6, 1
 NAMES = ("team/one", "team/two")
@@ -90,7 +90,7 @@ class TestAStepOfOwnKernels:
             coming = threading.Thread(target=come)
             coming.start()
             assert torch.equal(compute(forward, rows, arrival), whole)
-            coming.join()
+            join(coming)
         finally:
             torch.set_num_threads(before)
 

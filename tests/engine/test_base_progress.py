@@ -21,7 +21,7 @@ from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 from tests.redis_process import patient
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 FIRST, THIRD = "model-00001-of-00005.safetensors", "model-00003-of-00005.safetensors"
 
@@ -33,7 +33,7 @@ class Slow(stores.Files):
 
     def do_GET(self) -> None:  # noqa: N802 - the library's name
         if self.path.endswith(THIRD):
-            self.on.wait()
+            self.on.wait(PATIENCE_S)
         super().do_GET()
 
 

@@ -29,7 +29,7 @@ from mint_engine.sources.fetch_base import cached_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 from tests.redis_process import patient
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 BASE = "default/mended"
 
@@ -226,6 +226,6 @@ def test_a_copy_of_which_a_block_is_lost_is_made_anew_and_ends_nobody(tmp_path: 
         stores.serving(stores.Files, tmp_path) as (address, _),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another,
     ):
-        lost, made = another.submit(load_with_a_lost_block, address, tmp_path / "cache").result()
+        lost, made = another.submit(load_with_a_lost_block, address, tmp_path / "cache").result(PATIENCE_S)
     assert re.fullmatch(r"CorruptFile: .*model.safetensors: cannot be read from its disk .*; get its .*", lost)
     assert made == ""

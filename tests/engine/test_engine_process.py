@@ -26,7 +26,7 @@ from tests.engine.ggufs import save
 from tests.engine.pods import BASE, pod, view
 from tests.engine.running import save_adapter, save_base
 from tests.redis_process import RedisProcess, patient
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SLOW = "importing"
 CONTEXT = 2048
@@ -229,7 +229,8 @@ async def test_told_to_end_it_does_while_it_still_imports(
 
 def test_a_missing_setting_is_said_in_one_line() -> None:
     environment = {key: value for key, value in os.environ.items() if key != settings.ENGINE_SETTINGS}
-    done = subprocess.run([sys.executable, "-m", "mint_engine.main"], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "mint_engine.main"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         f"mint-engine: {settings.ENGINE_SETTINGS} is not set; the operator sets it on an engine's pod"

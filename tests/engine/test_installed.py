@@ -15,6 +15,7 @@ from transformers import Qwen2Config
 from tests.engine.families import SIZES, make_model
 from tests.engine.ggufs import save
 from tests.engine.running import save_base
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 LOAD = """
@@ -69,6 +70,6 @@ def test_bases_load(installed: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-c", LOAD, str(base), str(file)],
         env=os.environ | {"PYTHONPATH": str(installed)},
-        capture_output=True, text=True, cwd=tmp_path,
+        capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.split() == ["LlamaForCausalLM", "Qwen2ForCausalLM"], done.stderr

@@ -16,7 +16,7 @@ from tests.engine.balance import Imbalances
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.running import save_adapter, save_base
 from tests.engine.scheduled import advance, completion, scheduler
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 def busy() -> Scheduler:
@@ -134,7 +134,7 @@ async def test_an_engine_looks_for_damage_when_it_has_nothing_to_do(engine: Engi
 async def test_an_engine_knows_what_its_requests_take_their_slots_to_hold(engine: Engine) -> None:
     first = asyncio.Event()
     running = asyncio.create_task(engine.ask("a", (1, 2, 3), 90, lambda _: first.set()))
-    await first.wait()
+    await asyncio.wait_for(first.wait(), PATIENCE_S)
     [tenant] = engine.stepper.tenants()
     engine.residency.check()
     copy = engine.residency.books.in_slots[tenant.slot]

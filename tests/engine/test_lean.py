@@ -25,6 +25,7 @@ from mint_engine.model.paged import Span
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.lean_families import LEFT, TAKEN
+from tests.waiting import join
 
 CPU = torch.device("cpu")
 RANKS = (4, 16, 3)
@@ -238,7 +239,7 @@ def test_steps_take_as_many_threads_as_were_set_by_another_one() -> None:
 
         stepping = threading.Thread(target=step)
         stepping.start()
-        stepping.join()
+        join(stepping)
         assert found == [1]
     finally:
         torch.set_num_threads(before)

@@ -22,7 +22,7 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen
 from mint_engine.server import STALL_S
 from tests.engine.running import ask, running, save_base, settings_for
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 async def test_an_engine_without_its_base_is_alive_and_not_ready(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ async def test_health_is_watched_on_after_a_look_at_it_failed(
         health = health_pb2_grpc.HealthStub(engine.channel)
         with monkeypatch.context() as broken:
             broken.setattr(Stepper, "stalled_s", fail)
-            await failed.wait()
+            await asyncio.wait_for(failed.wait(), PATIENCE_S)
         monkeypatch.setattr(Stepper, "stalled_s", lambda _: STALL_S + 1)
 
         async def dead() -> bool:

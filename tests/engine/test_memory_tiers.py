@@ -23,6 +23,7 @@ from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.ledger import Ledger, evictions
 from tests.engine.made import Delta, pack
+from tests.waiting import PATIENCE_S
 
 SIZES = st.integers(0, 50)
 
@@ -239,7 +240,7 @@ def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tm
         evicted = add(key, nbytes, **how)
         if evicted:
             with ThreadPoolExecutor(1) as other:
-                other.submit(store, disk, "small", 30).result()
+                other.submit(store, disk, "small", 30).result(PATIENCE_S)
         return evicted
 
     disk.ledger.add = add_and_come_again  # type: ignore[method-assign]

@@ -38,6 +38,7 @@ from tests.engine.made import (
     tiny_fit,
 )
 from tests.engine.tiers import loader
+from tests.waiting import PATIENCE_S
 
 
 def test_a_local_source_is_packed_once_and_anew_when_it_has_changed(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_cached_file_of_which_a_block_is_lost_is_packed_anew_and_ends_nobody(t
     source = Source(f"file://{tmp_path}/a")
     first = loader(tmp_path).load(source)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
-        assert another.submit(load_with_a_lost_block, tmp_path, source).result() == first.revision
+        assert another.submit(load_with_a_lost_block, tmp_path, source).result(PATIENCE_S) == first.revision
     assert loader(tmp_path).load(source).revision == first.revision
 
 

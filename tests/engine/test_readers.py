@@ -14,7 +14,7 @@ from mint_engine.background_threads import LOWER, disable_thread_teams
 from mint_engine.residency.readers import Readers
 from tests.engine.changes import OFTEN, answers, change
 from tests.engine.tiers import NAMES, Scene, ahead, once, own_nice, wanted
-from tests.waiting import until
+from tests.waiting import join, until
 
 HERE, FAR = Source("file:///nowhere"), Source("http://127.0.0.1:1/nowhere")
 
@@ -43,7 +43,7 @@ async def test_each_computes_on_one_core_and_nobody_else_does_for_that(source: S
     found: list[int] = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     later.start()
-    later.join()
+    join(later)
     assert found == [2], "nor any thread that begins after it"
 
 
@@ -56,7 +56,7 @@ def test_a_loop_that_leaves_cores_to_steps_computes_on_one_as_do_its_threads() -
     found: list[tuple[int, int]] = []
     loops = threading.Thread(target=lambda: found.append(asyncio.run(ask())))
     loops.start()
-    loops.join()
+    join(loops)
     assert found == [(1, 1)]
     assert torch.get_num_threads() == 2, "whoever steps has all of them"
 

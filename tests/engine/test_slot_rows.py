@@ -39,6 +39,7 @@ from tests.engine.slot_memory import (
     make_slots,
     memory_of,
 )
+from tests.waiting import PATIENCE_S
 
 
 def given_away(packed: Packed) -> Packed:
@@ -166,7 +167,7 @@ def load_a_file_that_is_cut(folder: Path, *, shared: bool) -> str:
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "one of several ranks"])
 def test_copying_a_file_that_can_not_be_read_ends_nobody(shared: bool, tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
-        said = another.submit(load_a_file_that_is_cut, tmp_path, shared=shared).result()
+        said = another.submit(load_a_file_that_is_cut, tmp_path, shared=shared).result(PATIENCE_S)
     assert re.match("SourceUnavailable: .*could not be read from this engine's disk", said)
 
 

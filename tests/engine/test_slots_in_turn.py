@@ -25,7 +25,7 @@ from tests.engine.in_process import Engine, Told, engine_of
 from tests.engine.made import edit_tensors, lora_names
 from tests.engine.running import peft_answer, save_adapter
 from tests.engine.tiers import NAMES, Scene, once, wanted
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 AT_ONCE = SlotTerms(hold_s=0.0)
 
@@ -36,7 +36,7 @@ def copy_of(here: Scene, name: str) -> Copy:
 
 async def hold(here: Scene, name: str, until_set: asyncio.Event) -> str:
     async with here.residency.hold(name) as held:
-        await until_set.wait()
+        await asyncio.wait_for(until_set.wait(), PATIENCE_S)
         return held.revision
 
 

@@ -1,5 +1,6 @@
 """Clients that read more slowly than tokens come: others go on, and what lies unread is bounded."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued
 from mint_engine.scheduling.request import Done, Failed, Scored, Tokens
 from mint_engine.scheduling.stepper import Load
 from tests.engine.running import Running, ask, running
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 PROMPT = list(range(5, 25))
 WORDY = SamplingParams(n=8, max_tokens=120, logprobs=20, temperature=1.0, ignore_eos=True)
@@ -85,10 +86,11 @@ async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(mon
     with pytest.raises(Overloaded, match="engine e-0: is full; retry later"):
         second.put_nowait(CompletionEvent(1, event))
     second.put_nowait(CompletionEvent(0, Done(stopped=True, completion_tokens=1)))
-    told = await second.get()
+    told = await asyncio.wait_for(second.get(), PATIENCE_S)
     assert isinstance(told, CompletionEvent)
     assert isinstance(told.event, Failed)
     assert isinstance(told.event.error, Overloaded)
     assert second.empty()
-    assert [await first.get() for _ in range(2)] == [Queued(""), CompletionEvent(0, event)]
+    for expected in (Queued(""), CompletionEvent(0, event)):
+        assert await asyncio.wait_for(first.get(), PATIENCE_S) == expected
     assert budget.taken == 0

@@ -13,6 +13,7 @@ from mint_engine.model.base import load_base
 from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.model.widened import attend, widen_products
 from tests.engine.running import save_base
+from tests.waiting import PATIENCE_S
 
 Matrices = tuple[torch.Tensor, ...]
 Product = Callable[..., torch.Tensor]
@@ -98,9 +99,8 @@ def elsewhere() -> Iterator[Executor]:
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_both_directions_are_those_of_float32_rounded_once(product: Product, elsewhere: Executor) -> None:
-    for ours, exact in zip(
-        elsewhere.submit(widened, product, torch.bfloat16).result(), computed(product, torch.float32), strict=True
-    ):
+    found = elsewhere.submit(widened, product, torch.bfloat16).result(PATIENCE_S)
+    for ours, exact in zip(found, computed(product, torch.float32), strict=True):
         assert ours.dtype == torch.bfloat16
         # Sums differ only by their order; attention's operand here is itself a rounded sum.
         torch.testing.assert_close(ours.float(), exact, rtol=2**-8, atol=0.1 if product is attended else 1e-5)
@@ -109,23 +109,22 @@ def test_both_directions_are_those_of_float32_rounded_once(product: Product, els
 def test_a_large_weight_widened_in_bands_gives_the_same(elsewhere: Executor) -> None:
     some = elsewhere.submit(in_bands, torch.bfloat16)
     whole = elsewhere.submit(widened, linear, torch.bfloat16)
-    for ours, at_once in zip(some.result(), whole.result(), strict=True):
+    for ours, at_once in zip(some.result(PATIENCE_S), whole.result(PATIENCE_S), strict=True):
         torch.testing.assert_close(ours, at_once, rtol=2**-7, atol=1e-5)
 
 
 def test_numbers_of_two_kinds_are_refused_as_ever(elsewhere: Executor) -> None:
     with pytest.raises(RuntimeError, match="dtype"):
-        elsewhere.submit(mixed).result()
+        elsewhere.submit(mixed).result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_float32_is_left_as_it_was(product: Product, elsewhere: Executor) -> None:
-    for ours, before in zip(
-        elsewhere.submit(widened, product, torch.float32).result(), computed(product, torch.float32), strict=True
-    ):
+    found = elsewhere.submit(widened, product, torch.float32).result(PATIENCE_S)
+    for ours, before in zip(found, computed(product, torch.float32), strict=True):
         torch.testing.assert_close(ours, before, rtol=1e-5, atol=1e-6)
 
 
 def test_a_base_in_bfloat16_widens_them_where_the_cpu_has_none(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        assert pool.submit(loaded, save_base(tmp_path / "base")).result() != multiplies_bfloat16()
+        assert pool.submit(loaded, save_base(tmp_path / "base")).result(PATIENCE_S) != multiplies_bfloat16()

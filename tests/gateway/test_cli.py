@@ -18,6 +18,7 @@ from mint_gateway.cli import gateway_options
 from mint_gateway.placement_pages import PAGE
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, STORE, Scene, complete
+from tests.waiting import PATIENCE_S
 
 
 async def play(scene: Scene) -> None:
@@ -62,7 +63,7 @@ async def test_a_full_disk_is_told_in_a_line(scene: Scene, arguments: tuple[str,
     full = os.open("/dev/full", os.O_WRONLY)
     process = await asyncio.create_subprocess_exec(*command, stdout=full, stderr=asyncio.subprocess.PIPE)
     os.close(full)
-    _, err = await process.communicate()
+    _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert (process.returncode, err.count(b"\n")) == (1, 1)
     assert err.startswith(b"mint: Overloaded: standard output: has no room left")
 

@@ -26,7 +26,7 @@ from tests.gateway.catalogs import declare, written
 from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.gateway.training_waves import NAMES, Training, reported, wave
 from tests.redis_process import RedisProcess
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 ASKED = "/v1/mint"
 
@@ -223,7 +223,7 @@ async def test_names_are_found_in_the_catalog_of_every_base(scene: Scene, tmp_pa
         found = (await ask(scene, "adapters?prefix=a/"))["names"]
         return bool(found == [f"a/{number}" for number in range(CATALOGS_AT_ONCE + 1)])
 
-    await scene.gateway.mirror.first_read.wait()
+    await asyncio.wait_for(scene.gateway.mirror.first_read.wait(), PATIENCE_S)
     await until(all_found)
 
 
@@ -271,7 +271,7 @@ async def test_a_catalog_that_fails_leaves_no_reading_of_others_behind(
                 await asyncio.Event().wait()
             finally:
                 ended.append(base)
-        await begun.wait()
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
         raise ResponseError("WRONGTYPE")
 
     monkeypatch.setattr(CatalogReader, "page", page)
@@ -279,7 +279,7 @@ async def test_a_catalog_that_fails_leaves_no_reading_of_others_behind(
     for name in ("broken", "silent"):
         await declare(scene.redis, local, f"demo/{name}")
     await scene.open()
-    await scene.gateway.mirror.first_read.wait()
+    await asyncio.wait_for(scene.gateway.mirror.first_read.wait(), PATIENCE_S)
     status, _ = await ask(scene, "adapters?prefix=a/")
     assert (status, ended) == (500, ["demo/silent"])
 
@@ -293,13 +293,13 @@ async def test_pages_are_bounded(served: Scene, query: str) -> None:
 
 async def test_answers_are_kept_by_nobody_and_counted_with_other_calls(scene: Scene) -> None:
     await scene.open(Limits(calls=0, farewell_s=0.0))
-    await scene.gateway.mirror.first_read.wait()
+    await asyncio.wait_for(scene.gateway.mirror.first_read.wait(), PATIENCE_S)
     lists = ("bases", "waves/serving", "waves/training", "policies", "adapters")
     for call in (*lists, "wave?name=a/b", "adapter?name=a"):
         status, _, headers = await fetched(scene, f"{ASKED}/{call}")
         assert (status, headers["Retry-After"]) == (429, "1")
     await scene.open()
-    await scene.gateway.mirror.first_read.wait()
+    await asyncio.wait_for(scene.gateway.mirror.first_read.wait(), PATIENCE_S)
     assert (await fetched(scene, f"{ASKED}/bases"))[2]["Cache-Control"] == "no-store"
 
 

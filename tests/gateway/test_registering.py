@@ -29,7 +29,7 @@ from tests.gateway.catalogs import COUNT, declare, hanging, in_pieces, lines, li
 from tests.gateway.scene import BASE, LIMITS, Scene, complete
 from tests.gateway.tenants import SHARED, Tenants, stream
 from tests.redis_process import full_memory
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, manifests: str) -> None:
@@ -135,7 +135,7 @@ async def holding(client: Client, base: str, held: asyncio.Event) -> None:
 
     async def slow() -> AsyncIterator[RegisterRequest]:
         yield RegisterRequest(base_model=base, lines=b"")
-        await held.wait()
+        await asyncio.wait_for(held.wait(), PATIENCE_S)
 
     async def admitted() -> bool:  # a stream about to be refused may occupy the place briefly
         try:

@@ -26,6 +26,7 @@ from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
 from mint_gateway.view import MapView, live_engine
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import mount
+from tests.waiting import join
 
 WORDS = st.text("ab/", min_size=1, max_size=4)
 NAMES = st.lists(WORDS, unique=True, max_size=12)
@@ -297,7 +298,7 @@ def test_files_are_those_of_one_moment_however_often_they_change(tmp_path: Path)
     seen = []
     while changing.is_alive():
         seen.append(Mounted(tmp_path / "scopes", lambda _, found: found).now)
-    changing.join()
+    join(changing)
     assert seen
     assert all(found == files(int(found[SCOPES_FILE])) for found in seen)
 

@@ -29,7 +29,7 @@ from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, Scene
 from tests.importing import ends_while_it_imports
 from tests.redis_process import RedisProcess, free_port
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -81,7 +81,7 @@ async def test_as_many_calls_as_are_answered_at_once_are_bounded_and_others_told
 
     async def slow(reader: MapReader, base: str, wave: str) -> bool | None:
         reached.set()
-        await go_on.wait()
+        await asyncio.wait_for(go_on.wait(), PATIENCE_S)
         return await has_wave(reader, base, wave)
 
     monkeypatch.setattr(MapReader, "has_wave", slow)

@@ -13,6 +13,7 @@ from mint_contracts.map_reader import MapReader
 from mint_operator import apply
 from mint_operator.kube import KubeError
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
+from tests.waiting import PATIENCE_S
 
 HUNG = base_model() | {"metadata": {"name": "hung"}}
 ALL = ["ServiceAccount", "Service", "NetworkPolicy", "PodDisruptionBudget", "StatefulSet"]
@@ -30,7 +31,7 @@ class Webhook:
         if not body["metadata"]["name"].startswith("hung"):
             return await self._apply(body)
         self.asked.append(body["kind"])
-        await self.answers.wait()
+        await asyncio.wait_for(self.answers.wait(), PATIENCE_S)
         raise KubeError("PATCH", self.status, "failed calling webhook")
 
 

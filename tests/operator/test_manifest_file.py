@@ -21,7 +21,7 @@ from mint_operator.observing.train_manifest import Manifests
 from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.lookup import Lookup
 from tests.engine import stores
-from tests.waiting import until
+from tests.waiting import join, until
 
 PIECE_S = 0.02
 POLICY = b'{"name": "acme/a"}\n'
@@ -45,7 +45,7 @@ class Slow:
     def end(self) -> None:
         self._ended.set()
         self._server.shutdown(socket.SHUT_RDWR)  # wakes accept, without a connection from another socket
-        self._thread.join()
+        join(self._thread)
         self._server.close()
 
     def _serve(self) -> None:

@@ -20,6 +20,7 @@ from mint_operator.planning.lookup import Lookup
 from tests.operator.catalogs import CATALOG, SUPPORT, Catalog, becomes, entry, mentions, over, says, sources
 from tests.operator.stage import Stage, base_model, until
 from tests.redis_process import RedisProcess
+from tests.waiting import PATIENCE_S
 
 
 async def test_a_selector_takes_what_begins_so_and_has_the_labels(stage: Stage, catalog: Catalog) -> None:
@@ -255,7 +256,7 @@ class Halting(CatalogReader):
         entry = await super().find(base, name, revision)
         if name == self._halts:
             self.found.set()
-            await self.may.wait()
+            await asyncio.wait_for(self.may.wait(), PATIENCE_S)
         return entry
 
 
@@ -263,7 +264,7 @@ async def test_what_changes_while_a_wave_is_first_looked_up_is_not_missed(stage:
     reader = Halting(stage.redis, "b/c")
     lists, asked = Lists(reader, lambda: None, look_s=0.0), Lookup(stage.base, names=("acme/law-1", "b/c"))
     await lists.refresh([asked])
-    await reader.found.wait()
+    await asyncio.wait_for(reader.found.wait(), PATIENCE_S)
     await catalog.register(entry("acme/law-1", "2"))
     for _ in range(3):
         await lists.refresh([asked])

@@ -14,6 +14,7 @@ from mint_engine.parallel.content import receive_content, send_content
 from tests.engine.parallel.learning import engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.running import save_base
+from tests.waiting import join
 
 FEW = 3  # descriptors, as many as each process already has
 
@@ -46,6 +47,6 @@ def test_content_that_can_not_be_written_is_read_to_its_end(tmp_path: Path) -> N
         sending.start()
         with pytest.raises(SourceUnavailable, match=r"revision x: cannot be kept on another node .*; retrying"):
             receive_content(ours, unwritable.fileno(), "revision x")
-        sending.join()
+        join(sending)
         theirs.sendall(b"next")
         assert ours.recv(8) == b"next"

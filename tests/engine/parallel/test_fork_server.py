@@ -14,7 +14,7 @@ from mint_engine.parallel.files import Files, make_files
 from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.rank import Rank
 from tests.engine.parallel.processes import followers
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 HEAVY = ("torch", "transformers", "numpy")
 
@@ -62,7 +62,9 @@ def open_files(pid: int) -> set[str]:
 def test_the_program_can_start_it_before_it_imports_anything_heavy() -> None:
     imports = "import sys, mint_engine.main, mint_engine.environment, mint_engine.parallel.fork_client"
     code = f"{imports}; print(sorted({{*sys.modules}} & {{*{HEAVY}}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stdout == "[]\n"
 
 

@@ -36,7 +36,7 @@ from tests.engine.parallel.processes import followers, ranks_until
 from tests.engine.running import packed, save_adapter, save_base, settings_for
 from tests.engine.training.at_once import finish
 from tests.redis_process import free_port
-from tests.waiting import until
+from tests.waiting import join, until
 
 CLOSE = 1e-5
 
@@ -60,7 +60,7 @@ def strangers(port: int) -> Iterator[None]:
         yield
     finally:
         enough.set()
-        thread.join()
+        join(thread)
         for each in held:
             each.close()
         assert held, "nobody listened"

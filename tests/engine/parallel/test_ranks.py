@@ -47,7 +47,7 @@ from tests.engine.running import (
     settings_for,
 )
 from tests.redis_process import RedisProcess, free_port, patient
-from tests.waiting import until
+from tests.waiting import block_until, join, until
 
 PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77, 160, 9]
 LONGER = [*PROMPT, 44, 17, 230]  # its first page is shared with the other's
@@ -289,10 +289,8 @@ async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
     class Killed(Rank):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            while not (found := followers()):
-                self._thread.join(0.01)
-            os.kill(found[0], signal.SIGKILL)
-            self._thread.join()
+            os.kill(block_until(followers)[0], signal.SIGKILL)
+            join(self._thread)
 
     monkeypatch.setattr("mint_engine.parallel.ranks.Rank", Killed)
     with pytest.raises(EngineUnavailable, match=r"rank 1: of this engine has ended \(it was killed, probably"):

@@ -12,6 +12,7 @@ from mint_engine.parallel import messages
 from mint_engine.parallel.messages import Passes, Ready
 from mint_engine.parallel.rank import expect_ready, refusal
 from mint_engine.parallel.readiness import Readiness
+from tests.waiting import join
 
 
 class One:
@@ -93,5 +94,5 @@ def test_one_that_comes_late_is_heard_too(three: list[One]) -> None:
     coming.start()
     with pytest.raises(NonFiniteWeights, match="node 1"):
         readiness.hear_all(None)
-    coming.join()
+    join(coming)
     late.close()

@@ -23,6 +23,7 @@ from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.shared import SharedGroup
 from mint_engine.parallel.shared_memory import Extent, Meeting
 from mint_engine.parallel.shares import Dimensions, Share, share_out
+from tests.waiting import PATIENCE_S
 
 ROWS, HIDDEN, VOCABULARY = 512, 81, 101
 PLACE = ROWS * HIDDEN  # numbers of the meeting's own type that one rank writes at once
@@ -148,7 +149,7 @@ def processes(
     finally:
         for process, _ in found:
             process.kill()
-            process.join()
+            process.join(PATIENCE_S)
 
 
 def heard(pipe: Connection) -> Told:
@@ -161,7 +162,7 @@ def miss_one(playing: list[tuple[SpawnProcess, Connection]]) -> None:
     """Kill one rank, and check that the others notice."""
     dead, _ = playing.pop(1)
     dead.kill()
-    dead.join()
+    dead.join(PATIENCE_S)
     for _, pipe in playing:
         pipe.send("begin")
     for _, pipe in playing:

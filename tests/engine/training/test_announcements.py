@@ -20,7 +20,7 @@ from mint_engine.policies.store import Store
 from tests.engine.training.publications import Held
 from tests.engine.training.recorded_store import Asked
 from tests.engine.training.training_engine import Gate
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 BASE = "demo/tiny"
 ONE = Announcer("e-0", 1)
@@ -152,7 +152,7 @@ async def test_a_look_comes_to_its_end_however_often_something_is_published_mean
     def busily(self: Announcements) -> dict[str, Source]:
         found, step = standing(self), next(steps)
         source = at(store, "one", 1, step)
-        asyncio.run_coroutine_threadsafe(cache.announce("one", 1, Name(1, step), source), loop).result()
+        asyncio.run_coroutine_threadsafe(cache.announce("one", 1, Name(1, step), source), loop).result(PATIENCE_S)
         return found
 
     Announcements(store, BASE).announce("two", Name(1, 1), ONE)

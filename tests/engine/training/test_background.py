@@ -11,7 +11,7 @@ from mint_engine.scheduling.request import Done, Event, Request, Sampling
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.running import settings_for
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 @dataclass
@@ -59,7 +59,7 @@ async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(ba
         with stepper._wake:  # otherwise the thread might finish all the work before the request arrives
             work.left = 1000
             stepper.submit(Request((5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
-        await ended.wait()
+        await asyncio.wait_for(ended.wait(), PATIENCE_S)
         assert stepper.stalled_s() < 20
         await until(lambda: not work.busy)
         # One piece follows each of the seven steps that did not end the request; after the eighth it is gone.

@@ -14,7 +14,7 @@ from mint_engine.policies.lessons import Lessons
 from mint_engine.policies.store import LocalStore, store_of
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 async def test_without_a_sure_lease_nothing_is_begun_or_written(
@@ -56,7 +56,7 @@ async def test_a_course_begins_once_every_earlier_one_has_let_go(
     close, prepare, events, may_close = Scorer.close, Course._prepare, list[str](), asyncio.Event()
 
     async def close_late(self: Scorer) -> None:
-        await may_close.wait()
+        await asyncio.wait_for(may_close.wait(), PATIENCE_S)
         events.append("let go")
         await close(self)
 

@@ -21,7 +21,7 @@ from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.handoff import label_of
 from mint_engine.policies.store import store_of
 from tests.engine.training.training_engine import Scene, assignment, saved, train, training
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 LONG = json.dumps({"prompt": "the quick brown fox jumps over the lazy dog and then goes on to " * 3})
 BROKEN_AT = 3
@@ -41,7 +41,7 @@ class Judge(training_pb2_grpc.RewardServicer):
         if self.mended:
             return training_pb2.ScoreResponse(rewards=[-sum(map(ord, text)) for text in texts])
         if request.step >= BROKEN_AT:
-            await self.breaking.wait()
+            await asyncio.wait_for(self.breaking.wait(), PATIENCE_S)
             return training_pb2.ScoreResponse(rewards=[float("nan")] * len(texts))
         return training_pb2.ScoreResponse(rewards=[sum(map(ord, text)) for text in texts])
 

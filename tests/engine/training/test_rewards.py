@@ -32,6 +32,7 @@ from mint_engine.rewards.checker import Checker
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.stores import self_signed
+from tests.waiting import PATIENCE_S
 
 PERSON = json.dumps(
     {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}}, "required": ["name"]}
@@ -148,7 +149,7 @@ async def test_what_is_checked_beside_the_engine_is_checked_again_where_its_proc
     assert asked._running is not None
     process, _ = asked._running
     process.kill()
-    process.wait()
+    process.wait(PATIENCE_S)
     with pytest.raises(RewardUnavailable, match="ended with -9"):
         await worth(reward, '{"name": "Ada"}')
     assert await worth(reward, '{"name": "Ada"}') == 1.0

@@ -17,7 +17,7 @@ from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import lessons, patience
 from mint_engine.policies.halt import Halt, Halted
 from tests.engine.training.training_engine import Scene, assignment, began, saved, stepper_of, train, training
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 HANGS_AT = 2
 ORDERS = [(Order.PAUSE, Stage.PAUSED), (Order.CANCEL, Stage.CANCELLED)]
@@ -39,7 +39,7 @@ class Judge(training_pb2_grpc.RewardServicer):
         if request.step >= HANGS_AT and evaluates is self._evaluations and not self.mended.is_set():
             self.asked.set()
             try:
-                await self.mended.wait()
+                await asyncio.wait_for(self.mended.wait(), PATIENCE_S)
             except asyncio.CancelledError:
                 self.given_up.set()
                 raise
@@ -86,9 +86,9 @@ async def test_who_waits_for_a_reward_service_that_hangs_stops_in_a_moment_where
     """It also stops asking the service; otherwise it would wait for two hours."""
     async with judged(evaluations=evaluations) as (judge, told), training(base, tmp_path, told) as scene:
         scene.want(assignment("acme/one"))
-        await judge.asked.wait()
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
         assert await stopped(scene, order, stage) == HANGS_AT == len(saved(scene, "acme/one")[0])
-        await judge.given_up.wait()
+        await asyncio.wait_for(judge.given_up.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("evaluations", [False, True])
@@ -98,7 +98,7 @@ async def test_a_step_that_was_given_up_for_an_order_is_taken_as_if_nothing_had_
     whole = await undisturbed(base, tmp_path / "whole")
     async with judged(evaluations=evaluations) as (judge, told), training(base, tmp_path, told) as scene:
         scene.want(assignment("acme/one"))
-        await judge.asked.wait()
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
         await stopped(scene, Order.PAUSE, Stage.PAUSED)
         judge.mended.set()
         with capture_logs() as logs:
@@ -116,9 +116,9 @@ async def test_a_pause_that_is_taken_back_at_once_takes_the_same_steps(
     monkeypatch.setattr(lessons, "GRACE_S", 0.0)
     async with judged() as (judge, told), training(base, tmp_path, told) as scene:
         scene.want(assignment("acme/one"))
-        await judge.asked.wait()
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
         scene.want(assignment("acme/one", order=Order.PAUSE))
-        await judge.given_up.wait()
+        await asyncio.wait_for(judge.given_up.wait(), PATIENCE_S)
         judge.mended.set()
         scene.want(assignment("acme/one"))
         await scene.ended("acme/one")
@@ -131,7 +131,7 @@ async def test_a_service_that_answers_in_a_moment_has_its_step_count(
     monkeypatch.setattr(lessons, "GRACE_S", 3600.0)
     async with judged() as (judge, told), training(base, tmp_path, told) as scene:
         scene.want(assignment("acme/one"))
-        await judge.asked.wait()
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
         scene.want(assignment("acme/one", order=Order.PAUSE))
         judge.mended.set()
         assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == HANGS_AT + 1

@@ -26,6 +26,7 @@ from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECORD, Checkpoints, Record, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store, store_of
+from tests.waiting import PATIENCE_S
 
 SCHEMES = ("file", "pvc", "s3", "lengthless s3", "gs")
 
@@ -284,7 +285,7 @@ def test_a_folder_goes_whoever_writes_into_it(store: Store) -> None:
         finally:
             ended.set()
     for each in writing:
-        each.result()
+        each.result(PATIENCE_S)
     store.delete("a")
     assert store.names("a") == []
 
