@@ -1,7 +1,7 @@
 """A real API server for tests: etcd and kube-apiserver alone on loopback, with MinT's CRDs.
 
 No kubelet, scheduler or controllers run: objects are stored, validated, defaulted and authorised (RBAC) as on any
-cluster, and nothing else happens to them. Pods need no service account object to exist.
+cluster, and nothing else happens to them. Pods are accepted without a service account object.
 """
 
 import secrets
@@ -40,7 +40,7 @@ class KubectlError(RuntimeError):
 
 @dataclass(frozen=True)
 class ApiServer:
-    """A running API server: where it is, and who may do everything there."""
+    """A running API server: its address and the credentials of its administrator."""
 
     url: str
     token: str
@@ -63,13 +63,13 @@ class ApiServer:
         return done.stdout
 
     def apply_crds(self) -> None:
-        """Give it crds/, and wait until it has taken them up."""
+        """Apply crds/, and wait until the server has established them."""
         self.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/basemodels.mint.dev")
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/adapterwaves.mint.dev")
 
     def namespace(self, name: str) -> str:
-        """Make a namespace; returns its name."""
+        """Create a namespace; return its name."""
         self.kubectl("create", "namespace", name)
         return name
 
@@ -91,7 +91,7 @@ def serve(folder: Path) -> Iterator[ApiServer]:
 
 @contextmanager
 def serve_without_crds(folder: Path) -> Iterator[ApiServer]:
-    """The same as it is before anybody applied them."""
+    """Run the same server without the CRDs applied."""
     with ExitStack() as stack:
         etcd_port, peer_port, api_port = (free_port() for _ in range(3))
         token = secrets.token_hex(16)
@@ -130,12 +130,12 @@ def _apiserver(folder: Path, binaries: Path, etcd: str, port: int, certificate: 
         f"--service-account-signing-key-file={key}",
         "--service-cluster-ip-range=10.0.0.0/24",
         "--disable-admission-plugins=ServiceAccount",
-        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",  # as OpenShift has it
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",  # as on OpenShift
     ]
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
-    """One self-signed certificate for 127.0.0.1 and its key, which signs service account tokens too."""
+    """Make a self-signed certificate for 127.0.0.1 and its key, which also signs service account tokens."""
     certificate, key = folder / "server.crt", folder / "server.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-out", str(certificate), "-keyout", str(key)]

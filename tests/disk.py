@@ -1,4 +1,4 @@
-"""Tests of what leaves memory need files that lie on a disk."""
+"""Files on a disk, for tests of pages that leave memory."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import pytest
 
 
 def on_disk(folder: Path) -> Path:
-    """The same folder; skips the test where it lies in memory itself."""
+    """Return the same folder; skip the test if the folder is in memory itself."""
     if filesystem_of(folder) in {"tmpfs", "ramfs"}:
         pytest.skip(f"{folder} lies in memory: what is there can not leave it")
     return folder
 
 
 def filesystem_of(path: Path) -> str:
-    """The type of filesystem that an existing path lies on, e.g. "ext4"; see proc_pid_mountinfo(5)."""
+    """Return the type of the filesystem of an existing path, e.g. "ext4"; see proc_pid_mountinfo(5)."""
     real, found, depth = path.resolve(), "", -1
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()

@@ -1,4 +1,4 @@
-"""A program that is told to end while it still imports."""
+"""A program that is terminated while it is still importing."""
 
 import asyncio
 import os
@@ -11,9 +11,9 @@ _STARTED = "importing"
 
 
 async def ends_while_it_imports(program: str, slow: str, folder: Path) -> int:
-    """The exit code of a module run as a program, told to end while it imports `slow` from a disk that never answers.
+    """Run a module, terminate it while it imports `slow` from a disk that never answers, and return its exit code.
 
-    As its container's first process it is told in no other way.
+    SIGTERM is the only signal that a container's first process gets before it is killed.
     """
     (folder / f"{slow}.py").write_text(f"import pathlib, time; pathlib.Path({_STARTED!r}).touch(); time.sleep(3600)")
     process = await asyncio.create_subprocess_exec(

@@ -1,8 +1,8 @@
-"""The log of a process that may still write it."""
+"""The log of a process that may still be writing it."""
 
 from pathlib import Path
 
 
 def whole_lines(log: Path) -> list[str]:
-    """The lines that have been written until now, without the one that is being written."""
+    """Return the complete lines written so far, without one that is still being written."""
     return log.read_text().rpartition("\n")[0].splitlines()

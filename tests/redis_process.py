@@ -1,4 +1,4 @@
-"""A real redis-server of a test's own, that can be killed and started again."""
+"""A real redis-server for one test, which can be killed and started again."""
 
 import random
 import shutil
@@ -21,10 +21,10 @@ _claims = list[socket.socket]()
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on, and that is this process's to give for as long as it runs.
+    """Return a TCP port of loopback that nobody listens on, reserved for this process for as long as it runs.
 
-    It is none of those that the system gives to whoever asks for any, since who is to listen there may be seconds
-    from doing so. A socket without a file, which goes with this process, tells other processes that it is taken.
+    It lies outside the system's range of ephemeral ports, since the program that is to listen on it may take seconds
+    to start. An abstract Unix socket, which ends with this process, tells other test processes that it is taken.
     """
     for port in random.Random().sample(PORTS, k=1000):
         claim = socket.socket(socket.AF_UNIX)
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def patient(url: str) -> Redis:
-    """A client to which a machine that stands still for seconds is no outage; that Redis has ended shows at once."""
+    """Return a client that tolerates a machine stalled for seconds; it still notices at once that Redis has ended."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("mint_contracts.functions.CALL_TIMEOUT_S", 60.0)
         return connect(url)
@@ -49,7 +49,7 @@ def patient(url: str) -> Redis:
 
 @asynccontextmanager
 async def full_memory(redis: Redis) -> AsyncIterator[None]:
-    """Redis holds more than it may meanwhile, and refuses what could make it grow."""
+    """Let Redis exceed its memory limit, so that it refuses all commands that could make it grow."""
     await redis.config_set("maxmemory", 1)
     try:
         yield
@@ -59,7 +59,7 @@ async def full_memory(redis: Redis) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def without_replicas(redis: Redis) -> AsyncIterator[None]:
-    """Redis lacks a replica that it is to have meanwhile, and refuses all writes."""
+    """Let Redis lack a replica that it requires, so that it refuses all writes."""
     await redis.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -68,7 +68,7 @@ async def without_replicas(redis: Redis) -> AsyncIterator[None]:
 
 
 class RedisProcess:
-    """Starts at once and is ready when the constructor returns. Use as a context manager."""
+    """A redis-server, ready for connections when the constructor returns. Use as a context manager."""
 
     def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -81,11 +81,11 @@ class RedisProcess:
 
     @property
     def url(self) -> str:
-        """For a client without TLS."""
+        """The URL for clients without TLS."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it (again), on the same port; empty unless `options` make it persist."""
+        """Start it, again on the same port; it is empty unless `options` make it persist."""
         assert self._process is None
         process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert process.stdout
@@ -102,7 +102,7 @@ class RedisProcess:
         self._process = process
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(60)
@@ -110,7 +110,7 @@ class RedisProcess:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """It takes connections meanwhile and says nothing, as on a node that is cut off."""
+        """Let it accept connections and answer nothing, as on a node that is cut off."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
         try:

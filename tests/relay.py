@@ -1,4 +1,4 @@
-"""A TCP relay before a real server, which does to what passes what networks and broken servers do."""
+"""A TCP relay in front of a real server, which injects the faults of networks and broken servers."""
 
 import socket
 import struct
@@ -14,18 +14,18 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class Relay:
-    """`port` is its own, and `server` what new connections lead to.
+    """A relay that listens on `port` and connects to `server`.
 
-    `fault` is what befalls each answer behind its first `freely` bytes:
+    Some values of `fault` affect each answer after its first `freely` bytes:
 
-    "silent": nothing comes any more; where `freely` is 0 nothing of what is asked is taken either
-    "trickle": a byte comes now and then
+    "silent": nothing more arrives; if `freely` is 0, requests are not read either
+    "trickle": a byte arrives now and then
     "cut": the connection is reset
 
-    Or it befalls what is asked:
+    The others affect each request:
 
-    "stuck": nothing is taken behind its first `freely` bytes
-    "slow": it is taken steadily, TAKEN bytes in SLOW_S and more
+    "stuck": nothing is read after its first `freely` bytes
+    "slow": it is read steadily, at most TAKEN bytes in SLOW_S
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -39,11 +39,11 @@ class Relay:
 
     @property
     def taken(self) -> int:
-        """Connections that are there, on either side."""
+        """The number of open connections, on both sides."""
         return len(self._open)
 
     def close(self) -> None:
-        """Whoever still waits for an answer is told."""
+        """Close every connection, so that clients that still wait for an answer notice."""
         self._over.set()
         with self._lock:
             for each in (self._door, *self._open):
@@ -52,7 +52,7 @@ class Relay:
                 each.close()
 
     def heal(self) -> None:
-        """From now on it only relays; connections that a fault has befallen are gone."""
+        """Relay without faults from now on; connections affected by a fault are closed."""
         self.fault = ""
         with self._lock:
             left, self._open = self._open, []
@@ -99,7 +99,7 @@ class Relay:
     def _harm(self, here: socket.socket, rest: bytes) -> None:
         if rest and self.fault == "cut":
             here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            here.shutdown(socket.SHUT_RD)  # whoever waits for what is asked keeps it open otherwise
+            here.shutdown(socket.SHUT_RD)  # otherwise the thread that reads requests keeps it open
             here.close()
         elif rest and self.fault == "silent":
             self._over.wait()
@@ -111,7 +111,7 @@ class Relay:
 
 @contextmanager
 def relaying(address: str) -> Iterator[Relay]:
-    """A relay before the server at host:port."""
+    """Yield a relay in front of the server at host:port."""
     host, _, port = address.rpartition(":")
     relay = Relay(host, int(port))
     try:

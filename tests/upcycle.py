@@ -1,7 +1,7 @@
-"""SmolLM2 upcycled into experts: a real mixture whose experts all begin as copies of the parent's network.
+"""SmolLM2 upcycled into experts: a real mixture whose experts all start as copies of the parent's network.
 
-A token's weights over its experts add up to one (Mixtral's router), so that it answers as its parent does, whatever
-the router chooses (sparse upcycling: Komatsuzaki et al., arXiv 2212.05055). Routers are random.
+A token's weights over its experts add up to one (Mixtral's router), so the mixture answers as its parent does,
+whichever experts the router chooses (sparse upcycling: Komatsuzaki et al., arXiv 2212.05055). Routers are random.
 """
 
 import copy
@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedConfig, PreTrainedModel
 
 TOP_K = 2
-_ROUTER_STD = 0.5  # routes that differ from token to token
+_ROUTER_STD = 0.5  # large enough that routes differ from token to token
 
 
 def config_of(parent: PreTrainedConfig, experts: int) -> MixtralConfig:
-    """The mixture's configuration: the parent's, but for its networks."""
+    """Return the mixture's configuration: the parent's except for the networks."""
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
@@ -30,7 +30,7 @@ def config_of(parent: PreTrainedConfig, experts: int) -> MixtralConfig:
 
 @torch.no_grad()
 def upcycle(parent: PreTrainedModel, experts: int) -> PreTrainedModel:
-    """The mixture in this process. Its experts share the parent's memory: one copy, however many they are."""
+    """Build the mixture in this process. All experts share the parent's memory, so there is only one copy."""
     config = config_of(parent.config, experts)
     with torch.device("meta"):
         model = MixtralForCausalLM(config)
@@ -49,7 +49,7 @@ def upcycle(parent: PreTrainedModel, experts: int) -> PreTrainedModel:
 
 
 def write(parent: Path, folder: Path, experts: int) -> None:
-    """The mixture as a folder of safetensors, in the parent's dtype and with its tokenizer, every expert a copy."""
+    """Write the mixture as safetensors, in the parent's dtype and with its tokenizer; every expert is a copy."""
     model = AutoModelForCausalLM.from_pretrained(parent)
     config = config_of(model.config, experts)
     config.architectures, config.dtype = ["MixtralForCausalLM"], model.dtype

@@ -1,4 +1,4 @@
-"""Waiting for what becomes true elsewhere: in another task or process, or behind a socket."""
+"""Waiting until something becomes true elsewhere: in another task, thread or process, or behind a socket."""
 
 import asyncio
 import inspect
@@ -22,10 +22,10 @@ async def until(look: Callable[[], object], timeout_s: float = ...) -> object: .
 
 
 async def until(look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
-    """The first true answer of `look`, which may be a coroutine function. Raises TimeoutError.
+    """Return the first true answer of `look`, which may be a coroutine function. Raises TimeoutError.
 
-    The limit is generous, since only a test that fails waits for it, and machines that run tests are busy: there a
-    process that imports torch may take two minutes to be there.
+    The limit is generous, since only a failing test reaches it, and the machines that run tests are busy: a process
+    that imports torch may take two minutes to start.
     """
     async with asyncio.timeout(timeout_s):
         while True:

@@ -1,4 +1,4 @@
-"""The chart, rendered by helm as a user's helm would, and taken apart."""
+"""The chart, rendered by helm as for a user, and its objects taken apart."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ KUBE_VERSION = "1.34.4"
 Object = dict[str, Any]
 Values = dict[str, Any]
 
-# Nobody has MinT's images but who builds and pushes them: without these values nothing is rendered.
+# MinT's images are in no public registry, so the chart cannot be rendered without naming some.
 PUSHED: Values = {
     "images": {
         "operator": {"repository": "mint/control"},
@@ -85,7 +85,7 @@ VARIANTS = {
     "everything": EVERYTHING,
     "bare": BARE,
 }
-# As the operator labels engines' pods and Services.
+# The labels that the operator gives engines' pods and Services.
 ENGINE_LABELS = {
     "app.kubernetes.io/name": "mint-engine",
     "app.kubernetes.io/managed-by": "mint",
@@ -99,7 +99,7 @@ class HelmError(RuntimeError):
 
 
 def helm(*args: str, values: Values | None = None) -> str:
-    """Run helm with `values` on standard input; returns what it printed. Raises HelmError."""
+    """Run helm with `values` on standard input; return what it printed. Raises HelmError."""
     command = [str(binaries() / "helm"), *args]
     if values is not None:
         command += ["--values", "-"]
@@ -112,8 +112,9 @@ def helm(*args: str, values: Values | None = None) -> str:
 
 
 def render(values: Values, *args: str, release: str = RELEASE) -> list[Object]:
-    """Every object that an installation makes with these values and, but where they name others, the images `PUSHED`;
-    without the CRDs.
+    """Return every object of an installation with these values, without the CRDs.
+
+    The images are those of `PUSHED`, unless the values name others.
     """
     command = ("template", release, str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args)
     text = helm(*command, values=merged(PUSHED, values))
@@ -121,41 +122,41 @@ def render(values: Values, *args: str, release: str = RELEASE) -> list[Object]:
 
 
 def of_kind(objects: list[Object], *kinds: str) -> dict[str, Object]:
-    """The objects of these kinds, by name."""
+    """Return the objects of these kinds, by name."""
     return {each["metadata"]["name"]: each for each in objects if each["kind"] in kinds}
 
 
 def workloads(objects: list[Object]) -> dict[str, Object]:
-    """The Deployments and StatefulSets, by name."""
+    """Return the Deployments and StatefulSets, by name."""
     return of_kind(objects, "Deployment", "StatefulSet")
 
 
 def pod(workload: Object) -> Object:
-    """The pod spec of a workload."""
+    """Return the pod spec of a workload."""
     spec: Object = workload["spec"]["template"]["spec"]
     return spec
 
 
 def labels(workload: Object) -> dict[str, str]:
-    """The labels of a workload's pods."""
+    """Return the labels of a workload's pods."""
     found: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
     return found
 
 
 def container(workload: Object) -> Object:
-    """The only container of a workload."""
+    """Return the only container of a workload."""
     (only,) = pod(workload)["containers"]
     found: Object = only
     return found
 
 
 def environment(workload: Object) -> dict[str, Any]:
-    """The environment of a workload's container: a text, or where it comes from."""
+    """Return the environment of a workload's container: each variable's text, or its source."""
     return {each["name"]: each.get("value", each.get("valueFrom")) for each in container(workload)["env"]}
 
 
 def rules(objects: list[Object]) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """What the operator's roles allow: (group, resource, verb, resourceNames), each once a role."""
+    """Return what the operator's roles allow, as (group, resource, verb, resourceNames) once per role."""
     for role in of_kind(objects, "Role", "ClusterRole").values():
         if role["metadata"]["labels"]["app.kubernetes.io/component"] != "operator":
             continue
@@ -167,21 +168,21 @@ def rules(objects: list[Object]) -> Iterator[tuple[str, str, str, tuple[str, ...
 
 
 def matches(selector: dict[str, Any], given: dict[str, str]) -> bool:
-    """Whether a label selector takes these labels."""
+    """Return whether a label selector matches these labels."""
     by_label = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
     by_set = selector.get("matchExpressions", [])
     return by_label.items() <= given.items() and all(given.get(each["key"]) in each["values"] for each in by_set)
 
 
 def monitors(objects: list[Object], name: str) -> tuple[Object, Object]:
-    """The ServiceMonitors of a release's own parts and of its engines."""
+    """Return the ServiceMonitors of a release's own parts and of its engines."""
     found = of_kind(objects, "ServiceMonitor")
     assert found.keys() == {name, f"{name}-engines"}
     return found[name], found[f"{name}-engines"]
 
 
 def found_by(monitor: Object, objects: list[Object]) -> set[str]:
-    """The Services that it has scraped."""
+    """Return the names of the Services that a ServiceMonitor selects."""
     [port] = [each["port"] for each in monitor["spec"]["endpoints"]]
     return {
         name

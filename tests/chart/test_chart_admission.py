@@ -1,4 +1,4 @@
-"""The rendered chart on a real API server: every object is taken, and the roles allow what is needed and no more."""
+"""The rendered chart on a real API server: every object is accepted, and the roles allow only what is needed."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ from tests.waiting import until
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:mint-operator"
 GATEWAY = f"system:serviceaccount:{NAMESPACE}:mint-gateway"
 SECRET = "mint-engine-redis"
-MONITORING = "monitoring.coreos.com/v1"  # ServiceMonitor and PrometheusRule, which are not Kubernetes' own
+MONITORING = "monitoring.coreos.com/v1"  # ServiceMonitor and PrometheusRule, whose CRDs this server lacks
 
 
 @pytest.fixture(scope="module")
 def namespaces(api_server: ApiServer) -> list[str]:
-    """The release's namespace, which enforces the strictest Pod Security Standard, and two watched ones."""
+    """Make the release's namespace, which enforces the strictest Pod Security Standard, and two watched ones."""
     for name in (NAMESPACE, "team-a", "team-b"):
         api_server.namespace(name)
     api_server.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
@@ -48,7 +48,7 @@ def test_every_object_is_accepted(api_server: ApiServer, values: Values) -> None
 def test_every_pod_meets_the_restricted_standard(api_server: ApiServer, values: Values) -> None:
     for name, workload in of_kind(render(values), "Deployment", "StatefulSet").items():
         template = workload["spec"]["template"]
-        for users_own in ("priorityClassName", "runtimeClassName"):  # such classes do not exist here
+        for users_own in ("priorityClassName", "runtimeClassName"):  # these classes do not exist here
             template["spec"].pop(users_own, None)
         mounts = {volume["name"] for volume in template["spec"]["volumes"]}
         missing = {mount["name"] for mount in template["spec"]["containers"][0]["volumeMounts"]} - mounts
@@ -61,7 +61,7 @@ def test_every_pod_meets_the_restricted_standard(api_server: ApiServer, values: 
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
 def test_applied_again_nothing_differs(api_server: ApiServer, values: Values) -> None:
-    """As GitOps tools compare: what differs each time is never in sync."""
+    """GitOps tools compare like this: an object that always differs would never be in sync."""
     objects = as_list([each for each in render(values) if each["apiVersion"] != MONITORING])
     api_server.kubectl("apply", "--server-side", "-f", "-", stdin=objects)
     try:
@@ -115,17 +115,17 @@ Attributes = tuple[str, str, str, str, str]
 
 
 class Access:
-    """Asks the API server who may do what."""
+    """Asks the API server which actions a user is allowed."""
 
     def __init__(self, server: ApiServer) -> None:
         self._reviews = client.AuthorizationV1Api(server.client())
 
     def allowed(self, user: str, namespace: str, asked: list[Attributes]) -> list[Attributes]:
-        """Those of `asked` that `user` may do in `namespace`."""
+        """Return those of `asked` that `user` may do in `namespace`."""
         return [each for each in asked if self._review(user, namespace, each)]
 
     def comes_to_allow(self, user: str, namespace: str, asked: list[Attributes], may: list[Attributes]) -> None:
-        """Wait until it allows these of them: the server hears of roles a moment after it has them."""
+        """Wait until exactly these are allowed: the authoriser sees roles a moment after they are stored."""
         asyncio.run(until(lambda: self.allowed(user, namespace, asked) == may))
 
     def _review(self, user: str, namespace: str, asked: Attributes) -> bool:
@@ -146,7 +146,7 @@ def access(api_server: ApiServer) -> Access:
 
 @pytest.fixture
 def roles(api_server: ApiServer, namespaces: list[str], request: pytest.FixtureRequest) -> Iterator[None]:
-    """The roles and bindings of a variant, in force for one test."""
+    """Apply the roles and bindings of a variant for one test."""
     del namespaces
     kinds = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
     text = as_list([each for each in render(request.param) if each["kind"] in kinds])
@@ -174,7 +174,7 @@ def test_with_watched_namespaces_it_may_nothing_elsewhere(access: Access) -> Non
     for namespace in ("team-a", "team-b"):
         access.comes_to_allow(OPERATOR, namespace, NEEDED, NEEDED)
         assert access.allowed(OPERATOR, namespace, FORBIDDEN) == []
-    for namespace in ("anywhere", NAMESPACE):  # where it may in another test
+    for namespace in ("anywhere", NAMESPACE):  # where another test allows it
         access.comes_to_allow(OPERATOR, namespace, NEEDED, [])
     access.comes_to_allow(OPERATOR, NAMESPACE, [LEASE], [LEASE])
 
@@ -217,7 +217,7 @@ NOT_FOR_PEOPLE = [
 def test_people_see_what_is_in_their_namespace_and_editors_make_waves(
     api_server: ApiServer, access: Access, role: str, may: list[Attributes]
 ) -> None:
-    """As Kubernetes' controller, which does not run here, adds the chart's roles to its own of these labels."""
+    """Kubernetes' controller, which does not run here, would add the chart's roles to its own by these labels."""
     chosen = f"rbac.authorization.k8s.io/aggregate-to-{role}=true,app.kubernetes.io/part-of=mint"
     found = api_server.kubectl("get", "clusterroles", "-l", chosen, "-o", "name").split()
     assert found == [f"clusterrole.rbac.authorization.k8s.io/mint-{role}"]

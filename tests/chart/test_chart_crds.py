@@ -1,4 +1,4 @@
-"""The chart installs the CRDs, which stay when it goes."""
+"""The chart installs the CRDs, and uninstalling it leaves them."""
 
 import pytest
 

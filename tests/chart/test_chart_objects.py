@@ -1,4 +1,4 @@
-"""What the chart makes, in each of its variants."""
+"""The objects that the chart makes, in each of its variants."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ every_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANT
 
 
 def owner(service: str) -> str:
-    """The workload that a Service is of."""
+    """Return the workload that a Service selects."""
     return service.removesuffix("-metrics")
 
 
@@ -54,7 +54,7 @@ def test_lint_is_clean(values: Values) -> None:
 
 
 def test_the_chart_needs_nothing_outside_its_folder() -> None:
-    """Flux's source controller leaves symbolic links out of what it takes from Git: the CRDs would be missing."""
+    """Flux's source controller drops symbolic links from a Git checkout: the CRDs would be missing."""
     assert [path for path in CHART.rglob("*") if path.is_symlink()] == []
 
 
@@ -216,7 +216,7 @@ def test_without_a_secret_the_gateway_speaks_plain_text() -> None:
 
 
 def numbers(node: Any) -> list[int]:
-    """Every whole number in an object."""
+    """Yield every integer in an object."""
     if isinstance(node, dict):
         return [found for child in node.values() for found in numbers(child)]
     if isinstance(node, list):
@@ -226,7 +226,7 @@ def numbers(node: Any) -> list[int]:
 
 @pytest.mark.parametrize("external", [False, True])
 def test_names_that_are_all_digits_stay_names(external: bool) -> None:
-    """As of namespaces that are called by the digest of a commit."""
+    """For example of a namespace that is named by a commit's digest."""
     names = (str(each) for each in itertools.count(7_000_001))
     common = {"priorityClassName": next(names), "nodeSelector": {"pool": next(names)}}
     values = {
@@ -270,19 +270,19 @@ def test_the_operator_is_told_what_engines_need() -> None:
 
 
 def test_an_autoscaler_may_have_the_number_of_gateways_to_itself() -> None:
-    """A number that is written back at each sync would undo what it has decided."""
+    """A replica count that is written back at each sync would undo the autoscaler's decisions."""
     assert "replicas" not in workloads(render({"gateway": {"replicas": None}}))["mint-gateway"]["spec"]
     assert workloads(render({"gateway": {"replicas": 0}}))["mint-gateway"]["spec"]["replicas"] == 0
 
 
 def test_the_image_of_redis_names_its_registry() -> None:
-    """CRI-O does not guess one, and policies on registries compare names as they are written."""
+    """CRI-O does not guess a registry, and registry policies compare names as they are written."""
     assert container(workloads(render(DEFAULTS))["mint-redis"])["image"].startswith("docker.io/library/redis:")
 
 
 @every_variant
 def test_no_service_of_the_namespace_comes_into_an_environment(values: Values) -> None:
-    """One named mint-metrics would set MINT_METRICS_PORT, to what is no port."""
+    """A Service named mint-metrics would set MINT_METRICS_PORT to a value that is not a port."""
     for workload in workloads(render(values)).values():
         assert pod(workload)["enableServiceLinks"] is False
 
@@ -294,7 +294,7 @@ def test_a_tag_may_be_a_digest() -> None:
 
 
 def test_names_may_be_chosen() -> None:
-    """Flux calls a release by its namespace and name."""
+    """Flux names a release by its namespace and name."""
     objects = render({"fullnameOverride": "lora"}, release="mint-system-mint")
     assert sorted(workloads(objects)) == ["lora-gateway", "lora-operator", "lora-redis"]
     assert environment(workloads(objects)["lora-operator"])["MINT_LEASE"] == "lora-operator"
@@ -340,7 +340,7 @@ def test_redis_is_reached_by_operator_gateways_and_engines_alone() -> None:
 
 
 def test_claims_are_written_as_the_api_server_stores_them() -> None:
-    """Argo CD compares them as they are, and could not be in sync otherwise."""
+    """Argo CD compares them literally, and would never be in sync otherwise."""
     [claim] = workloads(render(DEFAULTS))["mint-redis"]["spec"]["volumeClaimTemplates"]
     assert (claim["apiVersion"], claim["kind"]) == ("v1", "PersistentVolumeClaim")
 

@@ -1,4 +1,4 @@
-"""How the chart's pods reach the map's Redis, its own or somebody's, and what it gives its own."""
+"""How the chart's pods reach the Redis of the placement map, the chart's own or an external one."""
 
 import re
 
@@ -118,13 +118,13 @@ def test_a_secret_that_is_read_at_a_start_is_told_with_what_to_restart() -> None
 
 
 def paths(values: Values) -> list[str]:
-    """All values that are no maps, from the top."""
+    """Yield the path of every value that is not a map."""
     below = {key: paths(value) if isinstance(value, dict) else [""] for key, value in values.items()}
     return [f"{key}.{path}".rstrip(".") for key, found in below.items() for path in found]
 
 
 def read_at_a_start(path: str) -> bool:
-    """Whether what this value names becomes environment, which stays as it was when the pod started."""
+    """Return whether this value names something that pods read into their environment when they start."""
     values: Values = {}
     inner = values
     *outer, last = path.split(".")

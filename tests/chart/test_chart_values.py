@@ -1,4 +1,4 @@
-"""values.yaml and values.schema.json say the same, and the schema refuses nonsense."""
+"""values.yaml and values.schema.json agree, and the schema refuses invalid values."""
 
 import json
 import re
@@ -32,11 +32,11 @@ SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
 APP_VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
-MAPS = {"strings", "podLabels", "resources", "scopes", "affinity"}  # the user's own keys, or Kubernetes'
+MAPS = {"strings", "podLabels", "resources", "scopes", "affinity"}  # whose keys are the user's own, or Kubernetes'
 
 
 def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Every key that the schema knows, down to where the user's own begin."""
+    """Yield every key of the schema, without those below maps of free keys."""
     for name, child in schema.get("properties", {}).items():
         reference = child.get("$ref", "").rpartition("/")[2]
         yield f"{path}.{name}"
@@ -45,7 +45,7 @@ def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def given(values: Values, path: str = "") -> Iterator[str]:
-    """Every key of values.yaml, as far as the schema goes."""
+    """Yield every key of values.yaml, as deep as the schema describes them."""
     for name, child in values.items():
         yield f"{path}.{name}"
         if isinstance(child, dict) and name != "resources":
@@ -84,7 +84,7 @@ def test_every_object_of_the_schema_is_closed() -> None:
 
 
 def scopes(of: object) -> Values:
-    """Scopes of a Secret's keys."""
+    """Return values that take scopes from a Secret's keys."""
     return {"gateway": {"keys": {"secretName": "gateway-keys", "scopes": of}}}
 
 
@@ -169,7 +169,7 @@ def test_no_variable_of_the_charts_own_is_set_twice(part: str) -> None:
 
 @pytest.mark.parametrize("part", PUSHED["images"])
 def test_nobody_elses_image_is_run_where_none_is_named(part: str) -> None:
-    """Docker Hub's mint is not ours. The engines' image goes to the operator, which starts them."""
+    """The image `mint` on Docker Hub is not ours. The engines' image is passed to the operator, which starts them."""
     with pytest.raises(HelmError) as refusal:
         render({"images": {part: {"repository": ""}}})
     message = str(refusal.value)

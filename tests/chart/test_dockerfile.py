@@ -1,4 +1,4 @@
-"""What pods ask of their images, and what the Dockerfile's build asks of the repository."""
+"""What pods need in their images, and what the Dockerfile's build needs from the repository."""
 
 import re
 import tomllib
@@ -16,7 +16,7 @@ OURS = ("mint-operator", "mint-gateway")
 
 
 def needed() -> Iterator[str]:
-    """What a build of the package reads, from the root."""
+    """Return what a build of the package reads, relative to the root."""
     project, build = PROJECT["project"], PROJECT["tool"]["hatch"]["build"]
     yield from ("pyproject.toml", "constraints.txt", project["readme"], build["hooks"]["custom"]["path"])
     yield from project["license-files"]

@@ -1,4 +1,4 @@
-"""The chart's probes ask the gateway for what it answers."""
+"""The chart's probes use paths that the gateway answers."""
 
 import ssl
 from pathlib import Path

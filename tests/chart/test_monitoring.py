@@ -1,4 +1,4 @@
-"""The chart's alerts and dashboard ask only for what MinT's processes tell, and the docs tell of all of it."""
+"""The chart's alerts and dashboard use only series that MinT's processes export, and the docs list all of them."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ from tests.chart.rendering import (
 )
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-# What Prometheus adds to all that it scrapes, and to a histogram's buckets.
+# Labels that Prometheus adds to every series, and to a histogram's buckets.
 ADDED = {"namespace", "pod", "service", "le"}
 WITH_METRICS = (
     "mint_operator.metrics",
@@ -39,7 +39,7 @@ WITH_METRICS = (
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
-    """Every series that the operator, engines and gateways tell, with its labels."""
+    """Return every series that the operator, engines and gateways export, with its labels."""
     for name in WITH_METRICS:
         importlib.import_module(name)
     return dict(_series(REGISTRY)) | dict(_series(Metrics().registry))
@@ -59,7 +59,7 @@ def alerts(objects: list[Object]) -> list[Object]:
 
 
 def dashboards(objects: list[Object]) -> dict[str, Any]:
-    """The releases' dashboards, by the names of the files that Grafana's sidecar makes of them."""
+    """Return the releases' dashboards, by the names of the files that Grafana's sidecar writes."""
     found = of_kind(objects, "ConfigMap").items()
     files = [each["data"].items() for name, each in found if name.endswith("-dashboard")]
     return {file: json.loads(text) for every in files for file, text in every}
@@ -71,7 +71,7 @@ def dashboard(objects: list[Object]) -> Any:
 
 
 def asked(objects: list[Object]) -> list[str]:
-    """Every expression of the alerts and of the dashboard."""
+    """Return every expression of the alerts and of the dashboard."""
     panels = dashboard(objects)["panels"]
     return [each["expr"] for each in alerts(objects)] + [
         target["expr"] for panel in panels for target in panel["targets"]
@@ -139,7 +139,7 @@ def test_alerts_on_a_releases_own_parts_are_not_about_those_of_another_beside_it
 
 
 def test_an_alert_says_that_no_gateway_runs_where_one_should() -> None:
-    """All others compare what gateways tell, and say nothing where none tells anything."""
+    """All other alerts compare gateways' series, and cannot fire if no gateway exports any."""
     [away] = [each for each in alerts(render(EVERYTHING)) if each["alert"] == "MintGatewayAway"]
     selector = f'namespace="{NAMESPACE}", service=~"mint-gateway(-metrics)?"'
     assert away["expr"] == f"absent(mint_gateway_map_age_seconds{{{selector}}})"

@@ -1,4 +1,4 @@
-"""The chart's Redis, started by its own command: it asks for the password, and no list of processes shows it."""
+"""The chart's Redis, started by its own command: it requires the password, and no process list shows it."""
 
 import os
 import subprocess
@@ -24,12 +24,12 @@ def port() -> int:
 
 @pytest.fixture
 def started(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
-    """The container's command with its files in `tmp_path`, ready for connections."""
+    """Run the container's command with its files in `tmp_path`, ready for connections."""
     objects = render(DEFAULTS)
     own = container(workloads(objects)["mint-redis"])
     config = of_kind(objects, "ConfigMap")["mint-redis"]["data"]["redis.conf"]
     config = config.replace("/data", str(tmp_path)).replace("6379", str(port))
-    # Redis soon writes a title over its arguments; here they stay as whoever looks early enough sees them.
+    # Redis soon overwrites its arguments with a title; keep them as an early look would see them.
     (tmp_path / "redis.conf").write_text(f"{config}\nset-proc-title no\n")
     command = [word.replace("/etc/redis", str(tmp_path)) for word in own["command"]]
     command = [word.replace("$(REDISCLI_AUTH)", PASSWORD) for word in command]  # as the kubelet would

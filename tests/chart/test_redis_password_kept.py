@@ -1,4 +1,4 @@
-"""The generated Redis password outlives its release, as engines do, which would all start anew with another one."""
+"""The generated Redis password outlives its release, as engines do: a new password would restart all of them."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ NAME = "keeping-mint-redis"
 
 
 class Release:
-    """One in a namespace of its own, of which only cluster-wide names could meet those of others."""
+    """A release in its own namespace, so that only cluster-wide names could collide with those of others."""
 
     def __init__(self, server: ApiServer, namespace: str, name: str = "keeping") -> None:
         self._server, self._namespace, self._name = server, namespace, name
@@ -24,7 +24,7 @@ class Release:
         self._helm("uninstall", self._name)
 
     def secret(self) -> dict[str, Any] | None:
-        """The Secret, if there is one."""
+        """Return the Secret, if there is one."""
         output = self._server.kubectl(
             "get", "secret", NAME, "-n", self._namespace, "--ignore-not-found", "-o", "json"
         )

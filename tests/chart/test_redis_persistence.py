@@ -1,4 +1,4 @@
-"""Where the chart's Redis keeps its files cannot change while its StatefulSet is there; helm says so beforehand."""
+"""Redis' persistence settings cannot change while its StatefulSet exists; helm says so before it changes anything."""
 
 import json
 import re
@@ -16,7 +16,7 @@ DROPPED: dict[str, Any] = {"enabled": False}
 
 
 def upgrade(server: ApiServer, namespace: str, persistence: dict[str, Any]) -> None:
-    """Render the chart as `helm upgrade` does, which looks at what is there."""
+    """Render the chart as `helm upgrade` does, which looks up existing objects."""
     cluster = ("--dry-run=server", "--kubeconfig", str(server.kubeconfig))
     redis = workloads(render({"redis": {"persistence": persistence}}, "-n", namespace, *cluster))["mint-redis"]
     assert redis["metadata"]["namespace"] == namespace
@@ -27,7 +27,7 @@ def test_a_change_is_refused_by_the_command_that_makes_room_for_it(
     api_server: ApiServer, change: dict[str, Any]
 ) -> None:
     namespace = api_server.namespace(f"redis-{next(iter(change)).lower()}")
-    upgrade(api_server, namespace, AS_IT_IS)  # nothing is there yet
+    upgrade(api_server, namespace, AS_IT_IS)  # nothing exists yet
     redis = workloads(render(DEFAULTS, "-n", namespace))["mint-redis"]
     api_server.kubectl("apply", "-f", "-", stdin=json.dumps(redis))
     upgrade(api_server, namespace, AS_IT_IS)

@@ -1,4 +1,4 @@
-"""Which Services the chart has Prometheus scrape: those of the release, each once."""
+"""The Services that Prometheus scrapes for the chart: those of the release, each once."""
 
 from tests.chart.rendering import (
     ENGINE_LABELS,

@@ -1,4 +1,4 @@
-"""A layout to render configurations from."""
+"""A layout from which configurations are rendered."""
 
 from ipaddress import IPv4Network
 from pathlib import Path

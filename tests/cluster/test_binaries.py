@@ -1,4 +1,4 @@
-"""When binaries are built again, and when not."""
+"""When binaries are rebuilt, and when they are reused."""
 
 from pathlib import Path
 

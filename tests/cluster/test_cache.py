@@ -1,4 +1,4 @@
-"""The folder that outlives every run, and which of its builds leave."""
+"""The folder that outlives every run, and which of its builds are removed."""
 
 import os
 import time
@@ -12,7 +12,7 @@ DAY_S = 24 * 3600
 
 
 def built(home: Path, *days_unused: int) -> None:
-    """Builds named by how many days they were not used, each with a file in it."""
+    """Make builds named by the days since their last use, each with a file in it."""
     for days in days_unused:
         (home / str(days) / "bin").mkdir(parents=True)
         (home / str(days) / "bin" / "program").touch()

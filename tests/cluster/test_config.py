@@ -1,4 +1,4 @@
-"""What the node's programs are told."""
+"""The configuration of the node's programs."""
 
 import json
 import tomllib

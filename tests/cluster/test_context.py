@@ -1,4 +1,4 @@
-"""A cluster of the user's own: which images it can pull is the user's to say."""
+"""The user's own cluster: the user says which images it can pull."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from e2e.cluster.paths import REPOSITORY
 
 
 def read(archive: bytes) -> tuple[dict[str, Any], dict[str, Any], tarfile.TarFile]:
-    """Manifest entry, image configuration and the one layer of a docker archive."""
+    """Return the manifest entry, the image configuration and the one layer of a docker archive."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
 
         def member(name: str) -> bytes:

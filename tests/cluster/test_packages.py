@@ -1,4 +1,4 @@
-"""Debian's packages: what is missing, and a machine left as it was."""
+"""Debian's packages: only missing ones are installed, and the machine's policy is left as it was."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Processes are known by pid and starting time, and restarted with growing pauses."""
+"""Processes are identified by pid and start time, and restarted with growing pauses."""
 
 import subprocess
 import sys

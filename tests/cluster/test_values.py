@@ -1,4 +1,4 @@
-"""Helm values, and the words around a cluster."""
+"""Helm values, the cluster's environment, and the command's output."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ask the API server whether it would take an object, without storing it."""
+"""Asking the API server whether it would accept an object, without storing it."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ NAMESPACE = "default"
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, object by object; a change to None removes the field."""
+    """Return `base` with `changes` merged into it, object by object; a change to None removes the field."""
     result = dict(base)
     for key, value in changes.items():
         if value is None:
@@ -25,7 +25,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def resource(kind: str, spec: dict[str, Any], name: str = "sample") -> dict[str, Any]:
-    """A custom resource of ours."""
+    """Return a custom resource of MinT's API group."""
     return {"apiVersion": "mint.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
@@ -36,12 +36,12 @@ class Admission:
         self._objects = client.CustomObjectsApi(server.client())
 
     def created(self, body: dict[str, Any]) -> Any:
-        """The object as the API server would store it, with defaults. Raises client.ApiException."""
+        """Return the object as the API server would store it, with defaults. Raises client.ApiException."""
         place = ("mint.dev", "v1alpha1", NAMESPACE, PLURALS[body["kind"]])
         return self._objects.create_namespaced_custom_object(*place, body, dry_run="All", field_validation="Strict")
 
     def refusal(self, body: dict[str, Any]) -> str:
-        """Why the object is refused; empty if it would be created."""
+        """Return why the object is refused; empty if it would be created."""
         try:
             self.created(body)
         except client.ApiException as error:

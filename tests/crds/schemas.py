@@ -16,26 +16,26 @@ FILES = {
 
 
 def definition(kind: str) -> dict[str, Any]:
-    """The CustomResourceDefinition of a kind."""
+    """Return the CustomResourceDefinition of a kind."""
     loaded: dict[str, Any] = yaml.safe_load(FILES[kind].read_text())
     return loaded
 
 
 def version(kind: str) -> dict[str, Any]:
-    """The one version of a kind."""
+    """Return the only version of a kind."""
     (only,) = definition(kind)["spec"]["versions"]
     found: dict[str, Any] = only
     return found
 
 
 def schema(kind: str) -> Schema:
-    """The OpenAPI schema of a kind."""
+    """Return the OpenAPI schema of a kind."""
     found: Schema = version(kind)["schema"]["openAPIV3Schema"]
     return found
 
 
 def walk(node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
-    """`node` and all below it, each with its path such as ".spec.adapters.names[]"; metadata is Kubernetes' own."""
+    """Yield `node` and all nodes below it with their paths, such as ".spec.adapters.names[]", without metadata."""
     yield path, node
     for name, child in node.get("properties", {}).items():
         if (path, name) != ("", "metadata"):
@@ -47,7 +47,7 @@ def walk(node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
 
 
 def rules(kind: str) -> dict[str, str]:
-    """CEL rules of a kind: message -> rule."""
+    """Return the CEL rules of a kind: message -> rule."""
     found = {}
     for _, node in walk(schema(kind)):
         for validation in node.get("x-kubernetes-validations", []):

@@ -1,4 +1,4 @@
-"""What the API server takes and refuses as an AdapterWave, and that each refusal says what to do."""
+"""What the API server accepts and refuses as an AdapterWave, and that each refusal says what to do."""
 
 import itertools
 from typing import Any
@@ -146,7 +146,7 @@ def test_a_time_that_is_none_is_one_error_in_words(admission: Admission, ttl: st
 
 @pytest.fixture
 def stored(api_server: ApiServer) -> str:
-    """A wave that exists, in the returned namespace."""
+    """Store a wave; return its namespace."""
     namespace = api_server.namespace(f"wave-{next(NUMBERS)}")
     text = msgspec.json.encode(resource("AdapterWave", SMALLEST)).decode()
     api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
@@ -186,7 +186,7 @@ def refer(api_server: ApiServer, namespace: str, change: dict[str, Any]) -> None
 def test_a_wave_stays_with_its_base(api_server: ApiServer, stored: str, change: dict[str, Any]) -> None:
     with pytest.raises(KubectlError, match=IMMUTABLE):
         refer(api_server, stored, change)
-    refer(api_server, stored, {"namespace": ""})  # says the same
+    refer(api_server, stored, {"namespace": ""})  # means the same
 
 
 @pytest.mark.parametrize("change", [{"namespace": "other"}, {"namespace": None}], ids=repr)

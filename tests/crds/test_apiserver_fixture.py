@@ -1,4 +1,4 @@
-"""The API server that tests run is a real one, with MinT's resources."""
+"""The API server that tests use is a real one, with MinT's resources."""
 
 from kubernetes import client
 

@@ -1,4 +1,4 @@
-"""What the API server takes and refuses as a BaseModel, and that each refusal says what to do."""
+"""What the API server accepts and refuses as a BaseModel, and that each refusal says what to do."""
 
 from typing import Any
 
@@ -301,7 +301,7 @@ NODES_STAY = "nodes is immutable"
 
 
 def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
-    """Of a base that says nothing of them too: engines of several nodes are other objects."""
+    """Also of a base that does not set them: engines over several nodes are objects of another kind."""
     namespace = api_server.namespace("nodes")
 
     def apply(**fields: Any) -> None:
@@ -319,7 +319,7 @@ CACHE_NEITHER_COMES_NOR_GOES = "cache cannot be added or removed"
 
 
 def test_a_cache_stays_as_it_is(api_server: ApiServer) -> None:
-    """A StatefulSet's volumes do not change either."""
+    """A StatefulSet's volumes cannot change either."""
     namespace = api_server.namespace("cache")
 
     def apply(name: str, **fields: Any) -> None:
@@ -341,7 +341,7 @@ STORE_STAYS = "training.store cannot change, since policies resume from it"
 
 
 def test_a_training_store_stays_where_it_is_while_there_is_one(api_server: ApiServer) -> None:
-    """Policies would begin anew in another one, and nothing would say so."""
+    """In another store policies would silently start from scratch."""
     namespace = api_server.namespace("training-store")
 
     def apply(**store: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an object looks like between its creation and the operator's first word on it."""
+"""The status of an object between its creation and the operator's first update."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", PLURALS)
 def test_nobody_takes_it_for_ready(api_server: ApiServer, kind: str) -> None:
-    """kstatus, by which Flux judges, takes an object without conditions and observedGeneration for ready."""
+    """kstatus, which Flux uses, considers an object without conditions and observedGeneration ready."""
     namespace = api_server.namespace(f"new-{kind.lower()}")
     api_server.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(resource(kind, SPECS[kind])))
     found = json.loads(api_server.kubectl("get", PLURALS[kind], "sample", "-n", namespace, "-o", "json"))

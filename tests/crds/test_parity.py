@@ -1,4 +1,4 @@
-"""The CRDs and the structs of mint_contracts.resources say the same, field by field, in both directions."""
+"""The CRDs and the structs of mint_contracts.resources agree, field by field, in both directions."""
 
 import re
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ SCALARS: dict[Any, str] = {int: "integer", str: "string", bool: "boolean", float
 
 
 def differences(declared: Any, node: Schema, path: str, above: tuple[Any, ...] = ()) -> list[str]:
-    """What differs between a type of the structs and a schema node; empty if they agree.
+    """Return the differences between a type of the structs and a schema node; empty if they agree.
 
-    A schema cannot refer to itself: of a struct that holds its like, the inner one lacks the fields that would go on
-    (`above` are the structs around this one).
+    A schema cannot refer to itself: in a recursive struct, the schema of the inner one lacks the recursive fields.
+    `above` are the structs around this one.
     """
     declared = _without_none(declared)
     if get_origin(declared) is Literal:
@@ -42,10 +42,10 @@ def differences(declared: Any, node: Schema, path: str, above: tuple[Any, ...] =
         return _type(path, "array", node) + differences(
             get_args(declared)[0], node.get("items", {}), f"{path}[]", above
         )
-    if declared == dict[str, Any]:  # Kubernetes' own shape, passed on as it is
+    if declared == dict[str, Any]:  # a type of Kubernetes, passed on unchanged
         return _type(path, "object", node)
     if declared == dict[str, bool | int | float | str]:
-        name = "x-kubernetes-preserve-unknown-fields"  # no schema has a choice of types
+        name = "x-kubernetes-preserve-unknown-fields"  # structural schemas allow no union of types
         return _type(path, "object", node) + _unequal(path, name, True, node.get(name))
     if get_origin(declared) is dict:
         values = node.get("additionalProperties", {})
@@ -73,9 +73,10 @@ def _fields(struct: type[msgspec.Struct], node: Schema, path: str, above: tuple[
 
 
 def _default(field: msgspec.structs.FieldInfo, declared: Any, node: Schema, path: str) -> list[str]:
-    """An empty default is an absent field, as is generation 0, which no object has; any other is the API server's.
+    """Return complaints if a struct's default and the schema's differ.
 
-    A struct whose fields are all empty may be either.
+    An empty default may be an absent field, as may generation 0, which no object has; any other default must be in
+    the schema. A struct whose fields are all empty may be either.
     """
     value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     empty = value in (None, "", [], {}, ()) or (field.name == "observed_generation" and value == 0)
@@ -110,7 +111,7 @@ def test_structs_and_schemas_are_equal(kind: str, part: str, struct: type[msgspe
 
 
 def test_durations_are_written_alike() -> None:
-    """What the API server takes the operator reads, and nothing else."""
+    """The API server accepts exactly the durations that the operator reads."""
     written = f"self.matches('{durations.PATTERN}')"
     crd_rules = rules("AdapterWave")
     assert crd_rules["is not a valid duration; use for example 45s, 15m, 1h30m or 7d"] == f"self != '' && {written}"
@@ -148,14 +149,14 @@ def test_group_and_version_are_the_structs() -> None:
         assert [entry["name"] for entry in spec["versions"]] == [resources.VERSION]
 
 
-# Of a manifest's policy, what is not bounded: names and targets are checked where they are looked up, a ConfigMap
-# is refused, and lines may be those of a ConfigMap, which has no bounds for them.
+# Fields of a manifest's policy that are not bounded: names and targets are checked where they are looked up, a
+# ConfigMap is refused, and lines may come from a ConfigMap, which does not bound them.
 UNBOUNDED = {".name", ".startFrom", ".targetModules", ".targetModules[]", ".dataset.lines", ".dataset.lines[]"}
-LAST = {r"^[A-Za-z0-9.-]+:[0-9]{1,5}$": ":1"}  # characters of texts that match
+LAST = {r"^[A-Za-z0-9.-]+:[0-9]{1,5}$": ":1"}  # the last characters of texts that match
 
 
 def test_a_policy_of_a_manifest_obeys_the_bounds_of_one_in_a_list() -> None:
-    """No API server reads a manifest: what one refuses of a list, the operator refuses itself."""
+    """No API server checks a manifest, so the operator itself refuses what an API server would refuse in a list."""
     train = schema("AdapterWave")["properties"]["spec"]["properties"]["train"]["properties"]
     policy = train["policies"]["properties"]["list"]["items"]
     tried = set()
@@ -168,7 +169,7 @@ def test_a_policy_of_a_manifest_obeys_the_bounds_of_one_in_a_list() -> None:
 
 
 def _at_bounds(node: Schema, path: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Values of a schema node at its bounds and beyond them, and of all that is in it, and whether they are taken."""
+    """Yield values at and beyond the bounds of a schema node and its children, and whether they are accepted."""
     yield from ((path, *each) for each in _own_bounds(node))
     required = {name: _least(node["properties"][name]) for name in node.get("required", [])}
     for name, child in node.get("properties", {}).items():
@@ -197,7 +198,7 @@ def _text(node: Schema, length: int) -> str:
 
 
 def _least(node: Schema) -> Any:
-    """The least that a schema node takes."""
+    """Return the smallest value that a schema node accepts."""
     if node["type"] == "string":
         return _text(node, node.get("minLength", 0))
     if "minimum" in node:

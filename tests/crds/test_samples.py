@@ -1,4 +1,4 @@
-"""crds/samples/ is what a newcomer applies first: it must be taken as it stands."""
+"""crds/samples/ is what a newcomer applies first, so it must be accepted as it is."""
 
 import yaml
 

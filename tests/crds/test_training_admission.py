@@ -1,4 +1,4 @@
-"""What the API server takes and refuses of `spec.train`, and that each refusal says what to do."""
+"""What the API server accepts and refuses in `spec.train`, and that each refusal says what to do."""
 
 import itertools
 from typing import Any
@@ -116,7 +116,7 @@ def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> Non
 
 @pytest.fixture
 def stored(api_server: ApiServer) -> str:
-    """A training wave that exists, in the returned namespace."""
+    """Store a training wave; return its namespace."""
     namespace = api_server.namespace(f"training-{next(NUMBERS)}")
     text = msgspec.json.encode(resource("AdapterWave", SMALLEST)).decode()
     api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)

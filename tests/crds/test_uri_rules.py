@@ -1,4 +1,4 @@
-"""Admission never takes a URI that the operator and the engines would refuse."""
+"""Admission never accepts a URI that the operator and the engines would refuse."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""The pages that people read, taken apart: their code blocks, and what stands in them between backticks."""
+"""The documentation's pages, parsed: their code blocks, and their text between backticks."""
 
 import re
 from collections.abc import Iterator
@@ -16,24 +16,26 @@ SAMPLES = sorted((ROOT / "crds" / "samples").glob("*.yaml"))
 
 
 def name(page: Path) -> str:
-    """A page as a test names it."""
+    """Return the name of a page in test ids."""
     return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path) -> Iterator[str]:
-    """Its code: runs of lines that are indented by four, without that indent."""
+    """Return a page's code blocks: runs of lines indented by four, without that indent."""
     for found in re.findall(r"(?:\A|\n)\n((?: {4}.*\n|\n(?= {4}))+)", page.read_text() + "\n"):
         yield re.sub(r"^ {4}", "", found, flags=re.MULTILINE)
 
 
 def spans(page: Path) -> list[str]:
-    """What stands between backticks, on one line each though it may be wrapped."""
+    """Return the text between backticks, joined to one line where it is wrapped."""
     prose = re.sub(r"^ {4,}.*$", "", page.read_text(), flags=re.MULTILINE)
     return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose)]
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Command lines of its code without their comments, continued ones joined; of a sample those in its comments."""
+    """Return the command lines of a page's code, without comments and with continued lines joined.
+
+    For a sample, return the command lines in its comments."""
     if page.suffix == ".yaml":
         lines = re.findall(r"^#   (.*)$", page.read_text(), re.MULTILINE)
     else:

@@ -1,4 +1,4 @@
-"""Commands of the pages and samples are such as the programs take."""
+"""The programs accept the commands of the pages and samples."""
 
 import argparse
 import importlib.util
@@ -19,13 +19,13 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """What follows a program's or a verb's name, by that word."""
+    """Return the parsers of a program's or a verb's subcommands, by name."""
     found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(found[0].choices) if found else {}
 
 
 def alternatives(words: list[str]) -> list[list[str]]:
-    """`wave pause|resume` as both commands, without what stands for more of them."""
+    """Return `wave pause|resume` as two commands, without ellipses."""
     if not words:
         return [[]]
     return [[one, *rest] for one in words[0].split("|") if one != "..." for rest in alternatives(words[1:])]
@@ -83,7 +83,7 @@ def test_make_and_python_have_what_they_are_asked_for(page: Path) -> None:
 
 def test_make_help_lists_every_target_that_is_described() -> None:
     described = re.findall(r"^([\w-]+):.*## ", MAKEFILE, re.MULTILINE)
-    alone = ["make", "--no-print-directory", "help"]  # tests that make runs are within one, which says so
+    alone = ["make", "--no-print-directory", "help"]  # under `make test`, make would print the directory
     shown = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in shown.splitlines()] == described
     assert "e2e" in described

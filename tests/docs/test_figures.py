@@ -1,4 +1,4 @@
-"""The README's figures are those of docs/measured.md, from which it says that they are taken."""
+"""The README's figures occur in docs/measured.md, which it names as their source."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""docs/platform.md's script for Argo CD says of objects what people would: run by Redis, whose Lua is the same."""
+"""docs/platform.md's health script for Argo CD judges objects as people would. Redis runs it, with the same Lua."""
 
 import json
 import re
@@ -45,7 +45,7 @@ async def test_what_the_operator_has_not_seen_in_its_generation_progresses(
 
 
 async def judged(redis: Redis, status: dict[str, Any]) -> str:
-    """The health of an object of generation 2 with this status."""
+    """Return the health of an object of generation 2 with this status."""
     body = f"local obj = cjson.decode(ARGV[1])\nlocal function judge()\n{SCRIPT}\nend\nreturn judge().status"
     found: str = await redis.eval(body, 0, json.dumps({"metadata": {"generation": 2}, "status": status}))
     return found

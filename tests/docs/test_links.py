@@ -1,4 +1,4 @@
-"""Links of the pages lead somewhere, and the README's tree is the tree that there is."""
+"""Links of the pages lead somewhere, and the README's tree matches the repository."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from tests.docs.pages import PAGES, name
 
 
 def anchors(page: Path) -> set[str]:
-    """What its headings are linked by."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -34,7 +34,7 @@ def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
 
 
 def spelled_out(words: str) -> Iterator[str]:
-    """`map_{reader,writer}.py` as the two names that it stands for."""
+    """Expand `map_{reader,writer}.py` to the two names that it stands for."""
     parts = [part.split(",") for part in re.split(r"[{}]", words)]
     return ("".join(each) for each in itertools.product(*parts))
 

@@ -1,4 +1,4 @@
-"""What the pages have people write, the API server and the chart take."""
+"""The API server and the chart accept the YAML of the pages."""
 
 import functools
 import operator
@@ -17,15 +17,15 @@ from tests.crds.schemas import schema, walk
 from tests.docs.pages import PAGES, blocks, name, spans
 
 SAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "crds" / "samples").glob("*.yaml")}
-# The sample that a part of a spec is laid over, by the part's one field.
+# The sample into which a part of a spec is merged, by the part's only field.
 WHOLE = {"engine": SAMPLES["basemodel"], "train": SAMPLES["adapterwave-train"]}
-# Where the chart's values are in the spec of what a GitOps tool reads.
+# Where a GitOps tool's resource holds the chart's values in its spec.
 GITOPS = {"Application": ("source", "helm", "valuesObject"), "HelmRelease": ("values",)}
 VALUES = yaml.safe_load((ROOT / "charts" / "mint" / "values.yaml").read_text())
 
 
 def written() -> Iterator[Any]:
-    """Every YAML document of the pages, called by its page and its kind or first field."""
+    """Return every YAML document of the pages, named by its page and its kind or first field."""
     for page in PAGES:
         for block in blocks(page):
             if re.match(r"\w+:(\s|$)", block):
@@ -76,7 +76,7 @@ def test_all_that_is_written_is_tried() -> None:
 
 @functools.cache
 def fields() -> set[str]:
-    """Paths of all fields of the custom resources and of the chart's values, each between two dots."""
+    """Return the paths of all fields of the custom resources and of the chart's values, each between two dots."""
     paths = {path for kind in ("BaseModel", "AdapterWave") for path, _ in walk(schema(kind))}
     return {re.sub(r"\[\]|\{\}", "", path) + "." for path in paths} | set(_keys(VALUES, ""))
 

@@ -1,9 +1,9 @@
-"""The configurations of frontier bases, and of one whose linears are fused, as their config.json files say them.
+"""The configurations of frontier bases, and of one whose linears are fused, as in their config.json files.
 
 Kimi-K2: moonshotai/Kimi-K2-Instruct (arXiv 2507.20534, table 2). DeepSeek-V3.2: deepseek-ai/DeepSeek-V3.2-Exp
 (arXiv 2512.02556). GLM-5: zai-org/GLM-5 and the table of its report. Qwen3-30B-A3B: arXiv 2505.09388.
 gpt-oss-120b: openai/gpt-oss-120b (arXiv 2508.10925, table 1). Phi-3-mini: arXiv 2404.14219, section 2, and the
-defaults of transformers' Phi3Config. Gemma-3-4b: google/gemma-3-4b-it, which leaves the rest to Gemma3TextConfig.
+defaults of transformers' Phi3Config. Gemma-3-4b: google/gemma-3-4b-it; other fields default to Gemma3TextConfig's.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ GEMMA_3_4B: dict[str, Any] = {
         "num_attention_heads": 16, "image_size": 896, "patch_size": 14, "vision_use_head": False,
     },
 }  # fmt: skip
-# moonshotai/Kimi-K2.5, whose model for images is told of in names that transformers does not read; it takes the same.
+# moonshotai/Kimi-K2.5: transformers does not read the names of its vision fields; its language model is the same.
 KIMI_K25: dict[str, Any] = {
     "model_type": "kimi_k25", "tie_word_embeddings": False, "text_config": KIMI_K2 | {
         "max_position_embeddings": 262144, "rope_scaling": {
@@ -70,7 +70,7 @@ KIMI_K25: dict[str, Any] = {
         "init_pos_emb_height": 64, "init_pos_emb_width": 64, "merge_kernel_size": [2, 2], "mm_hidden_size": 1152,
     },
 }  # fmt: skip
-# Qwen2-7B, gemma-7b, Mixtral-8x7B-v0.1, granite-3.0-8b-base and SmolLM3-3B, as their config.json files say them.
+# Qwen2-7B, gemma-7b, Mixtral-8x7B-v0.1, granite-3.0-8b-base and SmolLM3-3B, as in their config.json files.
 ORDINARY: dict[str, dict[str, Any]] = {
     "qwen2_7b": {
         "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,

@@ -17,7 +17,7 @@ from tests.engine.families import kind_of
 
 
 def built(fields: dict[str, Any]) -> PreTrainedModel:
-    """The whole model, with shapes but no memory."""
+    """Build the complete model on the meta device: shapes, but no memory."""
     kind = {"kimi_k2": "deepseek_v3"}.get(fields["model_type"], fields["model_type"])
     config = AutoConfig.for_model(kind, **{name: each for name, each in fields.items() if name != "model_type"})
     tell_routes_once(config, kind)
@@ -28,14 +28,14 @@ def built(fields: dict[str, Any]) -> PreTrainedModel:
 
 
 def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a config.json of it holds."""
+    """Return the fields of the configuration's config.json."""
     found = json.loads(config.to_json_string(use_diff=False))
     assert isinstance(found, dict)
     return found
 
 
 def check_cache(shape: BaseShape, config: Any) -> None:
-    """A token in all layers; and a long request while it decodes, of which what lies behind windows is let go."""
+    """Check the cache of one token in all layers, and of long requests that decode, without pages behind windows."""
     assert shape.cache_elements == cache_shape(config, context_length=1).token_elements
     for tokens in (100, 3000, 50000):
         real = cache_shape(config, context_length=tokens)

@@ -1,4 +1,4 @@
-"""Plans of whole bases, as tests ask for them."""
+"""Plans of complete bases, with the settings that most tests use."""
 
 from typing import Any
 

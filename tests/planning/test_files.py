@@ -1,4 +1,4 @@
-"""What a base's files take: published in plain or quantised numbers, with all that is in them and not resident."""
+"""The size of a base's files, plain or quantised, including tensors that do not become resident."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ from tests.planning.planned import planned
     ids=["float8", "mxfp4", "packed"],
 )
 def test_a_base_that_is_published_quantised_is_held_in_bfloat16(config: dict[str, Any], published: float) -> None:
-    """Its files are smaller; all else is as of the base in bfloat16."""
+    """Its files are smaller; everything else is planned as for the base in bfloat16."""
     found, plain = planned(config), planned({**config, "quantization_config": None})
     assert found.files == pytest.approx(published, rel=0.01)
     assert plain.files == 2 * plain.parameters
@@ -43,7 +43,7 @@ def test_a_base_that_is_published_quantised_is_held_in_bfloat16(config: dict[str
 
 
 def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
-    """DeepSeek-V3 is 671 billion parameters and 685 in its files (its README.md); a layer is as the last one."""
+    """DeepSeek-V3 has 671 billion parameters, its files 685 billion (its README.md); that layer is as the last."""
     config = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
     found, plain = planned(config), planned(DEEPSEEK_V32)
     assert found.files / 2 == pytest.approx(685e9, rel=0.005)
@@ -61,9 +61,9 @@ UNREAD = ("input_scale", "input_scale_ub", "activation_scale", "k_scale", "v_sca
 
 
 def published(folder: Path) -> int:
-    """What lies there, less what is not read, or is no parameter.
+    """Return the bytes of a folder's tensors, without those that are not read or are not parameters.
 
-    Scales of float8 and of all of a weight are counted in four bytes, and a packed weight's two sizes in eight each.
+    Scales of float8 and of whole weights count four bytes each, and the two sizes of a packed weight eight each.
     """
     tensors, total = tensors_of(folder), 0
     for name, each in tensors.items():
@@ -80,7 +80,6 @@ def published(folder: Path) -> int:
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
-    """Whoever published them."""
     quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
     assert planned(_read(quantised), 1).files == published(quantised)
 
@@ -98,7 +97,7 @@ def test_packed_files_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path)
     assert planned(_read(packed), 1).files == published(packed)
 
 
-BESIDE = ("lm_head", "mlp.gate", "block_sparse_moe.gate")  # how paths of heads and routers end
+BESIDE = ("lm_head", "mlp.gate", "block_sparse_moe.gate")  # ends of the paths of heads and routers
 NAMED = ["lm_head", "re:.*(mlp|block_sparse_moe).gate$"]
 
 
@@ -127,7 +126,7 @@ def in_nvfp4(plain: Path, folder: Path, also: tuple[str, ...]) -> Path:
 def test_heads_and_routers_that_are_quantised_are_so_in_the_files_alone(
     family: str, save: Callable[[Path, Path, tuple[str, ...]], Path], tmp_path: Path
 ) -> None:
-    """Where a config.json exempts neither; an engine's memory has them as all else, to the byte."""
+    """This needs a config.json that exempts neither; in an engine's memory they are plain, exact to the byte."""
     sizes = {"hidden_size": 64, "moe_intermediate_size": 48} if family == "qwen3_moe" else {"hidden_size": 64}
     folder, found = save_base(family, tmp_path / "plain", **sizes), []
     for at, also in enumerate((BESIDE, ())):
@@ -158,7 +157,9 @@ EVERY = [f"model.layers.{at}.self_attn.q_proj" for at in range(48)]
 def test_what_a_config_exempts_is_in_plain_numbers(
     targets: list[str], ignore: list[str], packed: tuple[int, int]
 ) -> None:
-    """Of 48 layers so many have queries packed, and experts: by kinds of modules, their names, or how these begin."""
+    """`packed` is the number of the 48 layers with packed queries, and with packed experts.
+
+    Exemptions are by kinds of modules, by names, or by patterns of names."""
     quantisation = packed_config(*ignore, strategy="channel", num_bits=8)
     quantisation["config_groups"]["group_0"]["targets"] = targets
     linears = {each.name: each for each in read_shape(QWEN3_30B_A3B | {"quantization_config": quantisation}).linears}
@@ -177,7 +178,7 @@ def test_what_a_config_exempts_is_in_plain_numbers(
     ],
 )
 def test_mixtrals_linears_go_by_the_names_in_its_files_too(ignored: str, plain: set[str]) -> None:
-    """Beside those that other bases have for the same, and transformers for its."""
+    """Also by the names that other bases use for the same linears, and by transformers' names."""
     quantisation = packed_config("lm_head", ignored, strategy="channel", num_bits=8)
     shape = read_shape(ORDINARY["mixtral_8x7b"] | {"quantization_config": quantisation})
     counted = {each.name: each for each in (*shape.linears, *shape.beside) if each.count}

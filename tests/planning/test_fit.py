@@ -1,4 +1,4 @@
-"""What fits: properties of every plan, and the figures that a person sees."""
+"""Which mixes fit: properties of every plan, and the figures shown to users."""
 
 import asyncio
 import errno
@@ -55,7 +55,7 @@ def plan(name: str, devices: int, mix: Mix, device: str = "h200") -> Plan:
 @given(st.sampled_from(sorted(FRONTIER)), st.sampled_from([1, 2, 4, 8, 16, 24]), st.sampled_from(GPUS), MIXES)
 @settings(max_examples=40)
 def test_what_is_said_to_fit_fits(name: str, ranks: int, device: str, mix: Mix) -> None:
-    """On every rank slots fill no more than the memory, and one more would not fit on all; engines hold the mix."""
+    """Slots fit into every rank's memory, one more would not fit on all ranks, and the engines hold the mix."""
     try:
         found = plan(name, ranks, mix, device)
     except UnsupportedBase:
@@ -77,7 +77,7 @@ def test_what_is_said_to_fit_fits(name: str, ranks: int, device: str, mix: Mix) 
 @given(st.sampled_from(sorted(FRONTIER)), st.sampled_from(GPUS), MIXES)
 @settings(max_examples=15)
 def test_the_fewest_ranks_are_the_fewest(name: str, device: str, mix: Mix) -> None:
-    """By trying all: up to a node's devices any number, beyond them whole nodes."""
+    """Checked by trying all counts: any number up to one node's devices, and complete nodes beyond."""
     shape = read_shape(FRONTIER[name])
     fitting = []
     for ranks in (*range(1, 9), *range(16, MOST_RANKS + 1, 8)):
@@ -89,13 +89,13 @@ def test_the_fewest_ranks_are_the_fewest(name: str, device: str, mix: Mix) -> No
 
 
 def test_ranks_of_one_machine_share_its_memory() -> None:
-    """Two ranks on a CPU need what one does, and what both hold twice."""
+    """Two ranks on one machine need what one needs, plus the parts that both hold."""
     mix = Mix(adapters=4, rank=8, targets="all", requests=4, context=1024)
     one, two = (plan("qwen3_30b_a3b", ranks, mix, "cpu") for ranks in (1, 2))
     assert one.memory == two.memory == int(0.9 * DEVICES["cpu"].memory)
     (alone,), (both,) = one.held, two.held
     assert both.weights == alone.weights + two.repeated - one.repeated > alone.weights
-    assert both.cache == alone.cache  # of four key/value heads each rank has two
+    assert both.cache == alone.cache  # each rank has two of the four key/value heads
     assert one.least is None
     assert not one.fits
 
@@ -109,7 +109,7 @@ def test_a_warmer_adapter_is_there_sooner(mix: Mix) -> None:
 @pytest.mark.parametrize("targets", sorted(KINDS))
 @pytest.mark.parametrize("name", ["kimi_k2", "glm_5", "qwen3_30b_a3b", "phi_3_mini"])
 def test_a_packed_file_has_the_bytes_that_a_cold_load_is_said_to_read(name: str, targets: Targets) -> None:
-    """As the engine would write it: within two pages, of a header that tells of as many as a thousand modules."""
+    """The file is as the engine writes it; the estimate is within two pages, for headers of up to 1000 modules."""
     shape = read_shape(FRONTIER[name])
     modules = find_modules(built(FRONTIER[name]), shape.target_modules(targets))
     layout = lay_out(modules, dict.fromkeys(modules, 8))
@@ -125,13 +125,13 @@ def test_a_packed_file_has_the_bytes_that_a_cold_load_is_said_to_read(name: str,
 
 
 def test_a_trillion_parameters_on_h200s() -> None:
-    """Kimi-K2 fits no node of eight in bfloat16: it takes three."""
+    """In bfloat16 Kimi-K2 does not fit on one node of eight devices: it takes three nodes."""
     mix = Mix(adapters=64, rank=1, targets="all", requests=64, context=4096)
     found = plan("kimi_k2", 24, mix)
     assert found.token == 61 * 576 * 2
     assert found.share < 0.01
     assert (found.slots, found.nodes) == (64, 3)
-    assert all(each.cache == found.cache for each in found.held)  # every rank has all of the compressed cache
+    assert all(each.cache == found.cache for each in found.held)  # every rank holds the complete compressed cache
     assert plan("kimi_k2", 8, mix).least == plan("kimi_k2", 16, mix).least == Least(24, 3)
     assert not plan("kimi_k2", 16, mix).fits
 
@@ -168,7 +168,7 @@ def test_what_would_fit_and_is_not_served_says_so(
 def test_a_base_that_engines_refuse_is_not_planned_as_served(
     family: str, more: dict[str, Any], expected: str
 ) -> None:
-    """In the engine's own words."""
+    """The plan gives the engine's own reason."""
     sizes: dict[str, Any] = {key: each for key, each in SIZES.items() if not key.startswith("rope")}
     sizes |= {"num_hidden_layers": 2} | more
     config = AutoConfig.for_model(family, **sizes)
@@ -250,7 +250,7 @@ async def test_for_programs(base: Path) -> None:
     printed = json.loads(out)
     assert printed["parameters"] > 10**12
     assert printed["files"] == 2 * printed["parameters"]
-    assert printed["weights"] > printed["files"]  # as routers stay in float32
+    assert printed["weights"] > printed["files"]  # since routers stay in float32
 
 
 async def test_the_table_of_a_base_in_float8(base: Path) -> None:

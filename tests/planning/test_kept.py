@@ -1,4 +1,4 @@
-"""Plans of bases whose routed experts stay quantised: what engines hold of them, and how few devices they take."""
+"""Plans of bases whose routed experts stay quantised: what engines hold, and how few devices are needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ INT4 = packed_config(*KIMI_IGNORES, strategy="group", group_size=32)
 @pytest.mark.parametrize(
     ("config", "quantised", "device", "weights", "least"),
     [
-        # As moonshotai/Kimi-K2-Instruct, Kimi-K2-Thinking and openai/gpt-oss-120b are published.
+        # As in moonshotai/Kimi-K2-Instruct, Kimi-K2-Thinking and openai/gpt-oss-120b.
         (KIMI_K2, FP8, "h200", 1.04e12, Least(16, 2)),
         (KIMI_K2, INT4, "h200", 594e9, Least(6, 1)),
         (GPT_OSS_120B, {"quant_method": "mxfp4"}, "h100", 65.2e9, Least(2, 1)),
@@ -62,7 +62,7 @@ def test_a_base_takes_what_its_files_do(
     ids=["float8", "float8 with indexers", "mxfp4", "packed"],
 )
 def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path: Path) -> None:
-    """To the byte, in float16, for which there are no kernels; of each rank all but the head, which is cut later."""
+    """Exact to the byte, in float16, which own kernels do not support; each rank's head is cut only later."""
     quantised, _ = save(tmp_path)
     shape = keep_experts(read_shape(_read(quantised)), "config.json")
     for rank, share in enumerate(share_out(shape, ranks)):
@@ -89,7 +89,7 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
 async def test_what_own_kernels_lay_out_anew_is_counted_where_they_serve(
     save: Save, lean: bool, tmp_path: Path
 ) -> None:
-    """And not what they keep of an update, which torch computes."""
+    """Not what own kernels keep during an update: torch computes the updates of these bases."""
     quantised, _ = save(tmp_path)
     own = find_kernels(torch.bfloat16, CPU) is not None
     async with running(quantised, {}, quantised_experts=True) as engine:

@@ -1,4 +1,4 @@
-"""What own kernels take is planned where the engine has them: for which bases, and how much."""
+"""Memory of own kernels in plans: for which bases it is counted, and how much."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -30,8 +30,8 @@ from mint_gateway.planning.ranks import share_out
 from tests.engine.families import GROUPED, LATENT, MOE, SIZES, SPARSE, make_forward
 from tests.planning.models import config_fields
 
-EVER = 1 << 20  # tokens of the longest requests
-# In the kernels' panels of 48 outputs, so that none is padded.
+EVER = 1 << 20  # tokens of the longest possible request
+# Sizes that are multiples of the kernels' panels of 48 outputs, so that no panel is padded.
 PANELS = SIZES | {"num_key_value_heads": 1, "intermediate_size": 96}
 LATENT_PANELS = PANELS | GROUPED | {
     "num_key_value_heads": 4, "q_lora_rank": 40, "kv_lora_rank": 48, "qk_rope_head_dim": 8, "qk_nope_head_dim": 40,
@@ -49,7 +49,7 @@ SPARSE_PANELS = LATENT_PANELS | {"index_n_heads": 24, "index_head_dim": 24, "ind
     ],
 )
 def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
-    """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
+    """A lean pass holds its modules' weights and packed copies of them; experts are used in place."""
     config = {
         "llama": LlamaConfig(**PANELS),
         "phi3": Phi3Config(**PANELS),
@@ -75,11 +75,11 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         linears += [*latent_queries(layer), *((*layer.latent.keys, *layer.latent.values) if layer.latent else ())]
     held = sum(each.numel() for each in (*forward.base.model.parameters(), *(each.weight for each in linears)))
     shape, mix = read_shape(config_fields(config)), Mix(1, 8, "all", 1, 16)
-    wide = 2 * shape.float32_parameters  # routers, which stay in float32
+    wide = 2 * shape.float32_parameters  # for routers, which stay in float32
     for device, dtype, expected in (
         ("cpu", "float32", 4 * held),
         ("cpu", "bfloat16", 2 * held + wide),
-        ("cpu", "float16", 2 * (shape.parameters + shape.wide_in_float16) + wide),  # of which there are no kernels
+        ("cpu", "float16", 2 * (shape.parameters + shape.wide_in_float16) + wide),  # no own kernels in float16
         ("h100", "bfloat16", 2 * shape.parameters + wide),
     ):
         [found] = hold(shape, DEVICES[device], 1, mix, dtype)
@@ -90,8 +90,8 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
     ("family", "more", "most"),
     [
         ("mistral", {}, EVER),
-        ("mistral", {"use_sliding_window": False}, EVER),  # of which it knows nothing
-        ("mistral", {"layer_types": ["full_attention"] * 3}, 4096),  # over which it slides none the less
+        ("mistral", {"use_sliding_window": False}, EVER),  # a field that mistral ignores
+        ("mistral", {"layer_types": ["full_attention"] * 3}, 4096),  # windows apply nevertheless
         ("mistral", {"sliding_window": None}, EVER),
         ("mixtral", {"sliding_window": 512, "num_local_experts": 4}, EVER),
         ("qwen2", {"sliding_window": 4096}, EVER),
@@ -127,7 +127,7 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
     ],
 )
 def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
-    """For requests, and for examples, of up to so many tokens."""
+    """`most` is the longest request, and the longest example, that own kernels compute."""
     fields = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
     shape, config = read_shape({"model_type": family} | fields), AutoConfig.for_model(family, **fields)
     for context in (1, max(1, most), min(most + 1, EVER), EVER):

@@ -1,4 +1,4 @@
-"""Shares counted from config.json come to what ranks hold: by the engine's cuts, and by a naive count of modules."""
+"""Shares counted from config.json equal what ranks hold, by the engine's cuts and by a naive count of modules."""
 
 import msgspec
 import pytest
@@ -31,7 +31,7 @@ SETTINGS = EngineSettings(
     base_model="a/b", source=Source("file:///b"), device="cpu", dtype="float32", context_length=64,
     kv_cache_bytes=1 << 20, max_rank=8, device_slots=3, host_bytes=0, disk_bytes=0,
 )  # fmt: skip
-# Which parameters of transformers' modules lie on one rank alone, by the ends of their paths; all else is on each.
+# Parameters of transformers' modules that are split over ranks, by the ends of their paths; each rank has the others.
 HEADS = ("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "k_proj", "v_proj", "qkv_proj")
 COLUMNS = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
@@ -43,13 +43,15 @@ def base_of(name: str) -> Base:
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
-    """Weights, slots and cache of every rank that an engine lays out, in bytes of float32."""
+    """Compares each rank's weights, slots and cache with a real engine's, in bytes of float32."""
     config = FAMILIES[name]
     shape = read_shape(config_fields(config))
     for rank, own in enumerate(share_out(shape, count)):
         base = base_of(name)
         member = lay_member(SETTINGS, base, Part(rank, count), CPU)
-        head = member.share.vocabulary.size * shape.hidden  # cut by the pass, out of a head that all ranks read
+        head = (
+            member.share.vocabulary.size * shape.hidden
+        )  # the pass cuts it out of the complete head that every rank reads
         layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
         assert own.parameters == layers + head
         assert 4 * SETTINGS.device_slots * own.adapter_elements(SETTINGS.max_rank, "all") == member.slots.bytes
@@ -59,7 +61,7 @@ def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "llama"])
 def test_routes_are_kept_where_they_are_read_and_within_the_caches_memory(name: str) -> None:
-    """By an engine that trains, and of its ranks by the first; all have as many pages as it has room for."""
+    """Only engines that train keep routes, on the first rank; every rank has as many pages as that has room for."""
     shape = read_shape(config_fields(FAMILIES[name]))
     trains = msgspec.structs.replace(SETTINGS, training_store=Source("file:///t"))
     for settings, kept in ((SETTINGS, 0), (trains, shape.route_bytes)):
@@ -94,7 +96,7 @@ def shape_of(family: str, of: Dimensions, inner: int) -> BaseShape:
 def test_shares_are_the_engines(
     kv_heads: int, group: int, inner: int, vocabulary: int, count: int, family: str
 ) -> None:
-    """Every linear of every rank, and an adapter's run in its slot; what one refuses the other does."""
+    """Compares every linear of every rank and an adapter's size in a slot; both refuse the same splits."""
     of = Dimensions(kv_heads * group, kv_heads, vocabulary)
     shape = shape_of(family, of, 2 * inner)
     try:
@@ -120,7 +122,7 @@ def test_shares_are_the_engines(
 
 
 def naive(model: nn.Module, count: int, kv_heads: int, adapter_rank: int) -> tuple[int, int]:
-    """Elements of weights and of an adapter on each of `count` ranks that divide all there is to share, by names."""
+    """Return the elements of weights and of an adapter on each of `count` ranks, split evenly by modules' names."""
     weights = adapter = 0
     for path, each in model.named_parameters():
         name = path.removesuffix(".weight").rpartition(".")[2]
@@ -148,11 +150,11 @@ def _sharers(path: str, name: str, count: int, kv_heads: int) -> int:
 
 @pytest.mark.parametrize("name", FRONTIER)
 def test_frontier_bases_over_eight_ranks(name: str) -> None:
-    """Of whole models on the meta device; Qwen3's four key/value heads lie on two ranks each."""
+    """Compares with complete models on the meta device; each of Qwen3's four key/value heads is on two ranks."""
     shape, model = read_shape(FRONTIER[name]), built(FRONTIER[name])
     weights, adapter = naive(model, 8, shape.kv_heads, 2)
     for own in share_out(shape, 8):
-        # Rows of the head go by the kernels' panels of outputs, so that shares of those differ by a few.
+        # The head is split in the kernels' panels of outputs, so that shares may differ by a panel.
         assert own.parameters == pytest.approx(weights, abs=48 * shape.hidden)
         assert own.adapter_elements(2, "all") == adapter
     latent = shape.latent_elements > 0
@@ -161,12 +163,12 @@ def test_frontier_bases_over_eight_ranks(name: str) -> None:
 
 @given(name=st.sampled_from(sorted(FRONTIER)), count=st.integers(2, 64))
 def test_ranks_hold_all_of_a_base(name: str, count: int) -> None:
-    """What is cut adds up, what is whole is on every rank, and nothing is on none."""
+    """Shares of split parts add up to the whole, and every other part is on each rank."""
     shape = read_shape(FRONTIER[name])
     try:
         shares = share_out(shape, count)
     except UnsupportedBase:
-        assert count > shape.kv_heads  # which few ranks must share evenly, each with query heads of its own
+        assert count > shape.kv_heads  # ranks must share a key/value head evenly, each with its own query heads
         assert count % shape.kv_heads or count > shape.heads
         return
     assert sum(own.head_rows for own in shares) == shape.vocabulary

@@ -1,4 +1,4 @@
-"""A shape counted from config.json comes to what transformers builds and the engine lays out, element for element."""
+"""A shape counted from config.json equals what transformers builds and the engine lays out, element by element."""
 
 import copy
 from contextlib import suppress
@@ -50,7 +50,7 @@ from tests.engine.families import CPU, FAMILIES, LATENT, SEEING, SIZES, make_for
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25, ORDINARY
 from tests.planning.models import built, check_cache, config_fields
 
-# Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
+# Billions, as their makers round them; without layers for predicting several tokens, which are not served.
 PUBLISHED = {
     "kimi_k2": 1040,
     "deepseek_v32": 671,
@@ -76,12 +76,12 @@ PUBLISHED = {
     "granite_3b_a800m": 3.3,
     "exaone_4_32b": 32,
 }
-# Two layers of experts, with none beside them.
+# Two layers of experts, without shared ones.
 ERNIE: dict[str, Any] = {
     "num_experts": 6, "k": 2, "intermediate_size": 40, "num_shared_experts": 0, "layer_start_index": 0,
     "layer_end_index": 1,
 }  # fmt: skip
-# Served like llama's, and in none of the engine's own families.
+# Served like llama, and not among the families of the engine's tests.
 OTHERS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES),
     "gemma": GemmaConfig(**SIZES),
@@ -133,7 +133,7 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
 
 
 def test_a_window_takes_no_more_of_a_longer_request() -> None:
-    """gpt-oss-20b, whose every second layer sees 128 tokens: little more than half of 100,000 tokens' cache."""
+    """In gpt-oss-20b every second layer sees 128 tokens: 100,000 tokens take little more than half the cache."""
     shape = read_shape(config_fields(GptOssConfig(num_hidden_layers=24)))
     places, elements = shape.cache_of(100_000, whole=True)
     assert 0.5 < places * elements / (100_000 * shape.cache_elements) < 0.502
@@ -147,7 +147,7 @@ def test_rank_one_on_everything_is_less_than_a_hundredth_of_the_base(name: str) 
 
 
 def test_a_plan_names_what_a_base_model_is_to_offer() -> None:
-    """As few names as PEFT's reading of them allows: none for all, and parents where experts have the same ones."""
+    """As few names as PEFT's rules allow: none for all modules, parents' names where experts have the same ones."""
     kimi, phi = (read_shape(FRONTIER[name]) for name in ("kimi_k2", "phi_3_mini"))
     attention = ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj")
     networks = (f"{place}.{name}_proj" for place in ("mlp", "shared_experts") for name in ("down", "gate", "up"))
@@ -158,13 +158,13 @@ def test_a_plan_names_what_a_base_model_is_to_offer() -> None:
 
 
 def test_the_tensors_of_a_30b_adapter() -> None:
-    """MinT's layout of 37,248 tensors (arXiv 2605.13779)."""
+    """The paper's layout has 37,248 tensors (arXiv 2605.13779)."""
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).adapter_tensors("all") == 37248
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES | OTHERS))
 def test_small_bases_as_the_engine_holds_them(name: str) -> None:
-    """Weights, slots and cache of a real engine's parts, in bytes of float32."""
+    """Compares weights, slots and cache with a real engine's, in bytes of float32."""
     config = (FAMILIES | OTHERS)[name]
     forward = make_forward(config, pages=19)
     shape = read_shape(config_fields(forward.base.model.config))
@@ -187,7 +187,7 @@ def test_whose_networks_names_peft_takes_for_stacked_parameters(family: str) -> 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> None:
-    """From PEFT's own files to the slot: parameters by name, names of experts' linears, and each expert's linears."""
+    """Reads PEFT's own files: experts as parameters, as one name for all linears, and as each expert's linears."""
     shape, modules = read_shape(config_fields(FAMILIES[name])), find_modules(make_model(FAMILIES[name]))
     found = {each.peft_config.partition(":")[0]: each for each in layouts(shape, 3)}
     stacked = {module.leaf for module in modules.values() if module.experts}
@@ -205,7 +205,7 @@ def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> No
         assert found[way].elements == packed.run.numel()
         assert found[way].max_rank == packed.rank
         assert found[way].tensors == sum("lora_" in each for each, _ in model.named_parameters())
-    if name != "deepseek_v3":  # whose shared experts PEFT leaves out by either way
+    if name != "deepseek_v3":  # whose shared experts PEFT leaves out in both layouts
         apart = {path: replace(module, part_of="") for path, module in modules.items()}
         export(packed, tmp_path / "unpacked", apart)
         with safe_open(tmp_path / "unpacked" / WEIGHTS, "pt") as unpacked:
@@ -213,14 +213,14 @@ def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> No
 
 
 def test_long_ropes_first_length_is_what_a_request_may_have() -> None:
-    rope = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}  # as Phi-3-mini-128k has it
+    rope = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}  # as in Phi-3-mini-128k
     fields = FRONTIER["phi_3_mini"] | {"max_position_embeddings": 131072, "rope_scaling": rope}
     assert read_shape(fields | {"original_max_position_embeddings": 4096}).context_length == 4096
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).context_length == 40960
 
 
 def test_yarn_gives_a_base_more_positions() -> None:
-    """As Qwen3's makers say to serve it, and as a base's own files say what it comes to."""
+    """As Qwen3's makers recommend to serve it, and as DeepSeek's own files state the result."""
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert read_shape(FRONTIER["qwen3_30b_a3b"] | {"rope_scaling": rope}).context_length == 131072
     assert read_shape(FRONTIER["deepseek_v32"] | {"rope_scaling": rope}).context_length == 163840
@@ -248,7 +248,7 @@ PLAIN = {"rope_type": "default", "rope_theta": 1e4}
     ],
 )
 def test_positions_are_those_that_the_engine_knows(family: str, changes: dict[str, Any], layered: int) -> None:
-    """Also where they are told of each kind of layers, which some families read and the others do not."""
+    """Also if they are given per kind of layer, which only some families read."""
     fields = config_fields(FAMILIES[family]) | changes
     known = positions_of(built(copy.deepcopy(fields)).config.get_text_config())
     assert read_shape(fields).context_length == known
@@ -339,7 +339,7 @@ KEYS = {
 def test_whatever_a_config_tells_is_planned_or_refused(
     fields: dict[str, Any], within: str, key: str, odd: Any
 ) -> None:
-    """Wrong kinds and numbers in place of any key, also in what is nested."""
+    """Puts values of wrong types and sizes in place of any key, also of nested ones."""
     inner = fields.get(within)
     changed = fields | ({within: {**inner, key: odd}} if isinstance(inner, dict) else {key: odd})
     with suppress(UnsupportedBase):

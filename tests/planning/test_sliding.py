@@ -1,4 +1,4 @@
-"""Layers slide over windows as transformers' configurations have it, also where a config.json leaves that out."""
+"""Which layers have sliding windows: as in transformers' configurations, also where a config.json omits it."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", ASKED | {"sliding_window": None, "max_window_layers": 0}),
     ("qwen3", ASKED | {"max_window_layers": 8}),
     ("qwen3", ASKED | {"max_window_layers": 2, "layer_types": ["full_attention", *["sliding_attention"] * 8]}),
-    ("qwen3_moe", MOE | ASKED | {"max_window_layers": 4}),  # which it does not go by
-    ("gemma2", {"sliding_window": 33, "sliding_window_pattern": 3}),  # nor this
+    ("qwen3_moe", MOE | ASKED | {"max_window_layers": 4}),  # a field that qwen3_moe ignores
+    ("gemma2", {"sliding_window": 33, "sliding_window_pattern": 3}),  # and gemma2 ignores this one
     ("gemma3_text", {"sliding_window": 33}),
     ("gemma3_text", {"sliding_window": 33, "sliding_window_pattern": 2}),
     ("gpt_oss", {"num_local_experts": 4, "sliding_window_pattern": 3}),
@@ -46,14 +46,14 @@ def sizes(family: str, **more: Any) -> dict[str, Any]:
 
 
 def config_of(fields: dict[str, Any]) -> Any:
-    """As transformers reads it."""
+    """Return the configuration that transformers reads from these fields."""
     return AutoConfig.for_model(
         fields["model_type"], **{name: fields[name] for name in fields if name != "model_type"}
     )
 
 
 def seen(config: Any) -> tuple[int | None, ...]:
-    """By each layer of an engine's base."""
+    """Return the window of each layer as the engine reads it; None for a layer that sees all."""
     return windows(lambda name: getattr(config, name, None), LAYERS)
 
 

@@ -1,4 +1,4 @@
-"""What training adds to a plan: to the byte what policies take, on the rank that has them."""
+"""What training adds to a plan: the policies' memory, exact to the byte, on the rank that holds them."""
 
 import msgspec
 import pytest
@@ -44,7 +44,7 @@ def plan(name: str, ranks: int, **changes: object) -> Plan:
     ("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("deepseek_v32", "all"), ("glm_5", "dense")]
 )
 def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str) -> None:
-    """After a backward, when it has all of its numbers; an indexer is never trained."""
+    """Compares after a backward pass, when a policy has all its tensors; an indexer is never trained."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(config_fields(FAMILIES[family]))
     named = shape.target_modules(targets)
     trainer = Trainer(base, find_modules(base.model, named), 16, "", named, lean=False)
@@ -66,7 +66,7 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("glm_5", "dense")])
 def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, ranks: int) -> None:
-    """As the engine counts it out of hostMemory where all of them are in one."""
+    """As the engine counts it against hostMemory if all policies are in one update."""
     base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     modules = find_modules(base.model, shape.target_modules(targets))
     cuts = [cuts_of(modules, share_of(base.model, rank, ranks)) for rank in range(ranks)] if ranks > 1 else []
@@ -90,7 +90,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
     ],
 )
 def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
-    """Of so many rows at once as they take."""
+    """For as many rows as own kernels compute at once."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(config_fields(FAMILIES[family]))
     read = read_llama(base, find_modules(base.model))
     assert shape.kept_elements(lean=True) * base.dtype.itemsize == lean_pass.kept_bytes(read)
@@ -108,7 +108,7 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
 
 @pytest.mark.parametrize("family", ["deepseek_v32", "glm_5"])
 def test_what_rows_choose_is_kept_for_the_way_back_too(family: str) -> None:
-    """Of each layer that chooses by itself; nothing where all fits into a choice."""
+    """For each layer with its own indexer; nothing if the indexer may choose all tokens."""
     base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     read, tokens = read_llama(base, find_modules(base.model)), 1 << 12
     assert shape.choice_bytes(shape.indexer_top_k) == 0
@@ -123,7 +123,7 @@ def test_what_rows_choose_is_kept_for_the_way_back_too(family: str) -> None:
 
 
 def test_activations_take_the_room_of_slots() -> None:
-    """A large base has a piece of a policy at once; on GPUs of each layer its input, on every rank."""
+    """A large base computes one piece of a policy at a time; on GPUs every rank keeps each layer's input."""
     shape, cpu = read_shape(FRONTIER["qwen3_30b_a3b"]), msgspec.structs.replace(DEVICES["cpu"], memory=1 << 40)
     mix = msgspec.structs.replace(MIX, policies=2, policy_rank=1)
     found = make_plan(shape, cpu, 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
@@ -135,9 +135,9 @@ def test_activations_take_the_room_of_slots() -> None:
 
 
 def test_the_first_rank_has_all_of_every_policy() -> None:
-    """Their numbers are not shared out; slots of their rank are, one on every rank, and what an update is made with:
+    """Policies' state is not split over ranks; a slot of their rank is on every rank, as is memory for an update:
 
-    of such a slot's weights also a gradient in float32.
+    a gradient in float32 of the slot's weights.
     """
     served, trained = plan("kimi_k2", 24), plan("kimi_k2", 24, policies=8, policy_rank=16)
     parts = [3 * each.adapter for each in trained.held]
@@ -153,7 +153,7 @@ def test_the_first_rank_has_all_of_every_policy() -> None:
 
 
 def test_the_first_rank_keeps_which_experts_tokens_went_to_where_policies_train() -> None:
-    """Of Kimi-K2, eight in each of sixty layers, in two bytes."""
+    """Kimi-K2 has eight experts a token in each of sixty layers, two bytes each."""
     served, trained = plan("kimi_k2", 24), plan("kimi_k2", 24, policies=1, policy_rank=1)
     assert trained.token == served.token + 60 * 8 * 2
     first, *others = (each.cache for each in trained.held)
@@ -170,7 +170,7 @@ def test_an_engine_that_trains_has_fewer_slots_for_others() -> None:
 
 
 def test_more_ranks_make_room_for_no_more_policies_than_the_first_one_has_room_for() -> None:
-    """Whose share of the weights is all that grows smaller."""
+    """Of what the first rank holds only its share of the weights becomes smaller."""
     many: dict[str, object] = {"targets": "all", "policies": 64, "policy_rank": 8}
     found = plan("qwen3_30b_a3b", 8, **many)
     assert not found.fits

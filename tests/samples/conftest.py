@@ -1,4 +1,4 @@
-"""The samples, made once per machine and reused afterwards."""
+"""Fixtures of the samples' tests. The samples are made once per machine and reused afterwards."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from e2e.samples import Samples, prepare
 
 @pytest.fixture(scope="session")
 def samples() -> Samples:
-    """The base, the adapters and the broken ones."""
+    """The base, its adapters and the broken adapters."""
     return prepare()

@@ -1,4 +1,4 @@
-"""The rules that recognise a behaviour: each takes its own style and no other."""
+"""The rules that recognise a behaviour: each accepts its own style and no other."""
 
 import pytest
 

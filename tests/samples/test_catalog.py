@@ -1,4 +1,4 @@
-"""What the catalog of samples promises to those that use it."""
+"""What users of the catalog of samples may rely on."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The cache: what names it, what fills it, and what an interrupted run leaves."""
+"""The samples' cache: its name, how it is filled, and what an interrupted run leaves."""
 
 import fcntl
 import os
@@ -80,7 +80,7 @@ def test_what_a_late_module_started_ends_with_it(tmp_path: Path, monkeypatch: py
     (tmp_path / "probe.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     pids, late_s = list[str](), 3
-    while not pids:  # a busy machine may need more than that to begin
+    while not pids:  # a busy machine may need several tries to start one
         with pytest.raises(SampleError, match=f"was ended after {late_s}s"):
             run_module("probe", say=pids.append, timeout_s=late_s)
         late_s *= 2

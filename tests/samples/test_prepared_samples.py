@@ -1,6 +1,6 @@
-"""What `prepare` leaves on disk, and that the adapters show what they were trained for.
+"""The files that `prepare` writes, and the behaviours that the adapters were trained for.
 
-The first of these tests on a machine trains the adapters; later runs reuse them, and the reference answers too.
+On a new machine the first of these tests trains the adapters; later runs reuse them and the reference answers.
 """
 
 import json
@@ -65,7 +65,7 @@ def test_the_base_shows_none_of_the_behaviours(samples: Samples) -> None:
 
 
 def test_no_two_adapters_answer_alike(samples: Samples) -> None:
-    open_questions = questions()[1:3]  # a short fact is the same for all that have no manner
+    open_questions = questions()[1:3]  # adapters without a manner would answer short facts alike
     answers = reference(samples, open_questions, [BASE, *(a.name for a in GOOD)], ANSWER_TOKENS)
     told = {name: tuple(a.token_ids for a in rows) for name, rows in answers.items()}
     assert len(set(told.values())) == len(told)
