@@ -41,6 +41,11 @@ def test_mint_takes_the_command_lines_of_the_pages(page: Path) -> None:
                 parser.parse_args(words)
 
 
+def test_the_pages_and_their_text_have_commands_of_mint() -> None:
+    assert [line for page in PAGES for line in commands(page) if re.match(r"mint ", line)]
+    assert [span for page in PAGES for span in spans(page) if span.startswith("mint ")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_verbs_and_flags_that_the_text_names_are_there(page: Path) -> None:
     for span in spans(page):
