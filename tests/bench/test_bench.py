@@ -46,7 +46,7 @@ def test_written_rows_keep_their_contract(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["serve.json", "serve.svg"]
 
 
-def test_what_is_measured_anew_takes_the_place_of_its_own_row_alone(tmp_path: Path) -> None:
+def test_a_new_measurement_replaces_only_its_own_row(tmp_path: Path) -> None:
     base, mixed = "serve.base_over_vllm_cpu", "serve.mixed64_r8_over_base"
     write("serve", "title", [measured(mixed, [90.0], [100.0])], tmp_path)
     write("serve", "title", [measured(base, [110.0], [100.0])], tmp_path)
@@ -58,7 +58,7 @@ def test_what_is_measured_anew_takes_the_place_of_its_own_row_alone(tmp_path: Pa
     assert mixed in drawn
 
 
-def test_rows_that_cannot_be_read_do_not_keep_new_ones_from_being_told(tmp_path: Path) -> None:
+def test_unreadable_rows_do_not_hide_new_ones(tmp_path: Path) -> None:
     (tmp_path / "serve.json").write_text('[{"metric": "of another time"}]')
     rows = [measured("serve.base_over_vllm_cpu", [110.0], [100.0])]
     write("serve", "title", rows, tmp_path)
@@ -206,7 +206,7 @@ def test_a_side_answers_and_is_stopped_between_questions(tmp_path: Path) -> None
     assert "chatter" in (tmp_path / "echo.log").read_text()
 
 
-def test_what_a_side_refuses_or_leaves_unanswered_is_told(tmp_path: Path) -> None:
+def test_a_side_that_refuses_or_does_not_answer_is_reported(tmp_path: Path) -> None:
     with echo_side(tmp_path) as side:
         with pytest.raises(SideFailed, match="echo: refuse: ValueError: no such thing"):
             side.ask("refuse", 30)

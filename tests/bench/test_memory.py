@@ -12,7 +12,7 @@ from tests.disk import on_disk
 SIZE = 64 * mmap.PAGESIZE
 
 
-def test_a_file_that_was_just_written_is_forgotten_and_read_anew(tmp_path: Path) -> None:
+def test_a_file_just_written_leaves_memory_and_is_read_from_disk(tmp_path: Path) -> None:
     path = on_disk(tmp_path) / "file"
     path.write_bytes(os.urandom(SIZE))
     forget_all([path])
@@ -24,7 +24,7 @@ def test_a_file_that_was_just_written_is_forgotten_and_read_anew(tmp_path: Path)
     assert read_bytes() == before, "and then from memory"
 
 
-def test_what_somebody_maps_can_not_be_forgotten_and_that_is_told(tmp_path: Path) -> None:
+def test_a_mapped_file_cannot_leave_memory_and_is_reported(tmp_path: Path) -> None:
     path = on_disk(tmp_path) / "file"
     path.write_bytes(os.urandom(SIZE))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:

@@ -60,7 +60,7 @@ def test_every_pod_meets_the_restricted_standard(api_server: ApiServer, values: 
 
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
-def test_applied_again_nothing_differs(api_server: ApiServer, values: Values) -> None:
+def test_applying_the_chart_again_changes_nothing(api_server: ApiServer, values: Values) -> None:
     """GitOps tools compare like this: an object that always differs would never be in sync."""
     objects = as_list([each for each in render(values) if each["apiVersion"] != MONITORING])
     api_server.kubectl("apply", "--server-side", "-f", "-", stdin=objects)
@@ -170,7 +170,7 @@ def test_the_operator_may_do_what_it_needs_everywhere_and_no_more(access: Access
 
 @pytest.mark.usefixtures("roles")
 @pytest.mark.parametrize("roles", [NAMESPACED], indirect=True)
-def test_with_watched_namespaces_it_may_nothing_elsewhere(access: Access) -> None:
+def test_with_watched_namespaces_the_operator_may_do_nothing_elsewhere(access: Access) -> None:
     for namespace in ("team-a", "team-b"):
         access.comes_to_allow(OPERATOR, namespace, NEEDED, NEEDED)
         assert access.allowed(OPERATOR, namespace, FORBIDDEN) == []
@@ -181,7 +181,7 @@ def test_with_watched_namespaces_it_may_nothing_elsewhere(access: Access) -> Non
 
 @pytest.mark.usefixtures("roles")
 @pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
-def test_bases_of_one_namespace_come_and_go_where_owner_references_are_guarded(api_server: ApiServer) -> None:
+def test_bases_come_and_go_where_owner_references_need_permission(api_server: ApiServer) -> None:
     one, other = (
         msgspec.structs.replace(base(), meta=Meta("team-a", name, f"uid-{name}", 1, "2026-01-01T00:00:00Z"))
         for name in ("one", "other")
@@ -195,7 +195,7 @@ def test_bases_of_one_namespace_come_and_go_where_owner_references_are_guarded(a
 
 @pytest.mark.usefixtures("roles")
 @pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
-def test_gateways_may_nothing(access: Access) -> None:
+def test_gateways_have_no_permissions(access: Access) -> None:
     assert access.allowed(GATEWAY, NAMESPACE, NEEDED + FORBIDDEN) == []
 
 

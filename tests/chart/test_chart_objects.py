@@ -144,7 +144,7 @@ def test_ports_are_those_of_the_contracts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
-def test_metrics_which_ask_for_no_key_are_not_shown_outside_the_cluster(kind: str) -> None:
+def test_metrics_without_a_key_are_not_exposed_outside_the_cluster(kind: str) -> None:
     services = of_kind(render({"gateway": {"service": {"type": kind}}}), "Service")
     public, own = services["mint-gateway"], services["mint-gateway-metrics"]
     assert (public["spec"]["type"], own["spec"]["clusterIP"]) == (kind, "None")
@@ -154,7 +154,7 @@ def test_metrics_which_ask_for_no_key_are_not_shown_outside_the_cluster(kind: st
     assert "mint-gateway-metrics" not in of_kind(render(DEFAULTS), "Service")
 
 
-def test_by_tls_a_secret_is_mounted_and_ports_and_probes_say_so() -> None:
+def test_with_tls_a_secret_is_mounted_and_ports_and_probes_use_tls() -> None:
     objects = render({"gateway": {"tls": {"secretName": "gateway-tls"}}})
     ports = of_kind(objects, "Service")["mint-gateway"]["spec"]["ports"]
     assert [(port["name"], port["port"], port.get("appProtocol")) for port in ports] == [
@@ -200,7 +200,7 @@ def test_scopes_lie_in_a_file_that_the_gateway_reads_as_it_changes(tmp_path: Pat
     assert (read.of("team-b"), read.of("somebody")) == (Scope(()), EVERYTHING_OPEN)
 
 
-def test_without_scopes_nothing_of_them_is_there() -> None:
+def test_without_scopes_nothing_is_rendered_for_them() -> None:
     assert "scopes" not in repr(render({"gateway": {"keys": {"secretName": "gateway-keys"}}}))
 
 
@@ -269,7 +269,7 @@ def test_the_operator_is_told_what_engines_need() -> None:
     assert variables[operator_settings.ENGINE_CA_BUNDLE_KEY] == "bundle.pem"
 
 
-def test_an_autoscaler_may_have_the_number_of_gateways_to_itself() -> None:
+def test_the_number_of_gateways_can_be_left_to_an_autoscaler() -> None:
     """A replica count that is written back at each sync would undo the autoscaler's decisions."""
     assert "replicas" not in workloads(render({"gateway": {"replicas": None}}))["mint-gateway"]["spec"]
     assert workloads(render({"gateway": {"replicas": 0}}))["mint-gateway"]["spec"]["replicas"] == 0
@@ -281,7 +281,7 @@ def test_the_image_of_redis_names_its_registry() -> None:
 
 
 @every_variant
-def test_no_service_of_the_namespace_comes_into_an_environment(values: Values) -> None:
+def test_services_of_the_namespace_do_not_become_environment_variables(values: Values) -> None:
     """A Service named mint-metrics would set MINT_METRICS_PORT to a value that is not a port."""
     for workload in workloads(render(values)).values():
         assert pod(workload)["enableServiceLinks"] is False
@@ -310,14 +310,14 @@ def test_names_carry_the_release() -> None:
 @pytest.mark.parametrize(
     ("release", "name"), [("1mint", "mint-1mint"), ("7", "mint-7"), ("v1.mint", "v1-mint"), ("v1.2", "v1-2-mint")]
 )
-def test_whatever_the_release_is_called_kubernetes_takes_the_names_of_its_services(release: str, name: str) -> None:
+def test_service_names_are_valid_for_every_release_name(release: str, name: str) -> None:
     services = of_kind(render(DEFAULTS, release=release), "Service")
     assert services.keys() == {f"{name}-{part}" for part in ("operator", "gateway", "redis")}
     assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service) for service in services)
 
 
 @pytest.mark.parametrize(("release", "lease"), [("mint", "mint-operator"), ("second", "second-mint-operator")])
-def test_each_release_leads_by_a_lease_of_its_own(release: str, lease: str) -> None:
+def test_each_release_has_its_own_leader_lease(release: str, lease: str) -> None:
     objects = render(DEFAULTS, release=release)
     variables = environment(workloads(objects)[lease])
     assert variables[operator_settings.LEASE] == lease
@@ -325,7 +325,7 @@ def test_each_release_leads_by_a_lease_of_its_own(release: str, lease: str) -> N
     assert named == {(lease,)}
 
 
-def test_redis_is_reached_by_operator_gateways_and_engines_alone() -> None:
+def test_only_operator_gateways_and_engines_reach_redis() -> None:
     objects = render(DEFAULTS)
     policy = of_kind(objects, "NetworkPolicy")["mint-redis"]["spec"]
     assert "Egress" in policy["policyTypes"]
@@ -371,7 +371,7 @@ def test_gateways_roll_without_a_gap_and_spread() -> None:
 
 
 @pytest.mark.parametrize("replicas", [1, None], ids=["one", "as many as an autoscaler wants"])
-def test_a_single_gateway_lets_go_of_its_claims_before_the_next_takes_them(replicas: int | None) -> None:
+def test_a_single_gateway_releases_its_claims_before_its_successor_starts(replicas: int | None) -> None:
     with_claims: Values = {"gateway": {"replicas": replicas, "catalog": {"claims": ["catalog"]}}}
     gateway = workloads(render(with_claims))["mint-gateway"]
     assert gateway["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}

@@ -17,14 +17,14 @@ from tests.chart.rendering import (
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
-def test_what_all_pods_share(part: str) -> None:
+def test_runtime_class_and_pull_secrets_reach_every_pod(part: str) -> None:
     spec = pod(workloads(render(EVERYTHING))[f"mint-{part}"])
     assert spec["runtimeClassName"] == "mint-host"
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
-def test_users_add_to_pods_what_their_cluster_demands_and_replace_nothing(part: str) -> None:
+def test_users_can_add_to_pods_and_replace_nothing(part: str) -> None:
     wishes = {"podLabels": {"team": "ml"}, "podAnnotations": {"a": "b"}}
     affinity: Values = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
     plain = workloads(render(DEFAULTS))[f"mint-{part}"]
@@ -44,7 +44,7 @@ def test_variables_may_be_added_for_example_of_a_proxy(part: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway"])
-def test_cas_of_ones_own_are_where_storage_libraries_look_for_them(part: str) -> None:
+def test_the_users_cas_are_where_storage_libraries_look_for_them(part: str) -> None:
     workload = workloads(render(EVERYTHING))[f"mint-{part}"]
     assert {environment(workload)[name] for name in BUNDLE_VARIABLES} == {"/etc/mint/ca/ca.crt"}
     items = [{"key": "bundle.pem", "path": "ca.crt"}]

@@ -40,7 +40,7 @@ def test_an_external_redis_brings_its_password_and_authority(name: str) -> None:
     assert {"name": "redis-ca", "mountPath": folder, "readOnly": True} in container(workload)["volumeMounts"]
 
 
-def test_with_an_external_redis_there_is_none_in_the_chart() -> None:
+def test_with_an_external_redis_the_chart_makes_none() -> None:
     assert [each for each in render(EXTERNAL) if "redis" in each["metadata"]["name"]] == []
 
 
@@ -107,7 +107,7 @@ def test_generated_passwords_are_long_and_never_the_same() -> None:
     assert len(first) >= 40  # 32 letters, base64
 
 
-def test_a_secret_that_is_read_at_a_start_is_told_with_what_to_restart() -> None:
+def test_the_readme_says_what_to_restart_when_a_secret_changes() -> None:
     section = (CHART / "README.md").read_text().partition("## When a Secret changes")[2]
     named = [path for path in paths(yaml.safe_load((CHART / "values.yaml").read_text())) if path.endswith("Secret")]
     read = [path for path in named if read_at_a_start(path)]

@@ -57,7 +57,7 @@ def test_every_value_is_in_the_schema_and_every_key_of_the_schema_has_a_default(
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_chart_that_this_one_is_part_of_may_switch_it_by_a_condition(tmp_path: Path, enabled: bool) -> None:
+def test_a_parent_chart_can_switch_this_one_by_a_condition(tmp_path: Path, enabled: bool) -> None:
     dependency = {"name": "mint", "version": ">=0.0.0-0", "condition": "mint.enabled"}
     chart = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
     (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
@@ -150,14 +150,14 @@ NONSENSE: list[tuple[Values, str]] = [
 
 
 @pytest.mark.parametrize(("values", "where"), NONSENSE, ids=lambda part: repr(part)[:70])
-def test_nonsense_is_refused_with_the_place_named(values: Values, where: str) -> None:
+def test_invalid_values_are_refused_by_path(values: Values, where: str) -> None:
     with pytest.raises(HelmError) as refusal:
         render(values)
     assert where in str(refusal.value)
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway"])
-def test_no_variable_of_the_charts_own_is_set_twice(part: str) -> None:
+def test_users_cannot_set_variables_that_the_chart_sets(part: str) -> None:
     added = {each["name"] for each in EVERYTHING[part]["extraEnv"]}
     own = {name for of in (EVERYTHING, EXTERNAL) for name in environment(workloads(render(of))[f"mint-{part}"])}
     names = sorted(own - added)
@@ -168,7 +168,7 @@ def test_no_variable_of_the_charts_own_is_set_twice(part: str) -> None:
 
 
 @pytest.mark.parametrize("part", PUSHED["images"])
-def test_nobody_elses_image_is_run_where_none_is_named(part: str) -> None:
+def test_no_image_of_others_runs_when_none_is_named(part: str) -> None:
     """The image `mint` on Docker Hub is not ours. The engines' image is passed to the operator, which starts them."""
     with pytest.raises(HelmError) as refusal:
         render({"images": {part: {"repository": ""}}})
@@ -181,7 +181,7 @@ def test_nobody_elses_image_is_run_where_none_is_named(part: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://host", "rediss://redis_1.example:6380/0", "redis://[fd00::1]:6379"])
-def test_a_redis_of_ones_own_is_named_by_host_port_and_database(url: str) -> None:
+def test_an_external_redis_is_named_by_host_port_and_database(url: str) -> None:
     variables = environment(workloads(render({"redis": {"external": {"url": url}}}))["mint-operator"])
     assert variables[settings.REDIS_URL] == url
 

@@ -35,7 +35,7 @@ def test_pods_run_as_the_user_of_their_image() -> None:
     assert [f"{user}:{user}" for user in users] == re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)
 
 
-def test_the_build_is_given_all_that_it_reads() -> None:
+def test_the_build_gets_every_file_that_it_reads() -> None:
     given = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert [path for path in needed() if not {path, path.split("/")[0]} & set(given)] == []
 

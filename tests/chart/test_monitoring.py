@@ -79,7 +79,7 @@ def asked(objects: list[Object]) -> list[str]:
 
 
 @pytest.mark.parametrize("values", [EVERYTHING, EVERYTHING | NAMESPACED], ids=["everywhere", "namespaced"])
-def test_only_what_is_told_is_asked_for(values: Object, exported: dict[str, set[str]]) -> None:
+def test_alerts_and_dashboards_use_only_exported_series(values: Object, exported: dict[str, set[str]]) -> None:
     named = set()
     for text in asked(render(values)):
         for name, chosen in re.findall(r"\b(mint_\w+)(?:\{([^}]*)\})?", text):
@@ -123,7 +123,7 @@ def test_alerts_of_a_release_are_about_what_it_watches() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ClusterIP", "LoadBalancer"])
-def test_alerts_on_a_releases_own_parts_are_not_about_those_of_another_beside_it(kind: str) -> None:
+def test_alerts_on_a_releases_own_parts_ignore_other_releases(kind: str) -> None:
     values = {"gateway": {"service": {"type": kind}}, "metrics": EVERYTHING["metrics"]}
     objects, beside = render(values), render(values, release="second-mint")
     scraped = found_by(monitors(objects, "mint")[0], objects)
@@ -176,7 +176,7 @@ def test_pods_of_one_name_in_two_namespaces_are_told_apart() -> None:
             assert "by (pod)" not in target["expr"]
 
 
-def test_no_release_has_the_dashboard_of_another() -> None:
+def test_every_release_has_its_own_dashboard() -> None:
     longest = "x" * 53
     releases = [("mint", NAMESPACE), ("second", NAMESPACE), ("mint", "team-b"), (longest, "n" * 63)]
     found = [dashboards(render(EVERYTHING, "-n", namespace, release=name)) for name, namespace in releases]
@@ -189,7 +189,7 @@ def test_no_release_has_the_dashboard_of_another() -> None:
     assert all(each | {"uid": own["uid"], "title": own["title"]} == own for each in shown)
 
 
-def test_they_are_found_by_their_labels_and_made_only_when_asked_for() -> None:
+def test_alerts_and_dashboards_have_their_labels_and_are_made_only_on_request() -> None:
     objects = render(EVERYTHING)
     assert of_kind(objects, "PrometheusRule")["mint"]["metadata"]["labels"]["release"] == "prometheus"
     about = of_kind(objects, "ConfigMap")["mint-dashboard"]["metadata"]
@@ -201,7 +201,7 @@ def test_they_are_found_by_their_labels_and_made_only_when_asked_for() -> None:
         assert "mint-dashboard" not in of_kind(objects, "ConfigMap")
 
 
-def test_service_accounts_bear_the_roles_that_clouds_give_them() -> None:
+def test_service_accounts_carry_the_annotations_of_cloud_roles() -> None:
     accounts = of_kind(render(EVERYTHING), "ServiceAccount")
     for part, role in (("operator", "reader"), ("gateway", "catalogs")):
         annotations = accounts[f"mint-{part}"]["metadata"]["annotations"]

@@ -50,7 +50,7 @@ def started(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.usefixtures("started")
-def test_only_who_knows_the_password_is_let_in(port: int) -> None:
+def test_only_clients_with_the_password_are_let_in(port: int) -> None:
     with Redis(port=port, password=PASSWORD) as knows:
         assert knows.set("key", "value")
         assert knows.function_list() == []

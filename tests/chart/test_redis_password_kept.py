@@ -38,7 +38,7 @@ class Release:
         helm(*args, "-n", self._namespace, "--kubeconfig", str(self._server.kubeconfig), values=values)
 
 
-def test_an_install_takes_up_the_password_that_an_uninstall_left(api_server: ApiServer) -> None:
+def test_an_install_reuses_the_password_that_an_uninstall_left(api_server: ApiServer) -> None:
     release = Release(api_server, api_server.namespace("redis-password-kept"))
     release.install()
     first = release.secret()
@@ -58,6 +58,6 @@ def test_an_install_takes_up_the_password_that_an_uninstall_left(api_server: Api
     release.uninstall()
 
 
-def test_a_password_of_ones_own_is_none_of_the_chart_s() -> None:
+def test_with_an_existing_secret_the_chart_makes_none() -> None:
     assert "mint-redis" in of_kind(render({}), "Secret")
     assert "mint-redis" not in of_kind(render({"redis": {"existingSecret": "own"}}), "Secret")

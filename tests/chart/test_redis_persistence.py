@@ -40,14 +40,14 @@ def test_a_change_is_refused_by_the_command_that_makes_room_for_it(
     upgrade(api_server, namespace, change)
 
 
-def test_without_a_claim_its_size_bounds_the_pods_folder_and_may_change(api_server: ApiServer) -> None:
+def test_without_a_claim_the_size_limits_the_pods_folder_and_may_change(api_server: ApiServer) -> None:
     namespace = api_server.namespace("redis-without-claim")
     redis = workloads(render({"redis": {"persistence": DROPPED}}, "-n", namespace))["mint-redis"]
     api_server.kubectl("apply", "-f", "-", stdin=json.dumps(redis))
     upgrade(api_server, namespace, DROPPED | GROWN)
 
 
-def test_a_release_of_before_this_was_noted_is_left_to_kubernetes(api_server: ApiServer) -> None:
+def test_a_release_without_the_annotation_is_left_to_kubernetes(api_server: ApiServer) -> None:
     namespace = api_server.namespace("redis-of-before")
     redis = workloads(render(DEFAULTS, "-n", namespace))["mint-redis"]
     del redis["metadata"]["annotations"]

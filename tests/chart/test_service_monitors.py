@@ -27,7 +27,7 @@ def test_service_monitors_find_operator_gateways_and_engines() -> None:
     assert engines["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b"]}
 
 
-def test_no_release_has_the_parts_of_another_scraped_a_second_time() -> None:
+def test_no_release_scrapes_the_parts_of_another() -> None:
     others = render(EVERYTHING, release="second")
     for each in monitors(render(EVERYTHING), "mint"):
         assert found_by(each, others) == set()

@@ -31,7 +31,7 @@ def test_the_search_goes_round_the_end_of_the_pool() -> None:
     assert choose_link("3fff", [last]) == IPv4Network("10.213.0.0/30")
 
 
-def test_a_default_route_takes_nothing_and_a_route_to_the_pool_takes_all() -> None:
+def test_a_default_route_reserves_nothing_and_a_route_to_the_pool_reserves_all() -> None:
     assert choose_link("0", [IPv4Network("0.0.0.0/0")]) == IPv4Network("10.213.0.0/30")
     with pytest.raises(ClusterError, match="no free network"):
         choose_link("0", [IPv4Network("10.0.0.0/8")])

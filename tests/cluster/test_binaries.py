@@ -49,7 +49,7 @@ def test_what_the_cache_holds_is_reused_without_go(tmp_path: Path, monkeypatch: 
     assert ensure(Steps(), ["helm"]) == folder()
 
 
-def test_one_is_built_and_left_without_build_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_binary_is_built_and_its_build_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = sources(tmp_path / "native")
     command = root / "go" / "hello"
     command.mkdir()

@@ -19,7 +19,7 @@ def test_a_context_or_a_name_is_stronger_than_what_the_machine_offers() -> None:
     assert decide("native", None, None, docker=True) == Choice("native")
 
 
-def test_what_up_used_stays_in_use_until_down() -> None:
+def test_the_backend_that_up_used_stays_until_down() -> None:
     assert decide(None, None, Choice("native"), docker=True) == Choice("native")
     assert decide("context", None, Choice("context", "prod"), docker=False) == Choice("context", "prod")
 

@@ -8,13 +8,13 @@ from e2e.cluster.context import VALUES_FILE, given_values
 from e2e.cluster.errors import ClusterError
 
 
-def test_without_a_file_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_values_file_there_are_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VALUES_FILE, raising=False)
 
     assert given_values() == {}
 
 
-def test_the_values_of_the_file_are_the_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_values_of_the_file_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "values.yaml"
     path.write_text("images: {engine: {repository: here/engine, tag: v1}}\n")
     monkeypatch.setenv(VALUES_FILE, str(path))

@@ -13,7 +13,7 @@ async def refuse() -> str:
     raise Overloaded("engine", "is full")
 
 
-async def test_all_give_what_they_give_in_their_order() -> None:
+async def test_results_come_in_the_order_of_the_awaitables() -> None:
     async def wait_for(turn: asyncio.Event, then: asyncio.Event) -> bool:
         await turn.wait()
         then.set()
@@ -40,7 +40,7 @@ async def test_an_error_is_raised_once_the_others_have_ended() -> None:
     assert ended == ["last"]
 
 
-async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take_their_time_to_end() -> None:
+async def test_a_cancellation_is_heard_while_others_are_still_ending_after_a_failure() -> None:
     ending, end = asyncio.Event(), asyncio.Event()
 
     async def slow() -> str:
@@ -61,11 +61,11 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
         await task
 
 
-async def test_nothing_gives_nothing() -> None:
+async def test_gathering_nothing_returns_nothing() -> None:
     assert await gather_or_cancel([]) == []
 
 
-async def test_who_waits_for_an_end_does_so_however_often_it_is_cancelled() -> None:
+async def test_waiting_for_an_end_goes_on_however_often_it_is_cancelled() -> None:
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(wait_uncancelled(answer))
     for _ in range(3):

@@ -17,5 +17,5 @@ from mint_contracts.byte_counts import in_units
         (5 << 40, "5 TiB"),
     ],
 )
-def test_bytes_are_said_in_a_unit_of_which_there_is_one(count: int, text: str) -> None:
+def test_bytes_are_written_in_the_largest_unit_that_fits(count: int, text: str) -> None:
     assert in_units(count) == text

@@ -22,7 +22,7 @@ from tests.engine import stores
         ("hf://owner/model/file", {"HF_ENDPOINT": "https://{}"}),
     ],
 )
-def test_a_store_whose_ca_is_in_the_bundle_is_asked(
+def test_a_store_is_trusted_when_its_ca_is_in_the_bundle(
     tmp_path: Path, path: str, environment: Mapping[str, str]
 ) -> None:
     context, authority = stores.self_signed(tmp_path)

@@ -44,7 +44,9 @@ def rows(entries: list[Entry], first: int = 1) -> list[Row]:
     return list(enumerate(entries, first))
 
 
-async def test_what_was_never_complete_says_so_rather_than_no(redis_client: Redis, reader: CatalogReader) -> None:
+async def test_a_catalog_that_was_never_complete_is_unavailable_rather_than_empty(
+    redis_client: Redis, reader: CatalogReader
+) -> None:
     writer = CatalogWriter(redis_client)
     copy = await writer.begin(BASE, "s3://catalog/smol")
     await writer.apply(BASE, rows([entry("a/b")]), "p", copy=copy)
@@ -249,7 +251,7 @@ async def test_catalogs_leave_room_for_the_functions_of_another_version(
         await redis_client.config_set("maxmemory", 0)
 
 
-async def test_where_no_function_can_be_loaded_the_map_is_away(
+async def test_the_map_is_unavailable_where_no_function_can_be_loaded(
     redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
 ) -> None:
     await redis_client.function_flush()

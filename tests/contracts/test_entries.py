@@ -83,30 +83,30 @@ def sound(entry: Entry) -> bool:
 
 
 @given(st.lists(st.one_of(LINES, entries()), max_size=5))
-def test_what_is_found_plainly_good_among_many_is_good_one_by_one(several: list[Entry]) -> None:
+def test_entries_accepted_in_bulk_are_accepted_one_by_one(several: list[Entry]) -> None:
     assert not plainly_good(several) or all(map(sound, several))
 
 
 @given(st.lists(entries().filter(lambda entry: ":8443" not in entry.uri and "+" not in entry.uri), max_size=5))
-def test_common_entries_are_found_plainly_good(several: list[Entry]) -> None:
+def test_common_entries_are_accepted_in_bulk(several: list[Entry]) -> None:
     assert plainly_good(several)
 
 
 @pytest.mark.parametrize("end", ["!", ".", "//x", "/..", "é"])
-def test_however_long_a_uri_goes_on_after_its_name_it_is_looked_at_once(end: str) -> None:
+def test_a_long_uri_is_checked_to_its_end(end: str) -> None:
     entry = Entry("a", f"s3://b/a{'x' * 900}{end}")
     assert sound(entry) == (end != "/..")
 
 
 @given(entries())
-def test_texts_that_found_no_number_stand_in_the_value(entry: Entry) -> None:
+def test_texts_without_a_number_are_stored_in_the_value(entry: Entry) -> None:
     found = packed(entry, sequence=7, numbered=False)
     assert numbers(found.value) == (INLINE, INLINE)
     assert unpack(entry.name, Found(found.value, "", b"")) == entry
 
 
 @given(entries(), entries())
-def test_revisions_are_told_apart(one: Entry, other: Entry) -> None:
+def test_revisions_are_distinguished(one: Entry, other: Entry) -> None:
     same = (one.revision or one.uri) == (other.revision or other.uri)
     assert (identity(one) == identity(other)) == same
     assert any(identity(one))
@@ -147,7 +147,7 @@ def test_a_bad_line_is_refused_and_says_why(line: bytes, kind: type[MintError], 
     assert message in str(refused.value)
 
 
-def test_labels_are_few() -> None:
+def test_the_number_of_labels_is_limited() -> None:
     labels = {f"k{number}": "v" for number in range(LABELS_MAX + 1)}
     with pytest.raises(InvalidRequest, match="33 labels"):
         check(Entry("a/b", "s3://b/a/b", labels=labels))

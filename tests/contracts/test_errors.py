@@ -26,7 +26,7 @@ def test_every_leaf_is_mapped_to_grpc_and_http(kind: type[errors.MintError]) -> 
     assert kind.__doc__
 
 
-def test_what_goes_away_by_itself_is_what_clients_retry() -> None:
+def test_clients_retry_exactly_the_transient_errors() -> None:
     passing = {kind for kind in EVERY if not kind.terminal}
     assert passing == {
         *(errors.Overloaded, errors.Unavailable, errors.SourceUnavailable, errors.EngineUnavailable),
@@ -52,7 +52,7 @@ def test_a_message_names_the_object_first() -> None:
     assert str(errors.Internal("", "a defect")) == "a defect"
 
 
-def test_what_is_no_text_becomes_a_mark_so_that_every_error_can_be_sent() -> None:
+def test_characters_that_are_not_text_are_replaced_so_that_every_error_can_be_sent() -> None:
     error = errors.UnsupportedAdapter("adapter '\udfff'", "sets \ud800 to 1: é, 模型 and 😀 stay")
     assert (error.subject, error.message) == ("adapter '?'", "sets ? to 1: é, 模型 and 😀 stay")
     assert str(error) == f"{error.subject}: {error.message}"

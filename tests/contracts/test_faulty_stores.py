@@ -86,7 +86,7 @@ def bucket(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_it_is(
+def test_a_silent_bucket_is_unavailable_to_every_caller_until_it_answers_again(
     fault: str, bucket: tuple[ObjectStore, Relay]
 ) -> None:
     store, relay = bucket
@@ -116,7 +116,7 @@ def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_steady")
 @pytest.mark.parametrize("fault", ["silent", "stuck"])
-def test_an_upload_that_is_not_taken_any_more_is_given_up_long_before_a_slow_one_would_end(
+def test_a_stuck_upload_is_given_up_long_before_a_slow_one_would_end(
     fault: str, bucket: tuple[ObjectStore, Relay]
 ) -> None:
     store, relay = bucket
@@ -127,7 +127,7 @@ def test_an_upload_that_is_not_taken_any_more_is_given_up_long_before_a_slow_one
 
 
 @pytest.mark.usefixtures("_steady")
-def test_an_upload_that_is_taken_slowly_and_steadily_ends_well(
+def test_a_slow_and_steady_upload_succeeds(
     bucket: tuple[ObjectStore, Relay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for bound in ("time_limits.ANSWER_S", "backends.READ_TIMEOUT_S"):
@@ -165,7 +165,7 @@ def at_one_go(folder: RemoteFolder) -> bytes:
 
 @pytest.mark.parametrize("freely", [0, 10, 4000])  # bytes passed per answer: none, some head, some body
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
+def test_a_silent_web_server_is_unavailable_until_it_answers_again(
     fault: str, freely: int, web: tuple[RemoteFolder, Relay]
 ) -> None:
     folder, relay = web
@@ -176,7 +176,7 @@ def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
     assert once_healed(lambda: in_blocks(folder)) == once_healed(lambda: at_one_go(folder)) == LARGE
 
 
-def test_a_hub_that_asks_for_patience_is_asked_again_by_whoever_asked(
+def test_a_hub_that_sends_retry_after_is_not_retried_for_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Busy(stores.Hub):

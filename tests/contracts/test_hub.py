@@ -64,14 +64,14 @@ def test_a_uri_names_a_kind_a_repository_and_a_path(uri: str, kind: str, reposit
         ("hf://buckets/acme/data", "lies in buckets of the hub"),
     ],
 )
-def test_what_names_none_is_refused_by_name(uri: str, says: str) -> None:
+def test_a_uri_without_a_repository_is_refused_by_name(uri: str, says: str) -> None:
     with pytest.raises(SourceForbidden, match=f"source '{uri}': {says}"):
         place(uri)
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=7).map(lambda pieces: "hf://" + "".join(pieces)))
 @example("hf://datasets/acme/data/train@main/x.jsonl")
-def test_what_is_taken_is_what_huggingface_hub_reads_in_it(uri: str) -> None:
+def test_accepted_uris_mean_what_huggingface_hub_reads_in_them(uri: str) -> None:
     """An accepted URI must parse the same way in huggingface_hub, whose ValueErrors no user should see."""
     try:
         found = place(uri)
@@ -86,7 +86,7 @@ def test_what_is_taken_is_what_huggingface_hub_reads_in_it(uri: str) -> None:
     )
 
 
-def test_what_huggingface_hub_takes_is_taken() -> None:
+def test_uris_that_huggingface_hub_accepts_are_accepted() -> None:
     for uri in ("hf://a/b", "hf://datasets/A_1/b.c-d/e/f", "hf://models/a/b", f"hf://a/{'b' * 96}"):
         parsed = parse_hf_uri(uri)
         assert (parsed.type, parsed.id, parsed.path_in_repo) == tuple(

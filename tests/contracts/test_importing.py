@@ -7,7 +7,7 @@ import pytest
 from mint_contracts.importing import without_collecting
 
 
-def test_no_cycles_are_looked_for_within_and_afterwards_they_are_but_not_in_what_was_there() -> None:
+def test_garbage_collection_is_off_while_importing_and_skips_imported_objects_afterwards() -> None:
     with without_collecting():
         assert not gc.isenabled()
         kept = [object()]

@@ -53,7 +53,7 @@ def test_no_request_needs_more_pages_than_are_counted(
 
 
 @given(st.integers(0, 500), st.integers(1, 100))
-def test_what_is_let_go_is_what_nothing_sees_any_more(position: int, window: int) -> None:
+def test_pages_are_released_once_no_layer_sees_them(position: int, window: int) -> None:
     first = first_seen(position, window)
     seen = range(max(0, position - window + 1), position + 1)
     assert first == seen.start // PAGE_TOKENS
@@ -71,5 +71,5 @@ def test_what_is_let_go_is_what_nothing_sees_any_more(position: int, window: int
         ({"model_type": "mistral", "sliding_window": 7, "layer_types": ["sliding_attention"]}, [None, None]),
     ],
 )
-def test_windows_are_what_a_configuration_tells_plainly(config: dict[str, object], found: list[int | None]) -> None:
+def test_windows_are_read_from_a_configuration(config: dict[str, object], found: list[int | None]) -> None:
     assert list(windows(config.get, 2)) == found

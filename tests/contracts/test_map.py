@@ -36,7 +36,7 @@ async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) ->
     assert await reader.bases() == [BASE]
 
 
-async def test_what_tells_of_waves_comes_back_and_calls_nobody(redis_client: Redis) -> None:
+async def test_records_of_waves_come_back_and_notify_nobody(redis_client: Redis) -> None:
     reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=1)
     version = await write(writer, "a")
     waves = [WaveRecord(f"demo/w{n}", "names", n, 1, Tier.DEVICE, position=n, message="later") for n in range(3)]

@@ -30,7 +30,7 @@ def reader(redis_client: Redis) -> MapReader:
     return MapReader(redis_client)
 
 
-async def test_parts_are_nobodys_to_read_before_a_report_completes_them(
+async def test_parts_of_a_report_are_not_read_before_it_is_complete(
     redis_client: Redis, reporter: MapReporter, reader: MapReader
 ) -> None:
     assert await reporter.tell(1, 1, [held("a"), held("b")], [], over=0)
@@ -45,7 +45,7 @@ async def test_parts_are_nobodys_to_read_before_a_report_completes_them(
     assert not await redis_client.exists(keys.telling(BASE, "e-0"))
 
 
-async def test_what_the_map_has_is_read_and_the_heart_beats_on_while_all_is_told_anew(
+async def test_a_full_report_in_parts_keeps_the_old_one_readable_and_the_heartbeat_alive(
     redis_client: Redis, reporter: MapReporter, reader: MapReader
 ) -> None:
     await reporter.report(record(), [held("a")], [], full=True)
@@ -58,7 +58,9 @@ async def test_what_the_map_has_is_read_and_the_heart_beats_on_while_all_is_told
     assert await reader.held(BASE, "e-0") == {"b": held("b")}
 
 
-async def test_a_part_that_comes_again_is_there_and_changes_nothing(reporter: MapReporter, reader: MapReader) -> None:
+async def test_a_part_that_is_sent_again_is_acknowledged_and_changes_nothing(
+    reporter: MapReporter, reader: MapReader
+) -> None:
     for _ in range(2):
         assert await reporter.tell(1, 1, [held("a")], [], over=0)
     for _ in range(2):
@@ -69,7 +71,7 @@ async def test_a_part_that_comes_again_is_there_and_changes_nothing(reporter: Ma
     assert sorted(await reader.held(BASE, "e-0")) == ["b", "c"]
 
 
-async def test_without_the_parts_before_it_none_is_taken(
+async def test_a_part_is_refused_without_the_parts_before_it(
     redis_client: Redis, reporter: MapReporter, reader: MapReader
 ) -> None:
     assert not await reporter.tell(1, 2, [held("b")], [], over=1)
@@ -80,7 +82,7 @@ async def test_without_the_parts_before_it_none_is_taken(
     assert await reader.engines(BASE) == []
 
 
-async def test_changes_are_taken_over_what_they_were_made_for_once(reporter: MapReporter, reader: MapReader) -> None:
+async def test_changes_apply_once_to_the_report_they_were_made_for(reporter: MapReporter, reader: MapReader) -> None:
     await reporter.report(record(sequence=4), [held("a")], [], full=True)
     for _ in range(2):
         assert await reporter.report(record(sequence=5), [held("b")], ["a"], full=False, over=4)
@@ -99,7 +101,7 @@ async def test_a_report_tells_how_much_the_map_has_of_the_engine(redis_client: R
     assert (await reporter.report(record(), [], [], full=False, over=1)).held == 1
 
 
-async def test_of_two_starts_that_tell_at_once_the_later_is_heard(
+async def test_the_later_of_two_starts_that_report_at_once_is_heard(
     reporter: MapReporter, reader: MapReader, redis_client: Redis
 ) -> None:
     now = 1_764_000_000_000_000_001
@@ -114,7 +116,7 @@ async def test_of_two_starts_that_tell_at_once_the_later_is_heard(
     assert await reader.held(BASE, "e-0") == {"b": held("b")}
 
 
-async def test_a_start_that_ended_as_it_told_keeps_no_other_out_for_longer_than_a_heartbeat(
+async def test_a_start_that_ended_while_reporting_blocks_others_no_longer_than_a_heartbeat(
     reporter: MapReporter, redis_client: Redis
 ) -> None:
     await reporter.tell(2, 1, [held("a")], [], over=0)
@@ -126,7 +128,7 @@ async def test_a_start_that_ended_as_it_told_keeps_no_other_out_for_longer_than_
     assert await reporter.tell(1, 1, [held("b")], [], over=0)
 
 
-async def test_an_engine_is_telling_for_as_long_as_a_heartbeat_lives_from_its_last_call_on(
+async def test_an_engine_counts_as_reporting_for_one_heartbeat_after_its_last_call(
     reporter: MapReporter, reader: MapReader, redis_client: Redis
 ) -> None:
     """This includes a call that repeats a part that is already there, as after a lost answer."""
@@ -140,7 +142,7 @@ async def test_an_engine_is_telling_for_as_long_as_a_heartbeat_lives_from_its_la
     assert await reader.telling(BASE, names) == {"e-0": 7}
 
 
-async def test_of_engines_whose_marks_cannot_be_read_nothing_is_known_and_of_the_others_all(
+async def test_engines_with_unreadable_marks_are_unknown_and_the_others_are_known(
     reader: MapReader, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This also holds for more engines than are read in one call."""
@@ -156,7 +158,7 @@ async def test_of_engines_whose_marks_cannot_be_read_nothing_is_known_and_of_the
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["the map had lost it", "the map has it"])
-async def test_a_start_that_leaves_as_it_tells_is_telling_no_more(
+async def test_a_start_that_leaves_while_reporting_is_no_longer_reporting(
     redis_client: Redis, reader: MapReader, known: bool
 ) -> None:
     first, second = (MapReporter(redis_client, BASE, "e-0") for _ in range(2))
@@ -175,7 +177,7 @@ async def test_a_start_that_leaves_as_it_tells_is_telling_no_more(
 
 
 @pytest.mark.parametrize("start", [2, 3], ids=["same start", "next start"])
-async def test_what_was_told_in_part_goes_as_all_is_told_by_one_call(
+async def test_a_partial_report_is_dropped_when_a_full_one_arrives_in_one_call(
     redis_client: Redis, reporter: MapReporter, start: int
 ) -> None:
     await reporter.tell(2, 1, [held("a")], [], over=0)
@@ -183,14 +185,14 @@ async def test_what_was_told_in_part_goes_as_all_is_told_by_one_call(
     assert not await redis_client.exists(keys.telling(BASE, "e-0"))
 
 
-async def test_what_is_being_told_stays_as_a_full_report_comes_late(reporter: MapReporter) -> None:
+async def test_a_late_full_report_keeps_a_report_in_progress(reporter: MapReporter) -> None:
     """The full report was made earlier; the parts reported since then are newer."""
     await reporter.tell(2, 2, [held("a")], [], over=0)
     assert await reporter.report(record(incarnation=2, sequence=1), [held("b")], [], full=True)
     assert await reporter.tell(2, 3, [held("c")], [], over=2)
 
 
-async def test_a_first_part_that_comes_late_is_not_begun_again_behind_the_report(
+async def test_a_late_first_part_does_not_restart_a_finished_report(
     redis_client: Redis, reporter: MapReporter
 ) -> None:
     await reporter.tell(1, 1, [held("a")], [], over=0)

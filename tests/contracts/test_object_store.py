@@ -28,7 +28,7 @@ from tests.waiting import until
         (errno.EIO, SourceUnavailable, "could not be written .Input/output error.; retrying"),
     ],
 )
-def test_what_is_wrong_with_a_volume_is_said_of_that_volume(
+def test_a_broken_volume_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[MintError], message: str
 ) -> None:
     def refuse(_: int) -> None:
@@ -40,7 +40,7 @@ def test_what_is_wrong_with_a_volume_is_said_of_that_volume(
     assert not any((tmp_path / "catalog").iterdir())
 
 
-def test_what_writers_left_that_ended_midway_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_interrupted_writers_are_removed(tmp_path: Path) -> None:
     old, young = tmp_path / ".old.unfinished", tmp_path / ".young.unfinished"
     for path in (old, young):
         path.touch()
@@ -71,7 +71,7 @@ class CutOff(BaseHTTPRequestHandler):
         self.wfile.write(b"a beginning")
 
 
-def test_a_bucket_that_cuts_its_answers_off_is_away_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_cuts_its_answers_off_is_temporarily_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket(monkeypatch, CutOff), pytest.raises(SourceUnavailable, match="did not answer"):
         object_store(Source("s3://shelf/catalog")).read("part", 1000)
 
@@ -83,9 +83,7 @@ def vast(path: Path) -> None:
     os.truncate(path, 1 << 40)
 
 
-def test_what_is_larger_than_anything_that_belongs_there_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_too_large_to_be_parts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vast(tmp_path / "shelf" / "part")
     with (
         stores.serving(stores.Files, tmp_path) as (address, handler),
@@ -122,7 +120,7 @@ class Slow(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-async def test_a_part_that_comes_in_after_its_writer_was_refused_does_not_stay(
+async def test_a_part_written_after_its_writer_was_refused_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mint_contracts.catalog_parts.WRITE_TIMEOUT_S", 0.5)

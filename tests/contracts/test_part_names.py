@@ -55,14 +55,14 @@ def test_no_run_takes_the_place_of_a_part_whose_name_does_not_tell_where_it_ends
     assert replaced([*old, *whole]) == []
 
 
-def test_what_a_merge_that_ended_midway_left_behind_goes_with_what_it_would_have_replaced() -> None:
+def test_leftovers_of_an_interrupted_merge_are_removed_with_the_parts_it_would_have_replaced() -> None:
     left, whole = run(10, 34, "aaaa")[:1], run(10, 44, "bbbb")
     assert replaced([*PARTS, *left]) == []
     assert set(replaced([*PARTS, *left, *whole])) == {*PARTS, *left}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_what_counts_does_not_depend_on_the_order_of_a_listing(order: tuple[int, ...]) -> None:
+def test_the_valid_parts_do_not_depend_on_the_order_of_a_listing(order: tuple[int, ...]) -> None:
     groups = [PARTS, run(10, 24, "aaaa"), run(20, 44, "bbbb")]
     names = [name for at in order for name in groups[at]]
     assert [span.token for span in spans(names)] == ["aaaa", "bbbb"]

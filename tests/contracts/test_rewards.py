@@ -16,13 +16,13 @@ def test_parts_that_overlap_make_the_whole(values: list[float], data: st.DataObj
     assert known == Rewards(0, tuple(values))
 
 
-def test_what_is_taken_anew_replaces_what_was_told() -> None:
+def test_repeated_steps_replace_earlier_rewards() -> None:
     known = Rewards(0, (0.1, 0.2, 0.3))
     assert known.followed_by(Rewards(1, (0.5,))) == Rewards(0, (0.1, 0.5))
     assert known.followed_by(Rewards(1)) == Rewards(0, (0.1,))
     assert known.followed_by(Rewards(3)) == known
 
 
-def test_after_a_gap_only_what_is_told_is_known() -> None:
+def test_after_a_gap_only_the_new_rewards_are_known() -> None:
     assert Rewards(0, (0.1,)).followed_by(Rewards(5, (0.5,))) == Rewards(5, (0.5,))
     assert Rewards(4, (0.1,)).followed_by(Rewards(2, (0.5,))) == Rewards(2, (0.5,))

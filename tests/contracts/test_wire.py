@@ -79,7 +79,9 @@ async def test_a_message_too_long_for_a_header_is_cut_not_lost(refusing: tuple[R
     assert back.subject.startswith("adapter aaa")
 
 
-async def test_what_is_no_unicode_does_not_break_the_answer(refusing: tuple[Refusing, "SamplerAsyncStub"]) -> None:
+async def test_text_that_is_not_unicode_does_not_break_the_answer(
+    refusing: tuple[Refusing, "SamplerAsyncStub"],
+) -> None:
     servicer, stub = refusing
     servicer.error = errors.CorruptFile("file 'a\udc80b'", "bad")
     assert from_rpc_error(await received(stub)).subject == "file 'a?b'"
@@ -107,7 +109,7 @@ async def test_a_status_that_is_not_ours_says_whether_to_retry(
 
 
 @pytest.mark.parametrize("option", ["grpc.max_receive_message_length", "grpc.max_send_message_length"])
-async def test_a_request_that_is_larger_than_is_taken_is_the_clients_to_mend(option: str) -> None:
+async def test_a_request_over_the_size_limit_is_the_clients_error(option: str) -> None:
     """This holds whichever end's limit refuses it; no handler of ours has seen the request."""
     bounds = {option: 1000}
     receiving = [each for each in bounds.items() if "receive" in option]

@@ -136,7 +136,7 @@ def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> Non
 
 
 @pytest.mark.parametrize("ttl", [*NO_TIMES, "0s", "366d"])
-def test_a_time_that_is_none_is_one_error_in_words(admission: Admission, ttl: str) -> None:
+def test_an_invalid_duration_gets_exactly_one_clear_error(admission: Admission, ttl: str) -> None:
     message = admission.refusal(resource("AdapterWave", merged(SMALLEST, {"serve": {"ttl": ttl}})))
     assert message.count("spec.serve.ttl") == 1
     assert message.endswith(
@@ -200,7 +200,7 @@ def test_a_wave_stays_with_a_base_of_another_namespace(
         refer(api_server, stored, change)
 
 
-def test_all_else_of_a_wave_may_change(api_server: ApiServer, stored: str) -> None:
+def test_every_other_field_of_a_wave_may_change(api_server: ApiServer, stored: str) -> None:
     change = {"adapters": {"names": None, "sources": [SOURCE]}, "serve": {"replicas": 2}, "priority": 7}
     patch = msgspec.json.encode({"spec": change}).decode()
     api_server.kubectl("patch", "-n", stored, "aw/sample", "--type=merge", "-p", patch)

@@ -271,7 +271,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "why"), NAMES)
-def test_names_that_do_not(admission: Admission, name: str, why: str) -> None:
+def test_names_that_do_not_fit_are_refused(admission: Admission, name: str, why: str) -> None:
     assert why in admission.refusal(resource("BaseModel", SMALLEST, name))
 
 
@@ -286,7 +286,7 @@ def test_defaults_are_those_of_the_struct(admission: Admission) -> None:
     assert msgspec.convert(stored, BaseModelSpec) == expected
 
 
-def test_scale_moves_the_lower_bound_within_the_upper(api_server: ApiServer) -> None:
+def test_scaling_moves_the_lower_bound_up_to_the_upper_one(api_server: ApiServer) -> None:
     namespace = api_server.namespace("scale")
     body = resource("BaseModel", merged(SMALLEST, engine(replicas={"max": 2})))
     api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=msgspec.json.encode(body).decode())
@@ -300,7 +300,7 @@ def test_scale_moves_the_lower_bound_within_the_upper(api_server: ApiServer) -> 
 NODES_STAY = "nodes is immutable"
 
 
-def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
+def test_nodes_cannot_change(api_server: ApiServer) -> None:
     """Also of a base that does not set them: engines over several nodes are objects of another kind."""
     namespace = api_server.namespace("nodes")
 
@@ -318,7 +318,7 @@ CACHE_STAYS = "cache is immutable"
 CACHE_NEITHER_COMES_NOR_GOES = "cache cannot be added or removed"
 
 
-def test_a_cache_stays_as_it_is(api_server: ApiServer) -> None:
+def test_a_cache_cannot_change(api_server: ApiServer) -> None:
     """A StatefulSet's volumes cannot change either."""
     namespace = api_server.namespace("cache")
 
@@ -340,7 +340,7 @@ def test_a_cache_stays_as_it_is(api_server: ApiServer) -> None:
 STORE_STAYS = "training.store cannot change, since policies resume from it"
 
 
-def test_a_training_store_stays_where_it_is_while_there_is_one(api_server: ApiServer) -> None:
+def test_a_training_store_cannot_move(api_server: ApiServer) -> None:
     """In another store policies would silently start from scratch."""
     namespace = api_server.namespace("training-store")
 

@@ -15,7 +15,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", PLURALS)
-def test_nobody_takes_it_for_ready(api_server: ApiServer, kind: str) -> None:
+def test_a_new_object_does_not_look_ready(api_server: ApiServer, kind: str) -> None:
     """kstatus, which Flux uses, considers an object without conditions and observedGeneration ready."""
     namespace = api_server.namespace(f"new-{kind.lower()}")
     api_server.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(resource(kind, SPECS[kind])))

@@ -128,20 +128,20 @@ def patch(api_server: ApiServer, namespace: str, spec: dict[str, Any]) -> None:
     api_server.kubectl("patch", "-n", namespace, "aw/sample", "--type=merge", "-p", text)
 
 
-def test_how_long_and_whether_it_goes_on_may_change(api_server: ApiServer, stored: str) -> None:
+def test_a_running_wave_may_be_extended_paused_and_cancelled(api_server: ApiServer, stored: str) -> None:
     for change in CHANGES:
         patch(api_server, stored, {"train": change})
         now = msgspec.json.decode(api_server.kubectl("get", "-n", stored, "aw/sample", "-o", "json"))["spec"]["train"]
         assert {field: now[field] for field in change} == change
 
 
-def test_what_is_learnt_may_not_change(api_server: ApiServer, stored: str) -> None:
+def test_the_training_task_cannot_change(api_server: ApiServer, stored: str) -> None:
     for change, why in REFUSED_CHANGES:
         with pytest.raises(KubectlError, match=why):
             patch(api_server, stored, {"train": change})
 
 
-def test_what_is_over_stays_over(api_server: ApiServer, stored: str) -> None:
+def test_a_cancelled_wave_cannot_be_resumed(api_server: ApiServer, stored: str) -> None:
     patch(api_server, stored, {"train": {"cancelled": True}})
     with pytest.raises(KubectlError, match="a cancelled wave cannot be resumed"):
         patch(api_server, stored, {"train": {"cancelled": False}})

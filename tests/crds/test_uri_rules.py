@@ -44,7 +44,7 @@ URIS = st.builds(
 @example("http://[::1]/x")
 @given(URIS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_admission_takes_can_be_located(admission: Admission, uri: str) -> None:
+def test_every_uri_that_admission_accepts_can_be_located(admission: Admission, uri: str) -> None:
     source = {"uri": uri, "revision": "v1"}
     if admission.refusal(resource("BaseModel", {"source": source})) == "":
         locate(Source(uri=uri, revision="v1"))  # raises SourceForbidden if the rules were too lax
@@ -57,7 +57,7 @@ def test_locating_any_text_gives_a_place_or_a_refusal(uri: str) -> None:
         assert locate(Source(uri=uri, revision="v1")).scheme in SCHEMES
 
 
-def test_all_places_of_a_uri_obey_the_same_rules() -> None:
+def test_all_uri_fields_have_the_same_rules() -> None:
     base = schema("BaseModel")["properties"]["spec"]["properties"]
     store = base["adapters"]["properties"]["store"]
     wave = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]["sources"]["items"]

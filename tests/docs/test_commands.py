@@ -47,7 +47,7 @@ def test_the_pages_and_their_text_have_commands_of_mint() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_verbs_and_flags_that_the_text_names_are_there(page: Path) -> None:
+def test_verbs_and_flags_in_the_text_exist(page: Path) -> None:
     for span in spans(page):
         if span.startswith("mint "):
             for words in alternatives(span.split()[1:]):
@@ -75,7 +75,7 @@ def test_the_pages_say_how_the_chart_is_installed() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_make_and_python_have_what_they_are_asked_for(page: Path) -> None:
+def test_targets_of_make_and_modules_of_python_exist(page: Path) -> None:
     for line in [*commands(page), *spans(page)]:
         if line.startswith("make "):
             words = [word for word in line.split()[1:] if word != "..."]

@@ -13,7 +13,7 @@ def rows(text: str) -> list[list[str]]:
     ]
 
 
-def test_each_row_is_one_of_what_was_measured() -> None:
+def test_every_figure_of_the_table_was_measured() -> None:
     (table,) = re.findall(r"## What was measured\n(.*)", (ROOT / "README.md").read_text(), re.DOTALL)
     metric = ""
     for first, _machine, ours, peer, ratio, _goal in rows(table)[2:]:

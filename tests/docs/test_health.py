@@ -37,7 +37,7 @@ async def test_health(redis_client: Redis, conditions: list[tuple[str, str, str]
 
 
 @pytest.mark.parametrize("status", [{}, {"observedGeneration": 0}, {"observedGeneration": 1}])
-async def test_what_the_operator_has_not_seen_in_its_generation_progresses(
+async def test_an_object_whose_generation_is_not_observed_is_progressing(
     redis_client: Redis, status: dict[str, Any]
 ) -> None:
     ready = {"type": "Ready", "status": "True", "reason": "EnginesReady", "message": ""}

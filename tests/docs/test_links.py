@@ -18,7 +18,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if link.startswith("https://"):
             continue
@@ -39,7 +39,7 @@ def spelled_out(words: str) -> Iterator[str]:
     return ("".join(each) for each in itertools.product(*parts))
 
 
-def test_the_tree_names_files_and_folders_that_are_there() -> None:
+def test_the_tree_names_existing_files_and_folders() -> None:
     text = (ROOT / "README.md").read_text()
     (tree,) = re.findall(r"## The tree\n\n(.*?)\n## ", text, re.DOTALL)
     above: list[tuple[int, Path]] = [(0, ROOT)]

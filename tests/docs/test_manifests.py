@@ -46,7 +46,7 @@ def admission(api_server: ApiServer) -> Admission:
 
 
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS if kind(each.values[0]) in {*WHOLE, *PLURALS}])
-def test_the_api_server_takes_resources_and_parts_of_them(document: dict[str, Any], admission: Admission) -> None:
+def test_the_api_server_accepts_resources_and_parts_of_specs(document: dict[str, Any], admission: Admission) -> None:
     if "kind" not in document:
         document = merged(WHOLE[kind(document)], {"spec": document})
     assert admission.refusal(document) == ""
@@ -58,12 +58,12 @@ def test_the_chart_takes_values(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS if kind(each.values[0]) in GITOPS])
-def test_the_chart_takes_what_gitops_tools_give_it(document: dict[str, Any]) -> None:
+def test_the_chart_accepts_the_values_of_gitops_tools(document: dict[str, Any]) -> None:
     values = functools.reduce(operator.getitem, GITOPS[kind(document)], document["spec"])
     assert render(values)
 
 
-def test_all_that_is_written_is_tried() -> None:
+def test_every_kind_of_document_is_tested() -> None:
     assert {kind(each.values[0]) for each in DOCUMENTS} == {
         *WHOLE,
         *PLURALS,
@@ -89,7 +89,7 @@ def _keys(values: dict[str, Any], above: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "e2e"], ids=name)
-def test_fields_that_the_text_names_are_there(page: Path) -> None:
+def test_fields_in_the_text_exist(page: Path) -> None:
     firsts = {part for field in fields() for part in field.split(".") if part}
     for span in spans(page):
         if re.fullmatch(r"[a-z][A-Za-z]*(\.[a-z][A-Za-z]*)+", span) and span.partition(".")[0] in firsts:

@@ -42,7 +42,7 @@ def test_a_base_that_is_published_quantised_is_held_in_bfloat16(config: dict[str
     assert found.refusal == ""
 
 
-def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
+def test_layers_for_predicting_further_tokens_count_only_in_the_files() -> None:
     """DeepSeek-V3 has 671 billion parameters, its files 685 billion (its README.md); that layer is as the last."""
     config = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
     found, plain = planned(config), planned(DEEPSEEK_V32)
@@ -79,18 +79,18 @@ def published(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
+def test_planned_float8_files_are_as_large_as_those_on_disk(layout: str, tmp_path: Path) -> None:
     quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
     assert planned(_read(quantised), 1).files == published(quantised)
 
 
-def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
+def test_planned_nvfp4_files_are_as_large_as_those_on_disk(tmp_path: Path) -> None:
     quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
     assert planned(_read(quantised), 1).files == published(quantised)
 
 
 @pytest.mark.parametrize("layout", sorted(PACKED))
-def test_packed_files_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
+def test_planned_packed_files_are_as_large_as_those_on_disk(layout: str, tmp_path: Path) -> None:
     layout_config = PACKED[layout]
     family, changes = ("deepseek_v3", {"num_nextn_predict_layers": 0}) if layout_config.within else ("qwen3", {})
     packed, _ = save_packed(save_base(family, tmp_path / "plain", **changes), tmp_path, layout_config)
@@ -123,7 +123,7 @@ def in_nvfp4(plain: Path, folder: Path, also: tuple[str, ...]) -> Path:
 
 @pytest.mark.parametrize("save", [in_numbers, in_float8, in_modelopts, in_nvfp4])
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
-def test_heads_and_routers_that_are_quantised_are_so_in_the_files_alone(
+def test_heads_and_routers_are_quantised_only_in_the_files(
     family: str, save: Callable[[Path, Path, tuple[str, ...]], Path], tmp_path: Path
 ) -> None:
     """This needs a config.json that exempts neither; in an engine's memory they are plain, exact to the byte."""
@@ -154,7 +154,7 @@ EVERY = [f"model.layers.{at}.self_attn.q_proj" for at in range(48)]
         ([], [], (0, 0)),
     ],
 )
-def test_what_a_config_exempts_is_in_plain_numbers(
+def test_modules_that_a_config_exempts_are_plain(
     targets: list[str], ignore: list[str], packed: tuple[int, int]
 ) -> None:
     """`packed` is the number of the 48 layers with packed queries, and with packed experts.
@@ -185,7 +185,7 @@ def test_mixtrals_linears_go_by_the_names_in_its_files_too(ignored: str, plain: 
     assert {name for name, each in counted.items() if each.plain == each.count} == plain
 
 
-def test_a_pattern_that_is_none_is_named() -> None:
+def test_an_invalid_pattern_is_named() -> None:
     quantisation = packed_config("re:*", strategy="channel")
     with pytest.raises(
         UnsupportedBase,

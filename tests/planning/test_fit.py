@@ -54,7 +54,7 @@ def plan(name: str, devices: int, mix: Mix, device: str = "h200") -> Plan:
 
 @given(st.sampled_from(sorted(FRONTIER)), st.sampled_from([1, 2, 4, 8, 16, 24]), st.sampled_from(GPUS), MIXES)
 @settings(max_examples=40)
-def test_what_is_said_to_fit_fits(name: str, ranks: int, device: str, mix: Mix) -> None:
+def test_a_plan_that_fits_keeps_every_rank_within_its_memory(name: str, ranks: int, device: str, mix: Mix) -> None:
     """Slots fit into every rank's memory, one more would not fit on all ranks, and the engines hold the mix."""
     try:
         found = plan(name, ranks, mix, device)
@@ -76,7 +76,7 @@ def test_what_is_said_to_fit_fits(name: str, ranks: int, device: str, mix: Mix) 
 
 @given(st.sampled_from(sorted(FRONTIER)), st.sampled_from(GPUS), MIXES)
 @settings(max_examples=15)
-def test_the_fewest_ranks_are_the_fewest(name: str, device: str, mix: Mix) -> None:
+def test_the_fewest_ranks_are_found(name: str, device: str, mix: Mix) -> None:
     """Checked by trying all counts: any number up to one node's devices, and complete nodes beyond."""
     shape = read_shape(FRONTIER[name])
     fitting = []
@@ -108,7 +108,7 @@ def test_a_warmer_adapter_is_there_sooner(mix: Mix) -> None:
 
 @pytest.mark.parametrize("targets", sorted(KINDS))
 @pytest.mark.parametrize("name", ["kimi_k2", "glm_5", "qwen3_30b_a3b", "phi_3_mini"])
-def test_a_packed_file_has_the_bytes_that_a_cold_load_is_said_to_read(name: str, targets: Targets) -> None:
+def test_a_cold_load_is_planned_with_the_packed_files_bytes(name: str, targets: Targets) -> None:
     """The file is as the engine writes it; the estimate is within two pages, for headers of up to 1000 modules."""
     shape = read_shape(FRONTIER[name])
     modules = find_modules(built(FRONTIER[name]), shape.target_modules(targets))
@@ -147,7 +147,7 @@ def test_a_trillion_parameters_on_h200s() -> None:
         ("deepseek_v32", "h200", 128, "bfloat16", "at most 64 ranks"),
     ],
 )
-def test_what_would_fit_and_is_not_served_says_so(
+def test_a_plan_that_fits_but_is_not_served_says_so(
     name: str, device: str, ranks: int, dtype: str, expected: str
 ) -> None:
     mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
@@ -178,7 +178,7 @@ def test_a_base_that_engines_refuse_is_not_planned_as_served(
     assert refusal == (f"so far {expected}, which is not served" if expected else "")
 
 
-def test_no_more_is_promised_than_a_base_model_may_ask_for() -> None:
+def test_plans_stay_within_the_limits_of_a_base_model() -> None:
     fields = dict(walk(schema("BaseModel")))
     engine, adapters = ".spec.engine", ".spec.adapters"
     for path, most in {
@@ -238,7 +238,7 @@ async def test_the_table_names_the_modules_that_a_base_model_is_to_offer(base: P
     assert "targetModules" not in (await mint_plan(str(base), *arguments[:-2]))[1]
 
 
-async def test_what_does_not_fit_says_what_would(base: Path) -> None:
+async def test_a_plan_that_does_not_fit_says_what_would(base: Path) -> None:
     code, out, _ = await mint_plan(str(base / "config.json"), "--tensor-parallel", "8", "--memory", "80G")
     assert code == 2
     assert "48 such devices on 6 nodes of 8" in out
@@ -271,7 +271,7 @@ async def test_the_table_of_a_base_whose_experts_stay_quantised(base: Path) -> N
         assert word in out
 
 
-async def test_what_does_not_fit_says_that_experts_may_stay_quantised(base: Path) -> None:
+async def test_a_plan_that_does_not_fit_suggests_quantised_experts(base: Path) -> None:
     options = (str(base), "--device", "h200", "--tensor-parallel", "16", "--rank", "1")
     advice = "quantised experts take less: see --quantised-experts"
     code, out, _ = await mint_plan(*options)
@@ -370,7 +370,7 @@ async def test_a_place_that_cannot_be_looked_up_is_one_error(tmp_path: Path, mon
         ("--rank", "-1", "'-1' is not a positive whole number"),
     ],
 )
-def test_a_number_that_nothing_can_be_planned_with_is_refused(
+def test_numbers_out_of_range_are_refused(
     option: str, value: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -378,7 +378,7 @@ def test_a_number_that_nothing_can_be_planned_with_is_refused(
     assert problem in capsys.readouterr().err
 
 
-async def test_the_most_of_everything_is_planned_with(base: Path) -> None:
+async def test_the_largest_numbers_can_be_planned(base: Path) -> None:
     counts = ("--adapters", "--rank", "--requests", "--train", "--disk", "--network", "--node", "--memory")
     most = [each for name in counts for each in (name, str(10**15))]
     code, _, err = await mint_plan(str(base), *most)

@@ -39,7 +39,7 @@ INT4 = packed_config(*KIMI_IGNORES, strategy="group", group_size=32)
     ],
     ids=["float8", "packed", "mxfp4"],
 )
-def test_a_base_takes_what_its_files_do(
+def test_a_base_takes_as_much_memory_as_its_files(
     config: Mapping[str, Any], quantised: dict[str, Any], device: str, weights: float, least: Least
 ) -> None:
     shape = keep_experts(read_shape({**config, "quantization_config": quantised}), "config.json")
@@ -86,7 +86,7 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
     ],
     ids=["float8", "float8 in groups", "with zero points", "reordered", "gpt-oss"],
 )
-async def test_what_own_kernels_lay_out_anew_is_counted_where_they_serve(
+async def test_packed_copies_of_own_kernels_are_counted_where_they_serve(
     save: Save, lean: bool, tmp_path: Path
 ) -> None:
     """Not what own kernels keep during an update: torch computes the updates of these bases."""

@@ -48,7 +48,7 @@ SPARSE_PANELS = LATENT_PANELS | {"index_n_heads": 24, "index_head_dim": 24, "ind
         *("gemma2", "gemma3_text", "gpt_oss", "minimax_m2", "olmo3"),
     ],
 )
-def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
+def test_packed_copies_of_own_kernels_are_counted(family: str, tied: bool) -> None:
     """A lean pass holds its modules' weights and packed copies of them; experts are used in place."""
     config = {
         "llama": LlamaConfig(**PANELS),
@@ -126,7 +126,7 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
         ("hunyuan_v1_moe", {"num_experts": 4, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
     ],
 )
-def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
+def test_own_kernels_are_planned_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
     """`most` is the longest request, and the longest example, that own kernels compute."""
     fields = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
     shape, config = read_shape({"model_type": family} | fields), AutoConfig.for_model(family, **fields)
@@ -139,7 +139,7 @@ def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more:
 
 
 @pytest.mark.parametrize("family", ["olmo2", "minimax_m2"])
-def test_ranks_lay_out_their_shares_anew_where_norms_are_over_all_heads_too(family: str) -> None:
+def test_ranks_pack_their_shares_also_where_norms_span_all_heads(family: str) -> None:
     config = {
         "olmo2": Olmo2Config(**PANELS),
         "minimax_m2": MiniMaxM2Config(**PANELS, num_local_experts=4, num_experts_per_tok=2),

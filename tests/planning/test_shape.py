@@ -256,12 +256,12 @@ def test_positions_are_those_that_the_engine_knows(family: str, changes: dict[st
         assert known == layered
 
 
-def test_an_older_word_on_rotary_positions_counts_before_a_newer_one() -> None:
+def test_rope_scaling_takes_precedence_over_rope_parameters() -> None:
     fields = config_fields(FAMILIES["llama"]) | {"rope_parameters": PLAIN, "rope_scaling": YARN}
     assert positions_of(built(copy.deepcopy(fields)).config) == read_shape(fields).context_length == 400
 
 
-def test_what_is_not_known_is_refused() -> None:
+def test_unknown_families_and_missing_sizes_are_refused() -> None:
     unknown: tuple[Any, ...] = ("mamba2", None, 7, ["llama"], {})
     for odd in unknown:
         with pytest.raises(
@@ -295,9 +295,7 @@ def test_what_is_not_known_is_refused() -> None:
         ("deepseek_v3", {"mlp_layer_types": ["dense"]}, "`mlp_layer_types` names 1 layers where"),
     ],
 )
-def test_what_is_garbled_is_told_with_its_file_its_key_and_what_to_do(
-    of: str, changes: dict[str, Any], says: str
-) -> None:
+def test_invalid_fields_are_reported_with_file_key_and_remedy(of: str, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(
         UnsupportedBase,
         match=rf"^file x: has missing or invalid values: .*{says}.*; give the base's own config.json$",
@@ -336,9 +334,7 @@ KEYS = {
 @given(st.sampled_from(CONFIGS), st.sampled_from(("", *NESTED)), st.sampled_from(sorted(KEYS)), ODD)
 @example(GEMMA_3_4B, "", "model_type", [])
 @settings(max_examples=1000)
-def test_whatever_a_config_tells_is_planned_or_refused(
-    fields: dict[str, Any], within: str, key: str, odd: Any
-) -> None:
+def test_every_config_is_planned_or_refused(fields: dict[str, Any], within: str, key: str, odd: Any) -> None:
     """Puts values of wrong types and sizes in place of any key, also of nested ones."""
     inner = fields.get(within)
     changed = fields | ({within: {**inner, key: odd}} if isinstance(inner, dict) else {key: odd})

@@ -83,11 +83,11 @@ def test_a_plan_counts_the_bytes_of_an_engines_cache(family: str, more: dict[str
         },
     ),
 )
-def test_whatever_is_told_and_left_out(family: str, more: dict[str, Any]) -> None:
+def test_windows_are_as_in_transformers_for_any_combination_of_fields(family: str, more: dict[str, Any]) -> None:
     fields = sizes(family, **MOE, **more)
     assert read_shape(fields).windows == seen(config_of(fields))
 
 
-def test_layers_that_are_not_all_told_of_are_named() -> None:
+def test_a_list_that_does_not_cover_all_layers_is_named() -> None:
     with pytest.raises(UnsupportedBase, match="`no_rope_layers` names 2 layers where `num_hidden_layers` is 9"):
         read_shape(sizes("smollm3", no_rope_layers=[1, 0]))

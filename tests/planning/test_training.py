@@ -43,7 +43,7 @@ def plan(name: str, ranks: int, **changes: object) -> Plan:
 @pytest.mark.parametrize(
     ("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("deepseek_v32", "all"), ("glm_5", "dense")]
 )
-def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str) -> None:
+def test_a_policy_takes_the_engines_bytes(family: str, targets: Targets, dtype: str) -> None:
     """Compares after a backward pass, when a policy has all its tensors; an indexer is never trained."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(config_fields(FAMILIES[family]))
     named = shape.target_modules(targets)
@@ -65,7 +65,7 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("glm_5", "dense")])
-def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, ranks: int) -> None:
+def test_ranks_hold_the_engines_bytes_for_policies_in_updates(family: str, targets: Targets, ranks: int) -> None:
     """As the engine counts it against hostMemory if all policies are in one update."""
     base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     modules = find_modules(base.model, shape.target_modules(targets))
@@ -89,7 +89,7 @@ def test_what_ranks_hold_of_policies_in_updates(family: str, targets: Targets, r
         *("deepseek_v32", "glm_5", "gemma2", "gemma3", "gpt_oss", "olmo2", "exaone4", "minimax_m2"),
     ],
 )
-def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
+def test_activations_of_own_kernels_are_counted(family: str, dtype: str) -> None:
     """For as many rows as own kernels compute at once."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(config_fields(FAMILIES[family]))
     read = read_llama(base, find_modules(base.model))
@@ -107,7 +107,7 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
 
 
 @pytest.mark.parametrize("family", ["deepseek_v32", "glm_5"])
-def test_what_rows_choose_is_kept_for_the_way_back_too(family: str) -> None:
+def test_choices_of_an_indexer_are_counted_with_the_activations(family: str) -> None:
     """For each layer with its own indexer; nothing if the indexer may choose all tokens."""
     base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     read, tokens = read_llama(base, find_modules(base.model)), 1 << 12
@@ -169,7 +169,7 @@ def test_an_engine_that_trains_has_fewer_slots_for_others() -> None:
     assert "at most 512" in plan("phi_3_mini", 1, policies=1, policy_rank=513).refusal
 
 
-def test_more_ranks_make_room_for_no_more_policies_than_the_first_one_has_room_for() -> None:
+def test_more_ranks_do_not_add_room_for_policies_on_the_first_rank() -> None:
     """Of what the first rank holds only its share of the weights becomes smaller."""
     many: dict[str, object] = {"targets": "all", "policies": 64, "policy_rank": 8}
     found = plan("qwen3_30b_a3b", 8, **many)
