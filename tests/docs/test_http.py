@@ -1,11 +1,13 @@
-"""docs/http.md's tables are those of the code: endpoints, parameters, and what is ignored or rejected."""
+"""Tables of the APIs are those of the code: endpoints and services, parameters, and what is ignored or rejected."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from google.protobuf import descriptor_pool
 
 from mint_contracts.transport import MOST_STOPS, MOST_TOOL_CHARACTERS
 from mint_engine.requests.parameters import (
@@ -25,7 +27,7 @@ from mint_gateway.http.door import BODY_S, MOST_BYTES, Door
 from mint_gateway.http.openai_request import MOST_PROMPTS, NOT_DONE, PASSED_OVER, ChatRequest, TextRequest, read
 from mint_gateway.page.answers import Page
 from mint_gateway.page.files import FILES
-from mint_gateway.server import Limits
+from mint_gateway.server import SERVICES, Limits
 from tests.apiserver import ROOT
 
 PAGE = (ROOT / "docs" / "http.md").read_text()
@@ -55,6 +57,17 @@ def test_the_endpoints_are_the_doors() -> None:
         named = {(method, path.replace("…", end).replace("NAME", "{model}")) for end in ends}
         told |= named & routes if path.endswith("…") else named
     assert told == routes
+
+
+def test_the_services_over_grpc_are_the_gateways_with_all_of_their_calls() -> None:
+    page = (ROOT / "docs" / "using.md").read_text()
+    found = re.findall(r"^\| `(mint\.v1\.\w+)` \| \[(\w+\.proto)\].*?\|(.*)\|$", page, re.MULTILINE)
+    told = {name: (file, set(re.findall(r"`(\w+)`", calls))) for name, file, calls in found}
+    known = {}
+    for name in SERVICES:
+        service = descriptor_pool.Default().FindServiceByName(name)
+        known[name] = (Path(service.file.name).name, {method.name for method in service.methods})
+    assert told == known
 
 
 def test_every_parameter_has_its_row_and_its_default() -> None:
