@@ -293,19 +293,25 @@ local function told(keys, value)
   return struct.pack('>I2c0I2c0', #root, root, #label, label) .. value
 end
 
--- KEYS: as for apply   ARGV: prefix of leaf keys, name, ID or "". Returns "" if there is none, else the result of
--- `told`; for a retired name, whatever the ID, its retired state.
-local function find(given, argv)
-  local keys = named(given)
-  local refused = incomplete(keys.meta)
-  if refused then return refused end
-  local leaf = leaf_of(keys.directory, argv[2])
-  local value = leaf and redis.call('HGET', argv[1] .. leaf, argv[2])
-  if value and argv[3] ~= '' and id_of(value) ~= argv[3] and id_of(value) ~= RETIRED then
-    value = redis.call('HGET', argv[1] .. leaf, argv[2] .. '@' .. argv[3])
+-- Return "" if there is no such name, or it lacks this ID ("": any), else the result of `told`; for a retired name,
+-- whatever the ID, its retired state.
+local function state_of(keys, prefix, name, id)
+  local leaf = leaf_of(keys.directory, name)
+  local value = leaf and redis.call('HGET', prefix .. leaf, name)
+  if value and id ~= '' and id_of(value) ~= id and id_of(value) ~= RETIRED then
+    value = redis.call('HGET', prefix .. leaf, name .. '@' .. id)
   end
   if not value then return '' end
   return id_of(value) == RETIRED and '\0\0\0\0' .. value or told(keys, value)
+end
+
+-- KEYS: as for apply   ARGV: prefix of leaf keys, then name and ID, or "", of each. Returns each one's `state_of`.
+local function find(given, argv)
+  local keys, found = named(given), {}
+  local refused = incomplete(keys.meta)
+  if refused then return refused end
+  for i = 2, #argv, 2 do found[#found + 1] = state_of(keys, argv[1], argv[i], argv[i + 1]) end
+  return found
 end
 
 -- KEYS: as for apply   ARGV: prefix of leaf keys, then name and ID of each state. Returns the states' sequences, 8

@@ -30,6 +30,7 @@ LEAVES_PER_CALL = 16
 LEAVES_PER_PAGE = 256  # the most leaves searched for one page, however few entries match
 PAGE_MAX = 1000
 NAMES_PER_CALL = 1000  # one call keeps Redis busy for a few milliseconds
+FOUND_PER_CALL = 250  # likewise, since each name's state is returned with its texts
 
 _US = 1_000_000
 
@@ -78,16 +79,18 @@ class CatalogReader:
 
         For a name that is retired, return an entry with `retired` set, whatever revision is asked for.
         """
-        answer = await call(
-            self._redis, "find", base, [keys.catalog_leaf(base, ""), name, identity_of(revision) if revision else ""]
-        )
-        if not answer:
-            return None
-        found = found_in(answer)
-        if is_retired(found.value):
-            return Entry(name, retired=True)
-        entry = unpack(name, found)
-        return entry if not revision or entry.revision == revision else None
+        [found] = await self.find_each(base, [(name, revision)])
+        return found
+
+    async def find_each(self, base: str, asked: Sequence[tuple[str, str]]) -> list[Entry | None]:
+        """Return the result of `find` for each name with its revision or "", in as few round trips as they need."""
+        found: list[Entry | None] = []
+        for at in range(0, len(asked), FOUND_PER_CALL):
+            piece = asked[at : at + FOUND_PER_CALL]
+            args = [part for name, revision in piece for part in (name, identity_of(revision) if revision else "")]
+            answers = await call(self._redis, "find", base, [keys.catalog_leaf(base, ""), *args])
+            found += [_entry(*each, answer) for each, answer in zip(piece, answers, strict=True)]
+        return found
 
     async def registered(self, base: str, sources: Mapping[str, Source]) -> dict[str, int]:
         """Return when each source was registered, in seconds since 1970, by NAME or NAME@REVISION.
@@ -186,6 +189,17 @@ class CatalogReader:
                     rows.append((name, found))
         rows.sort(key=lambda row: row[0])
         return begin.decode(), rows
+
+
+def _entry(name: str, revision: str, answer: bytes) -> Entry | None:
+    """Return what an answer of `find` says of a name, at that revision if it is not ""."""
+    if not answer:
+        return None
+    found = found_in(answer)
+    if is_retired(found.value):
+        return Entry(name, retired=True)
+    entry = unpack(name, found)
+    return entry if not revision or entry.revision == revision else None
 
 
 def _pairs(flat: Sequence[Any]) -> dict[int, bytes]:

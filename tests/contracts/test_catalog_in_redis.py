@@ -63,6 +63,31 @@ async def test_a_catalog_that_was_never_complete_is_unavailable_rather_than_empt
     assert await reader.find(BASE, "a/b") == entry("a/b")
 
 
+async def test_many_names_are_found_together_as_each_alone(writer: CatalogWriter, reader: CatalogReader) -> None:
+    states = [entry("a/b", "r1"), entry("a/b", "r2"), entry("a/c"), Entry("a/d", retired=True), *many(3000)]
+    for at, state in enumerate(states[:4], 1):
+        await writer.apply(BASE, [(at, state)], f"p{at}")
+    await writer.apply(BASE, rows(states[4:], 5), "p")
+    odd = [
+        ("a/b", ""),
+        ("a/b", "r1"),
+        ("a/b", "r9"),
+        ("a/c", ""),
+        ("a/c", "r1"),
+        ("a/d", ""),
+        ("a/d", "r1"),
+        ("x", ""),
+    ]
+    asked = [*odd, *[(each.name, "") for each in states[4:]], *odd]
+    found = await reader.find_each(BASE, asked)
+    assert found[: len(odd)] == [await reader.find(BASE, *each) for each in odd] == found[-len(odd) :]
+    assert [each and (each.revision, each.retired) for each in found[: len(odd)]] == [
+        *[("r2", False), ("r1", False), None, ("", False), None, ("", True), ("", True), None]
+    ]
+    assert found[len(odd) : -len(odd)] == states[4:]
+    assert await reader.find_each(BASE, []) == []
+
+
 async def test_a_copy_is_filled_and_completed_by_its_own_token_alone(
     writer: CatalogWriter, reader: CatalogReader
 ) -> None:

@@ -1,13 +1,15 @@
 """Waves over the catalog as it is now, by selector or by name, on a real API server and a real Redis."""
 
 import asyncio
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import structlog
 from redis.asyncio import Redis
 
-from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_reader import FOUND_PER_CALL, CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
@@ -16,7 +18,7 @@ from mint_contracts.source import Source
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
-from mint_operator.planning.lookup import Lookup
+from mint_operator.planning.lookup import MOST_ADAPTERS, Lookup
 from tests.operator.catalogs import CATALOG, SUPPORT, Catalog, becomes, entry, mentions, over, says, sources
 from tests.operator.stage import Stage, base_model, until
 from tests.redis_process import RedisProcess
@@ -245,23 +247,21 @@ async def test_what_nobody_asks_any_more_is_forgotten_and_what_says_the_same_sta
 
 
 class Halting(CatalogReader):
-    """A reader that finds a name at once, but returns it only when it may."""
+    """A reader that finds names at once, but returns them only when it may."""
 
-    def __init__(self, redis: Redis, halts: str) -> None:
+    def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
-        self._halts = halts
         self.found, self.may = asyncio.Event(), asyncio.Event()
 
-    async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
-        entry = await super().find(base, name, revision)
-        if name == self._halts:
-            self.found.set()
-            await asyncio.wait_for(self.may.wait(), PATIENCE_S)
-        return entry
+    async def find_each(self, base: str, asked: Sequence[tuple[str, str]]) -> list[Entry | None]:
+        entries = await super().find_each(base, asked)
+        self.found.set()
+        await asyncio.wait_for(self.may.wait(), PATIENCE_S)
+        return entries
 
 
 async def test_what_changes_while_a_wave_is_first_looked_up_is_not_missed(stage: Stage, catalog: Catalog) -> None:
-    reader = Halting(stage.redis, "b/c")
+    reader = Halting(stage.redis)
     lists, asked = Lists(reader, lambda: None, look_s=0.0), Lookup(stage.base, names=("acme/law-1", "b/c"))
     await lists.refresh([asked])
     await asyncio.wait_for(reader.found.wait(), PATIENCE_S)
@@ -276,6 +276,28 @@ async def test_what_changes_while_a_wave_is_first_looked_up_is_not_missed(stage:
         return asked in lists.found and (lists.found[asked].listed or ())[0].source.revision == "2"
 
     await until("the new revision", new)
+
+
+async def test_thousands_of_names_take_few_calls(stage: Stage, catalog: Catalog) -> None:
+    names = [f"many/{number}" for number in range(MOST_ADAPTERS - 2)]
+    await catalog.register(*map(entry, names))
+    store = Source("pvc://samples/adapters")
+    lists = Lists(CatalogReader(stage.redis), lambda: None, look_s=0.0)
+    asked = Lookup(stage.base, names=(*names, "acme/law-1@1", "in/store"), store=store)
+    await stage.redis.config_resetstat()
+
+    async def read() -> bool:
+        await lists.refresh([asked])
+        return asked in lists.found
+
+    await until("all names", read)
+    listed = lists.found[asked].listed
+    assert listed is not None
+    assert [each.name for each in listed] == list(asked.names)
+    expected = [entry(name).uri for name in (*names, "acme/law-1")]
+    assert [each.source.uri for each in listed] == [*expected, f"{store.uri}/in/store"]
+    called = (await stage.redis.info("commandstats"))["cmdstat_fcall"]["calls"]
+    assert called == math.ceil(MOST_ADAPTERS / FOUND_PER_CALL) < 20
 
 
 async def test_a_redis_that_is_silent_is_asked_for_one_catalog_not_for_each(tmp_path: Path) -> None:

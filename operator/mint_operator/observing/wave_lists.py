@@ -222,6 +222,7 @@ class Lists:
 
         If any name is unknown, nothing is listed, and the failure names the first unknown one.
         """
+        known = await self._entries(lookup, [_asked(each) for each in named if isinstance(each, str) or not each.uri])
         found: list[Listed] = []
         gone: list[str] = []
         unknown: Refusal | None = None
@@ -229,9 +230,9 @@ class Lists:
             if isinstance(each, Entry) and each.uri:
                 found.append(Listed(each.name, each.source))
                 continue
-            name = asked(each) if isinstance(each, Entry) else each
+            name = _asked(each)
             try:
-                source = await self._source(lookup, name)
+                source = _source(lookup, name, known.get(name))
             except AdapterNotFound as error:
                 unknown = unknown or Refusal.of(error, Mentions((name,)))
                 continue
@@ -250,15 +251,27 @@ class Lists:
         """Read a manifest. It has its own time limit, so that the gate is not left before the thread ends."""
         return await in_thread(entries, lookup.manifest, await in_thread(fetch, lookup.manifest))
 
-    async def _source(self, lookup: Lookup, name: str) -> Source | None:
-        """Return the source of a name, with or without a revision; None if it was retired. Raises AdapterNotFound."""
-        entry = await self._reader.find(lookup.base, *split_asked(name)) if lookup.catalog else None
-        if entry is not None:
-            return None if entry.retired else entry.source
-        if lookup.store is not None and "@" not in name:
-            return child(lookup.store, name)
-        message = f"has no uri, and BaseModel {lookup.base} has neither a catalog nor a store"
-        if lookup.catalog:
-            message = f"is not in the catalog of BaseModel {lookup.base}"
-        message += "; register it, or remove it from the wave"
-        raise AdapterNotFound(f"adapter {name!r}", message)
+    async def _entries(self, lookup: Lookup, names: Sequence[str]) -> dict[str, Entry]:
+        """Return the catalog's entries of those names, with or without a revision, that it has."""
+        if not lookup.catalog:
+            return {}
+        found = await self._reader.find_each(lookup.base, [split_asked(name) for name in names])
+        return {name: entry for name, entry in zip(names, found, strict=True) if entry is not None}
+
+
+def _asked(of: str | Entry) -> str:
+    """Return the name by which it is looked up, with or without a revision."""
+    return of if isinstance(of, str) else asked(of)
+
+
+def _source(lookup: Lookup, name: str, entry: Entry | None) -> Source | None:
+    """Return the source of a name, given what the catalog has of it; None if retired. Raises AdapterNotFound."""
+    if entry is not None:
+        return None if entry.retired else entry.source
+    if lookup.store is not None and "@" not in name:
+        return child(lookup.store, name)
+    message = f"has no uri, and BaseModel {lookup.base} has neither a catalog nor a store"
+    if lookup.catalog:
+        message = f"is not in the catalog of BaseModel {lookup.base}"
+    message += "; register it, or remove it from the wave"
+    raise AdapterNotFound(f"adapter {name!r}", message)
