@@ -190,3 +190,9 @@ def found_by(monitor: Object, objects: list[Object]) -> set[str]:
         if matches(monitor["spec"]["selector"], each["metadata"]["labels"])
         and port in {given["name"] for given in each["spec"]["ports"]}
     }
+
+
+def alerts(objects: list[Object]) -> list[Object]:
+    rule = of_kind(objects, "PrometheusRule")["mint"]
+    found: list[Object] = [each for group in rule["spec"]["groups"] for each in group["rules"]]
+    return found

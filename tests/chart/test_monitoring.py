@@ -20,6 +20,7 @@ from tests.chart.rendering import (
     NAMESPACE,
     NAMESPACED,
     Object,
+    alerts,
     found_by,
     monitors,
     of_kind,
@@ -50,12 +51,6 @@ def _series(registry: CollectorRegistry) -> Iterator[tuple[str, set[str]]]:
         if isinstance(collector, MetricWrapperBase) and collector._name.startswith("mint_"):
             for suffix in SUFFIXES[str(collector._type)]:
                 yield collector._name + suffix, set(collector._labelnames)
-
-
-def alerts(objects: list[Object]) -> list[Object]:
-    rule = of_kind(objects, "PrometheusRule")["mint"]
-    found: list[Object] = [each for group in rule["spec"]["groups"] for each in group["rules"]]
-    return found
 
 
 def dashboards(objects: list[Object]) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from tests.chart.rendering import (
     PUSHED,
     VARIANTS,
     Values,
+    alerts,
     helm,
     of_kind,
     render,
 )
-from tests.chart.test_monitoring import alerts
 from tests.crds.admission import merged
 
 # `helm template` renders no notes, but a template may include them.

@@ -12,8 +12,7 @@ from mint_contracts.records import EXPIRED
 from mint_operator.planning import conditions
 from mint_operator.pruning import CRDS_OUTDATED
 from tests.apiserver import ROOT
-from tests.chart.rendering import EVERYTHING, render
-from tests.chart.test_monitoring import alerts
+from tests.chart.rendering import EVERYTHING, alerts, render
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 PARTS = dict(re.findall(r"^#+ (.*)\n((?:(?!#).*\n)*)", PAGE, re.MULTILINE))
