@@ -221,7 +221,7 @@ async def test_a_request_begins_with_what_has_come_and_is_answered_right(
     assert [copy.arrival for copy in engine.residency.books.in_slots.values()] == [None]
 
 
-async def test_whoever_comes_meanwhile_does_not_wait_for_it(
+async def test_requests_that_come_meanwhile_do_not_wait_for_the_adapter(
     engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
 ) -> None:
     asked = asyncio.create_task(engine.ask(NAMES[0], PROMPT, COUNT))
@@ -259,7 +259,7 @@ async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
 
 
 @pytest.mark.parametrize("pieces", [0, 1])
-async def test_what_never_comes_fails_those_who_began_and_nobody_else(
+async def test_an_adapter_that_never_comes_fails_only_its_own_requests(
     engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]], pieces: int
 ) -> None:
     disk.gives = pieces
@@ -297,7 +297,7 @@ async def test_an_engine_that_computes_anything_waits_for_all_of_an_adapter(engi
     assert not stepper.follows_arrivals
 
 
-async def test_so_does_one_that_begins_to_compute_while_it_comes(
+async def test_an_engine_that_begins_to_compute_while_an_adapter_comes_waits_for_all_of_it(
     engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
 ) -> None:
     looks = iter([True])

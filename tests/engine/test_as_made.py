@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("named", ["flash_attention_2", "of_its_makers"])
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_experts_implementation"])
-def test_whatever_its_makers_computed_with_it_is_computed_here(key: str, named: str, tmp_path: Path) -> None:
+def test_implementations_named_in_a_config_are_ignored(key: str, named: str, tmp_path: Path) -> None:
     base = save_base(tmp_path)
     edit_base(base, **{key: named})
     check_small_files(settings_for(base), base, "a base")

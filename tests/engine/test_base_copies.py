@@ -111,7 +111,7 @@ def test_a_node_does_not_ask_again_at_once_for_a_base_that_is_refused(tmp_path: 
         assert isinstance(own.find(), Path)
 
 
-def test_what_nobody_foresaw_in_a_base_ends_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_in_a_base_does_not_end_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def look(*_: object) -> None:
         raise UnboundLocalError("an oversight")
 

@@ -104,7 +104,7 @@ def test_a_rate_is_of_what_was_moved_and_a_share_of_what_is_there() -> None:
     assert (found.percent, found.left_s) == (60, 40)
 
 
-def test_nothing_is_told_before_and_after() -> None:
+def test_no_progress_is_reported_before_and_after_a_load() -> None:
     progress = LoadProgress()
     progress.begin(COPYING, 1000)
     progress.end()

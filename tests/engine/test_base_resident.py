@@ -31,7 +31,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Base:
 
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_becomes_of_its_files_changes_nothing(folder: Path, stored: torch.dtype, dtype: torch.dtype) -> None:
+def test_later_changes_of_a_bases_files_change_nothing(folder: Path, stored: torch.dtype, dtype: torch.dtype) -> None:
     """Other files may be copied over them, or the claim's disk may lose them."""
     path = folder / "model.safetensors"
     tensors = {name: each.to(stored) for name, each in load_file(path).items()}

@@ -130,7 +130,7 @@ def half_copied(address: str, folder: Path) -> tuple[Source, Path]:
 
 
 @pytest.mark.parametrize("lose", [cut_short, without_its_mark, with_half_a_mark])
-def test_what_is_not_certain_is_copied_anew(lose: Callable[[Path], None], tmp_path: Path) -> None:
+def test_files_of_uncertain_content_are_copied_again(lose: Callable[[Path], None], tmp_path: Path) -> None:
     backends.backend.cache_clear()
     base = saved(tmp_path / "base")
     with stores.serving(Ranged, tmp_path) as (address, _):
@@ -140,7 +140,7 @@ def test_what_is_not_certain_is_copied_anew(lose: Callable[[Path], None], tmp_pa
         assert fetched(source, cache) == ((base / WEIGHTS).read_bytes(), 0)
 
 
-def test_what_has_changed_meanwhile_is_copied_anew(tmp_path: Path) -> None:
+def test_files_that_have_changed_meanwhile_are_copied_again(tmp_path: Path) -> None:
     backends.backend.cache_clear()
     base = saved(tmp_path / "base")
     with stores.serving(Ranged, tmp_path) as (address, _):

@@ -35,7 +35,7 @@ async def test_adapters_take_turns_whoever_has_how_many() -> None:
     assert works.begun.index("mild") < works.begun.index("hot 2")
 
 
-async def test_beyond_what_may_wait_whoever_comes_is_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_beyond_the_queue_are_told_to_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "MOST", 5)
     shapes, works = Compiling("engine"), Works()
     waiting = [asyncio.create_task(shapes.run("hot", works, "hot")) for _ in range(4)]
@@ -53,7 +53,7 @@ async def test_beyond_what_may_wait_whoever_comes_is_to_come_back(monkeypatch: p
     assert await shapes.run("mild", works, "mild") == "mild", "there is room again"
 
 
-async def test_who_goes_while_it_is_compiled_or_waits_for_that_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_leaves_during_compilation_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that has started runs to its end; its adapter has no other meanwhile."""
     monkeypatch.setattr(compiling, "MOST", 5)
     shapes, works = Compiling("engine"), Works()
@@ -70,7 +70,7 @@ async def test_who_goes_while_it_is_compiled_or_waits_for_that_holds_nobody(monk
     assert await asyncio.gather(*next_, other) == ["next 0", "next 1", "other"]
 
 
-async def test_who_goes_before_a_thread_is_free_is_never_compiled() -> None:
+async def test_a_request_that_leaves_before_a_thread_is_free_is_never_compiled() -> None:
     shapes, works = Compiling("engine"), Works()
     held = [asyncio.create_task(shapes.run(name, works, name)) for name in "abc"]
     await until(lambda: len(works.begun) == AT_ONCE)
@@ -115,7 +115,7 @@ async def test_where_no_thread_can_be_started_the_next_of_that_adapter_is_compil
     assert await shapes.run("a", works, "next") == "next"
 
 
-async def test_what_was_refused_for_want_of_a_thread_is_not_compiled_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_refused_for_lack_of_a_thread_is_not_compiled_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor queues it before it starts a thread."""
     shapes, works = Compiling("engine"), Works()
 
@@ -132,7 +132,7 @@ async def test_what_was_refused_for_want_of_a_thread_is_not_compiled_later(monke
     assert works.begun == ["next", "last"]
 
 
-async def test_what_a_thread_begins_though_no_other_could_be_started_keeps_its_turn(
+async def test_a_compilation_that_began_keeps_its_turn_though_no_other_thread_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shapes, works, second_began = Compiling("engine"), Works(), threading.Event()

@@ -41,7 +41,7 @@ async def stream(engine: Running, request: GenerateRequest) -> list[GenerateEven
     return [event async for event in engine.sampler.Generate(request, timeout=60)]
 
 
-async def test_each_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> None:
+async def test_each_completion_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> None:
     """Started comes first, then the chunks of all, a Finished for each, and nothing after the last."""
     async with running(base, {"a": adapter}) as engine:
         events = await stream(engine, request_of(3, "a", seed=7, logprobs=0))
@@ -151,7 +151,7 @@ async def test_others_have_their_turn_while_a_long_prompt_is_told(quiet: Running
     assert [each.text_offset for each in event.started.prompt_logprobs] == list(range(1, len(prompt)))
 
 
-async def test_a_prompt_counts_as_computed_once_whatever_is_wanted_of_it(quiet: Running) -> None:
+async def test_a_prompt_is_counted_as_computed_once(quiet: Running) -> None:
     counted = metrics.TOKENS.labels("prompt")
     asked: list[dict[str, Any]] = [{"max_tokens": 0, "echo": True}, {"max_tokens": 2}]
     for sampling in asked:
@@ -243,7 +243,7 @@ async def test_a_wrong_number_is_refused(base: Path, n: int) -> None:
         assert "sampling.n" in str(refused)
 
 
-async def test_more_than_an_engine_has_places_for_is_refused_for_good(base: Path) -> None:
+async def test_more_completions_than_places_are_refused_for_good(base: Path) -> None:
     async with running(base, limits=Limits(running=1, waiting=2, step_tokens=64)) as engine:
         assert isinstance(await refusal(engine, request_of(4)), InvalidRequest)
         assert len([event for event in await stream(engine, request_of(3)) if event.HasField("finished")]) == 3

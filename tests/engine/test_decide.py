@@ -26,7 +26,7 @@ def want(name: str, tier: Tier = Tier.DEVICE, version: int = 0) -> dict[str, Ass
     return {name: Assignment(name, at(name, version), tier)}
 
 
-def test_what_is_wanted_and_absent_is_loaded_warmest_first() -> None:
+def test_wanted_and_absent_copies_are_loaded_warmest_first() -> None:
     wants = want("a", Tier.DISK) | want("b") | want("c", Tier.HOST)
     assert [key[0] for key, _ in decide([], wants, STORE, room=4).load] == ["b", "c", "a"]
 
@@ -54,7 +54,7 @@ def test_an_adapter_that_a_request_loaded_stays_until_its_slot_is_needed() -> No
     assert victim([here], {}) == here.key
 
 
-def test_what_the_store_no_longer_means_leaves_at_once() -> None:
+def test_a_copy_that_the_store_no_longer_names_leaves_at_once() -> None:
     here = copy("a", Tier.DEVICE, version=1)
     assert decide([here], {}, STORE, room=4).vacate == (here.key,)
     warm = copy("a", Tier.HOST, version=1)

@@ -58,7 +58,7 @@ def pairs_of(counts: list[int]) -> Pairs:
     st.booleans(),
     st.integers(0, 1 << 20),
 )
-def test_of_any_layout(
+def test_products_of_any_layout_are_the_naive_ones(
     dtype: torch.dtype,
     tolerance: float,
     kernels: bool,

@@ -122,7 +122,7 @@ def test_a_prompt_comes_to_its_end_beside_newcomers_without_end() -> None:
 
 
 @given(places=st.integers(1, 400), asks=st.lists(st.sampled_from("abcdefgh"), max_size=500))
-def test_there_is_always_room_for_somebody_new(places: int, asks: list[str]) -> None:
+def test_one_adapter_cannot_take_every_place_of_the_queue(places: int, asks: list[str]) -> None:
     counter = PlaceCounter(places)
     for name in asks:
         if counter.has_room(name, 1):

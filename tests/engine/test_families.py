@@ -102,7 +102,7 @@ def test_long_requests_and_short_ones_that_decode_together(name: str, monkeypatc
     check(forward.run([tokens[-1] for tokens in said], spans, range(4)).float(), torch.stack(alone))
 
 
-def test_what_short_requests_read_does_not_grow_with_a_long_one() -> None:
+def test_a_long_request_does_not_add_to_what_short_ones_read() -> None:
     lengths = [16] * 63 + [4096]
     found = planned(lengths)
     assert [found[row][0] for row in range(64)] == lengths
@@ -141,7 +141,7 @@ def planned(lengths: list[int]) -> dict[int, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_alone_as_in_company(name: str) -> None:
+def test_a_request_computes_the_same_alone_and_in_company(name: str) -> None:
     """Adapters on every second module, in slots of different layouts, give the same together as alone."""
     forward = filled(name, every=2)
     slots = [2, 0, 1, 0]
@@ -206,7 +206,7 @@ def test_a_request_gets_nothing_of_what_its_pages_held(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
 )
-def test_what_lies_behind_a_window_is_never_read(name: str) -> None:
+def test_pages_behind_a_window_are_never_read(name: str) -> None:
     """Those pages belong to others by then; a chunk and single tokens continue from what remains of the window."""
     forward = filled(name)
     windows, cuts = forward.cache.groups.windows, (0, 30, 37, *range(38, LENGTH + 1))

@@ -29,7 +29,7 @@ def may_come(tokenizer: PreTrainedTokenizerBase, schema: dict[str, Any], value: 
     return grammar.matcher.validate_tokens(tokens) == len(tokens)
 
 
-def test_those_are_known_that_the_library_holds_a_text_to() -> None:
+def test_the_known_formats_are_those_that_the_library_enforces() -> None:
     def is_taken(name: str) -> bool:
         grammar = json.dumps({"type": "string", "format": name})
         return not LLMatcher.validate_grammar(f"%llguidance {{}}\nstart: %json {grammar}")
@@ -46,7 +46,7 @@ class Letter(BaseModel):
     of: list[bytes | None] = []
 
 
-def test_what_pydantic_writes_is_taken_and_held_to_but_for_them(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_pydantics_schemas_are_enforced_without_unknown_formats(tokenizer: PreTrainedTokenizerBase) -> None:
     schema = Letter.model_json_schema()
     written = json.dumps(schema)
     assert all(f'"format": "{name}"' in written for name in ("binary", "password", "path"))
@@ -74,7 +74,7 @@ def test_a_format_that_is_known_is_held_to(tokenizer: PreTrainedTokenizerBase) -
         ({"$ref": "#/more/one", "more": {"one": OTHER}}, {"$ref": "#/more/one", "more": {"one": TEXT}}),
     ],
 )
-def test_others_are_left_out_wherever_a_schema_is(schema: dict[str, Any], left: dict[str, Any]) -> None:
+def test_unknown_formats_are_left_out_at_any_depth_of_a_schema(schema: dict[str, Any], left: dict[str, Any]) -> None:
     assert known_alone(schema) == left
 
 
@@ -88,5 +88,5 @@ def test_others_are_left_out_wherever_a_schema_is(schema: dict[str, Any], left: 
         {"format": 3},
     ],
 )
-def test_what_only_looks_like_a_format_stays(schema: dict[str, Any]) -> None:
+def test_fields_that_only_look_like_formats_stay(schema: dict[str, Any]) -> None:
     assert known_alone(schema) == schema

@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_all_that_gguf_finds_is_found(file: Path, tmp_path: Path) -> None:
+def test_arrays_are_found_as_ggufs_own_reader_finds_them(file: Path, tmp_path: Path) -> None:
     write(tmp_path / "tiny.gguf")
     for path in (file, tmp_path / "tiny.gguf"):
         own, found = OWN(path), ArrayReader(path)

@@ -124,7 +124,7 @@ def test_weights_without_a_configuration_are_refused_by_the_names_alone(
 
 
 @pytest.mark.parametrize("scheme", REMOTE[1:])  # a web server lists no names
-def test_of_several_files_it_is_said_alike_that_one_is_to_be_named(
+def test_several_files_are_refused_alike_by_remote_and_local_sources(
     scheme: str, store: Path, opened: Callable[[str], Source], tmp_path: Path
 ) -> None:
     for name in ("one.gguf", "two.gguf"):

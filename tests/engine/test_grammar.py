@@ -51,7 +51,7 @@ def allowed(grammar: Grammar, size: int) -> set[int]:
     words=st.lists(st.text(st.sampled_from("abdhe qué·世\n/\"'\\.*{"), max_size=6), min_size=1, max_size=6),
     seed=st.integers(0, 9),
 )
-def test_of_some_words_only_those_tokens_may_come_that_one_of_them_goes_on_with(
+def test_a_choice_of_words_allows_only_tokens_that_continue_one_of_them(
     tokenizer: PreTrainedTokenizerBase, grammars: Grammars, words: list[str], seed: int
 ) -> None:
     grammar = grammars.compile(Shape("regex", "|".join(regex.escape(word) for word in words)))
@@ -77,7 +77,7 @@ def test_of_some_words_only_those_tokens_may_come_that_one_of_them_goes_on_with(
     "pattern", [r"(ab)*c?", r"[a-f]{2,4}(, [a-f]{2,4})*\.", r"(the|dog)+ \w\d*", r"-?\d+(\.\d+)?"]
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_of_an_expression_those_that_some_match_begins_with(
+def test_an_expression_allows_only_tokens_that_some_match_begins_with(
     tokenizer: PreTrainedTokenizerBase, grammars: Grammars, pattern: str, seed: int
 ) -> None:
     """The library `regex` knows which texts begin a match; ASCII alone, since tokens may be parts of characters."""

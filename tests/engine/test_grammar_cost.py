@@ -48,7 +48,7 @@ def in_one_place(schemas: list[Named], number: int) -> set[int]:
 
 
 @pytest.mark.parametrize(("member", "item"), [("X", "Y"), ("Y", "X")])
-def test_what_meets_by_way_of_a_cycle_is_found_from_wherever_it_is_come_to(member: str, item: str) -> None:
+def test_multiples_that_meet_in_a_cycle_are_found_from_any_entry(member: str, item: str) -> None:
     """If X were reached first, Y would be weighed without it. (Compiling it takes hours, and all memory.)"""
     x = {"multipleOf": 9973, "properties": {"a": {"$ref": "#/$defs/Y"}}}
     y = {"allOf": [{"$ref": "#/$defs/X"}, {"multipleOf": 4999}]}

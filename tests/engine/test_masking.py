@@ -126,7 +126,7 @@ class InTurn:
             matcher.unsafe_compute_mask_ptr(first + at * stride, stride)
 
 
-def test_nobody_pays_for_a_slow_mask_of_another(
+def test_a_slow_mask_is_charged_only_to_its_own_request(
     grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Computed together, it may be anybody's; later, grammars that were slow are computed alone for some tokens."""
@@ -159,7 +159,7 @@ def test_quick_masks_come_before_slow_ones_which_begin_while_there_is_time(
     late=st.lists(st.integers(0, 3), min_size=1, max_size=8),
     adapters=st.lists(st.sampled_from("ab"), min_size=8, max_size=8),
 )
-def test_whoever_was_late_for_longest_comes_first_then_who_was_served_least(
+def test_the_request_that_is_late_longest_comes_first_then_the_least_served(
     late: list[int], adapters: list[str]
 ) -> None:
     rows = [completion(3, adapter=adapter) for adapter, _ in zip(adapters, late, strict=False)]
@@ -244,7 +244,7 @@ async def answers(engine: Running, names: list[str], *, together: bool) -> list[
 
 
 @pytest.mark.parametrize("kind", ["adapter", "sliding", "few pages"])
-async def test_whoever_waits_says_what_it_says_alone(
+async def test_a_request_that_waits_answers_as_alone(
     base: Path, adapter: Path, tmp_path: Path, lateness: Lateness, kind: str
 ) -> None:
     place = save_sliding_base(tmp_path) if kind == "sliding" else base
@@ -265,7 +265,7 @@ async def test_whoever_waits_says_what_it_says_alone(
     assert (metrics.PREEMPTED_FOR_PAGES._value.get() > before) == (kind == "few pages")
 
 
-async def test_who_has_no_shape_waits_for_no_mask(base: Path, lateness: Lateness) -> None:
+async def test_requests_without_a_shape_wait_for_no_mask(base: Path, lateness: Lateness) -> None:
     """Ten requests that must take turns, and one that gets 60 tokens in as many steps."""
     async with running(base) as engine:
         shaped = [

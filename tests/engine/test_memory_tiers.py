@@ -138,7 +138,7 @@ def test_the_host_tier_lets_go_of_the_least_recently_used() -> None:
     assert host.imbalance() == ""
 
 
-def test_what_is_used_elsewhere_leaves_a_ledger_later() -> None:
+def test_recently_touched_copies_leave_a_ledger_later() -> None:
     ledger: Ledger[str] = Ledger(2)
     assert ledger.add("a", 1) == ledger.add("b", 1) == []
     ledger.touch("a")
@@ -230,7 +230,7 @@ def test_a_copy_in_progress_is_not_there_yet(tmp_path: Path) -> None:
     assert tier.ledger.used == 5, "what was written counts, not what was expected"
 
 
-def test_what_comes_again_while_files_that_gave_way_are_removed_keeps_its_own(tmp_path: Path) -> None:
+def test_a_copy_stored_again_during_its_removal_keeps_its_file(tmp_path: Path) -> None:
     """When many small files make room for a large one, the last may be loaded again before its file is removed."""
     disk = DiskTier(tmp_path / "disk", 100)
     store(disk, "small", 60)

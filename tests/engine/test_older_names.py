@@ -27,7 +27,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-def test_they_mean_the_same(tmp_path: Path) -> None:
+def test_older_names_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     base = save_base("gemma3_seeing", tmp_path / "base")
     now = save_adapter(base, tmp_path / "now", 4, **SERVED["gemma3_seeing"])

@@ -82,7 +82,7 @@ def test_a_newcomer_waits_no_longer_than_places_are_kept() -> None:
     assert until_placed(books, another, 1) == 1
 
 
-def test_who_gives_way_is_the_latest_and_comes_back_first() -> None:
+def test_the_latest_request_gives_way_and_comes_back_first() -> None:
     books = books_of(4)
     hot = endless(books, 6, "hot")
     steps(books, TERMS.stay + 2)
@@ -98,7 +98,7 @@ def test_who_gives_way_is_the_latest_and_comes_back_first() -> None:
     assert hot[3].generated > generated
 
 
-def test_nobody_gives_way_to_their_own() -> None:
+def test_requests_do_not_give_way_to_their_own_adapter() -> None:
     books, before = books_of(4), turns_taken()
     endless(books, 20, "only")
     steps(books, 3 * TERMS.last_stay)
@@ -117,7 +117,7 @@ def test_two_adapters_come_to_have_as_many_places_and_then_keep_them() -> None:
     assert turns_taken() == before, "nothing goes to and fro"
 
 
-def test_what_nobody_has_computed_gives_way_at_once() -> None:
+def test_prompts_still_being_computed_give_way_at_once() -> None:
     """The prompts in all places will take many steps: a newcomer need not wait for them."""
     books = books_of(4)
     for at in range(4):
@@ -168,7 +168,7 @@ def test_little_is_computed_twice_while_pages_last() -> None:
     assert 0 < computed - once < computed / 16
 
 
-def test_who_lost_its_pages_keeps_its_place_until_it_has_generated_as_much_again() -> None:
+def test_a_request_that_lost_its_pages_keeps_its_place_until_it_has_generated_as_much_again() -> None:
     books = books_of(1, pages=200)
     [hot] = endless(books, 1, "hot")
     steps(books, 1200)

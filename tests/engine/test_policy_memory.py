@@ -140,7 +140,7 @@ async def test_copies_wait_in_line_for_what_others_take() -> None:
     assert host.ledger.aside == 8
 
 
-async def test_who_finds_no_room_is_told_of_copies_too() -> None:
+async def test_a_refusal_for_lack_of_room_mentions_copies() -> None:
     """While one policy is being saved and published, it may hold more than policies do permanently."""
     room = room_of(HostTier(10))
     room.take("one", Needs(2, 4, 3))

@@ -60,7 +60,7 @@ def test_pages_for_tokens(tokens: int, pages: int) -> None:
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=70), st.integers(0, 70))
-def test_keys_are_the_same_however_they_were_come_by(tokens: list[int], cut: int) -> None:
+def test_keys_do_not_depend_on_how_they_are_computed(tokens: list[int], cut: int) -> None:
     keys = keys_of(tokens[:cut])
     extend_keys(keys, "", tokens)
     assert keys == keys_of(tokens)
@@ -94,7 +94,7 @@ def cache_of(*tokens: list[int]) -> PrefixCache:
     return cache
 
 
-def test_what_was_published_is_found_as_far_as_it_goes() -> None:
+def test_a_published_prefix_is_found_as_far_as_it_goes() -> None:
     text = list(range(64))
     cache = cache_of(text)
     assert cache.available == 6
@@ -146,7 +146,7 @@ def test_another_revision_finds_nothing() -> None:
         run(books)
 
 
-def test_what_has_no_revision_shares_nothing() -> None:
+def test_requests_without_a_revision_share_nothing() -> None:
     """Without a digest, a slot's contents are unknown."""
     books = scheduler()
     for _ in range(2):

@@ -41,12 +41,12 @@ def test_one_request_of_the_most_that_may_be_asked_for_always_fits_alone() -> No
             second.fill(prompt_logprobs.weigh(tokens, most))
 
 
-def test_who_asks_for_none_of_its_prompt_needs_no_room() -> None:
+def test_requests_without_prompt_scores_need_no_room() -> None:
     assert prompt_logprobs.weigh(1000, Sampling(1, 0, logprobs=20)) == 0
     assert prompt_logprobs.weigh(1000, Sampling(1, 0, prompt_logprobs=True)) == 320_000
 
 
-async def test_who_finds_no_room_is_told_to_come_back_before_its_prompt_is_computed(
+async def test_without_room_a_request_is_told_to_retry_before_its_prompt_is_computed(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompt_logprobs, "MOST_TOGETHER", EACH)
@@ -74,7 +74,7 @@ async def test_others_go_on_where_there_is_no_room_for_more(base: Path, monkeypa
         assert len(few.started.prompt_logprobs) == len(PROMPT) - 1
 
 
-async def test_what_nobody_reads_counts_until_the_call_ends(base: Path) -> None:
+async def test_unread_scores_count_until_the_call_ends(base: Path) -> None:
     async with running(base) as engine:
         target = f"127.0.0.1:{engine.server.port}"
         async with grpc.aio.insecure_channel(target, options=NARROW) as channel:

@@ -106,7 +106,7 @@ async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -
         assert engine.free_pages == engine.all_pages
 
 
-async def test_who_ends_before_a_defect_of_the_same_step_is_told_so(base: Path, adapter: Path) -> None:
+async def test_a_request_that_ended_before_a_defect_in_the_same_step_is_complete(base: Path, adapter: Path) -> None:
     """Its prompt was all it wanted; then choosing a token for its neighbour failed, say for lack of memory."""
     async with running(base, {"a": adapter}) as engine:
         gate, generation = Gate(engine), engine.server.generation

@@ -136,9 +136,7 @@ async def test_small_adapters_that_keep_coming_do_not_keep_a_large_one_out() -> 
 
 
 @pytest.mark.usefixtures("direct")
-async def test_what_is_read_again_to_tell_what_is_wrong_waits_for_no_place_of_its_own(
-    scene: Callable[..., Scene], store: Path
-) -> None:
+async def test_reading_again_for_the_error_takes_no_second_place(scene: Callable[..., Scene], store: Path) -> None:
     sound = read_tiny(store / NAMES[0])
     run = torch.full_like(sound.run, torch.nan)
     with (store / NAMES[0] / PACKED).open("wb") as file:
@@ -182,7 +180,7 @@ async def test_a_server_that_has_fallen_silent_keeps_one_load_and_others_load_be
         await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in far), LIMIT_S)
 
 
-def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
+def test_an_immediate_failure_is_no_silence_and_an_answer_ends_a_silence() -> None:
     now = [0.0]
     here, source, other = Hosts(lambda: now[0]), Source("https://a.example/x"), Source("https://b.example/x")
 
@@ -220,7 +218,7 @@ async def test_a_remote_adapter_that_comes_after_its_wave_is_loaded(
     assert here.failure(NAMES[0]) == ""
 
 
-def test_a_silence_of_which_nobody_hears_more_is_forgotten() -> None:
+def test_a_silence_without_further_attempts_is_forgotten() -> None:
     """Else every server that was ever silent would cost memory for good."""
     now = [0.0]
     here, source, other = Hosts(lambda: now[0]), Source("https://a.example/x"), Source("https://b.example/x")
@@ -249,7 +247,7 @@ def test_a_server_stays_silent_while_the_load_that_tries_it_waits() -> None:
             pass
 
 
-async def test_who_has_waited_in_line_says_nothing_of_its_server(
+async def test_a_load_that_waited_in_line_does_not_mark_its_server_silent(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its place comes late if much else is being read, from whichever server."""

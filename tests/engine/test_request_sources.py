@@ -74,7 +74,9 @@ async def test_cold_names_of_one_source_share_what_the_first_one_reads(
     assert len(set(await asyncio.gather(*asking))) == len(reads) == 1
 
 
-async def test_what_the_catalog_has_elsewhere_now_is_let_go_of(scene: Callable[..., Scene], store: Path) -> None:
+async def test_a_copy_is_dropped_once_the_catalog_names_another_source(
+    scene: Callable[..., Scene], store: Path
+) -> None:
     here = scene(store=None)
     async with here.residency.hold("a/b", told(store, 1)) as old:
         async with here.residency.hold("a/b", told(store, 2)) as new:
@@ -84,7 +86,7 @@ async def test_what_the_catalog_has_elsewhere_now_is_let_go_of(scene: Callable[.
     assert here.residency.report()["a/b"].source == told(store, 2)
 
 
-async def test_what_the_store_has_again_is_let_go_of_elsewhere(scene: Callable[..., Scene], store: Path) -> None:
+async def test_a_copy_from_elsewhere_is_replaced_by_the_stores(scene: Callable[..., Scene], store: Path) -> None:
     here = scene()
     async with here.residency.hold(NAMES[0], told(store, 1)) as elsewhere:
         pass
@@ -95,7 +97,7 @@ async def test_what_the_store_has_again_is_let_go_of_elsewhere(scene: Callable[.
     assert here.residency.report()[NAMES[0]].source == Source(f"file://{store}/{NAMES[0]}")
 
 
-async def test_a_wave_knows_better_than_the_catalog(scene: Callable[..., Scene], store: Path) -> None:
+async def test_a_waves_source_takes_precedence_over_the_catalogs(scene: Callable[..., Scene], store: Path) -> None:
     here = scene()
     here.residency.want(wanted(store, NAMES[0]))
     async with here.residency.hold(NAMES[0], told(store, 5)):
@@ -103,7 +105,7 @@ async def test_a_wave_knows_better_than_the_catalog(scene: Callable[..., Scene],
     assert here.loader.fetches == [f"file://{store}/{NAMES[0]}"]
 
 
-async def test_what_this_engine_has_published_gives_way_to_what_a_request_was_told(
+async def test_a_requests_source_takes_precedence_over_the_engines_own_revision(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(store=None)
@@ -120,7 +122,7 @@ async def test_what_this_engine_has_published_gives_way_to_what_a_request_was_to
     assert not here.residency.report()["a/b"].published
 
 
-async def test_what_a_wave_tells_of_is_not_told_as_published(scene: Callable[..., Scene], store: Path) -> None:
+async def test_a_waves_adapter_is_not_reported_as_published(scene: Callable[..., Scene], store: Path) -> None:
     here = scene()
     own = told(store, 1)
     here.residency.lending.offer(NAMES[0], own, here.loader.load(own))
@@ -163,7 +165,7 @@ async def test_a_newer_announcement_takes_the_older_ones_place_and_none_leaves_n
         await once(here, "a/b")
 
 
-async def test_a_wave_knows_better_than_what_is_announced(scene: Callable[..., Scene], store: Path) -> None:
+async def test_a_waves_source_takes_precedence_over_announcements(scene: Callable[..., Scene], store: Path) -> None:
     here = scene()
     here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
     here.residency.lending.announce({NAMES[0]: told(store, 1)})
@@ -189,7 +191,7 @@ async def test_what_another_engine_announces_later_is_newer_than_what_this_one_h
 
 
 @pytest.mark.parametrize("name", ["a/b@", "a b@r1", "a/b@r 1", "a/b@r1@r2"])
-async def test_what_nobody_can_mean_is_refused(scene: Callable[..., Scene], store: Path, name: str) -> None:
+async def test_invalid_names_are_refused(scene: Callable[..., Scene], store: Path, name: str) -> None:
     with pytest.raises(InvalidRequest):
         async with scene().residency.hold(name, told(store, 0)):
             pass

@@ -189,7 +189,7 @@ async def test_a_request_whose_slot_holds_another_revision_than_it_began_with_is
     here.residency.in_flight = lambda: None
 
 
-async def test_what_an_engine_falls_idle_with_is_looked_at_however_soon_after_another_look(
+async def test_books_are_audited_when_an_engine_becomes_idle_however_recent_the_last_audit(
     scene: Callable[..., Scene], imbalances: Imbalances
 ) -> None:
     here = scene(audit_s=0.2)
@@ -202,7 +202,7 @@ async def test_what_an_engine_falls_idle_with_is_looked_at_however_soon_after_an
     _copy(here).users -= 1
 
 
-async def test_what_the_last_load_ends_with_is_looked_at(
+async def test_books_are_audited_after_the_last_load(
     scene: Callable[..., Scene], store: Path, imbalances: Imbalances
 ) -> None:
     here = scene(audit_s=0.05)

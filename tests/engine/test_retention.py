@@ -98,7 +98,7 @@ def test_locked_pages_do_not_leave_memory_and_are_not_copied(tmp_path: Path) -> 
 
 @lockable
 @pytest.mark.parametrize("another", [True, False])
-def test_what_leaves_a_slot_is_locked_no_longer(tmp_path: Path, another: bool) -> None:
+def test_memory_is_unlocked_when_its_adapter_leaves_the_slot(tmp_path: Path, another: bool) -> None:
     slots, before = make_slots(), locked_bytes()
     fill(slots, 0, tmp_path / "adapter.mint")
     assert slots.retain().locked

@@ -136,7 +136,7 @@ async def test_each_of_several_follows_its_own(base: Path) -> None:
     assert all(regex.fullmatch("[a-z]{8,40}!", text) for text in texts.values())
 
 
-async def test_who_gives_its_pages_up_goes_on_where_it_was(base: Path) -> None:
+async def test_a_request_that_loses_its_pages_goes_on_where_it_was(base: Path) -> None:
     """Four requests outgrow the cache, and each gets the same answer as alone."""
     asking: list[dict[str, Any]] = [
         {"regex": "([a-z]{1,9} ){20,60}[.]", "temperature": 1.0, "seed": seed, "max_tokens": 100} for seed in range(4)

@@ -221,7 +221,7 @@ async def test_a_place_is_silent_while_any_look_at_it_hangs(
     here.close()
 
 
-async def test_only_looks_that_have_run_too_long_tell_whoever_waits_for_a_turn_that_a_place_is_silent(
+async def test_only_looks_that_run_too_long_mark_a_place_silent_for_those_who_wait(
     scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look that got its turn a moment ago may yet be answered."""
@@ -250,7 +250,7 @@ async def test_only_looks_that_have_run_too_long_tell_whoever_waits_for_a_turn_t
     here.close()
 
 
-async def test_who_waits_in_vain_for_a_turn_where_nobody_looks_any_more_leaves_nothing_behind(
+async def test_a_wait_in_vain_for_a_turn_leaves_nothing_behind(
     scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, ill = SourceStat(scene(store=None).loader), source("ill", 0)

@@ -61,7 +61,7 @@ async def test_a_slot_in_use_closes_for_one_who_waits_and_its_adapters_turn_come
     assert await again == truth
 
 
-async def test_who_waits_while_a_slot_is_filled_has_it_close_once_it_may(scene: Callable[..., Scene]) -> None:
+async def test_a_slot_being_filled_closes_for_a_waiting_request_once_it_may(scene: Callable[..., Scene]) -> None:
     here, end = scene(slots=1, slot_wait_s=math.inf, terms=AT_ONCE), asyncio.Event()
     here.slots.gate.clear()
     running = asyncio.create_task(hold(here, NAMES[0], end))
@@ -105,7 +105,7 @@ async def test_a_slot_opens_when_another_was_idle_sooner(scene: Callable[..., Sc
     await asyncio.gather(*running)
 
 
-async def test_nobody_overtakes_who_waits_for_a_slot(tmp_path: Path) -> None:
+async def test_requests_that_wait_for_a_slot_are_not_overtaken(tmp_path: Path) -> None:
     table = SlotTable(Books(HostTier(0), DiskTier(tmp_path, 0), None, 1), 1, wait_s=10.0, terms=AT_ONCE)
     copies = [Copy(name, Source(f"training:{name}"), lent=True) for name in NAMES[:3]]
     slot = await table.take(copies[0])
@@ -120,7 +120,7 @@ async def test_nobody_overtakes_who_waits_for_a_slot(tmp_path: Path) -> None:
     assert await second == slot
 
 
-async def test_slots_go_to_who_has_waited_longest(scene: Callable[..., Scene]) -> None:
+async def test_slots_go_to_the_request_that_has_waited_longest(scene: Callable[..., Scene]) -> None:
     here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
     running = asyncio.create_task(hold(here, NAMES[0], end))
     await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
@@ -133,7 +133,7 @@ async def test_slots_go_to_who_has_waited_longest(scene: Callable[..., Scene]) -
     assert here.slots.loads == [first, *others]
 
 
-async def test_who_has_a_slot_closing_is_not_refused_and_who_has_none_is(scene: Callable[..., Scene]) -> None:
+async def test_only_requests_without_a_closing_slot_are_refused(scene: Callable[..., Scene]) -> None:
     here, end = scene(slots=1, slot_wait_s=0.05, terms=AT_ONCE), asyncio.Event()
     running = asyncio.create_task(hold(here, NAMES[0], end))
     await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
@@ -186,7 +186,7 @@ async def test_a_policy_does_not_take_the_slot_of_what_is_served_of_its_name(
     await once(here, NAMES[0])
 
 
-async def test_who_waited_while_a_slot_was_closed_gets_what_the_adapter_is_by_then(
+async def test_a_request_that_waited_for_a_closed_slot_gets_the_current_revision(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here, end = scene(slots=1, store=None, terms=AT_ONCE), asyncio.Event()

@@ -53,7 +53,7 @@ async def test_a_request_of_which_too_much_lies_unread_ends(base: Path, monkeypa
         await until(lambda: engine.server._services._unread.taken == 0)
 
 
-async def test_where_all_together_leave_no_room_those_end_who_do_not_read(
+async def test_without_room_for_all_the_streams_that_are_not_read_end(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox, "MOST_TOGETHER", 0)
@@ -75,7 +75,9 @@ async def test_a_client_that_goes_away_leaves_room_to_others(base: Path, monkeyp
             await until(lambda: unread.taken == 0)
 
 
-async def test_what_is_read_counts_no_more_and_the_error_is_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_that_were_read_no_longer_count_and_only_the_error_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     budget = ByteBudget(1000, "engine e-0", "is full")
     first, second = Inbox(budget.share(own=0)), Inbox(budget.share(own=0))
     event = Tokens((5,), "a", (Scored(5, -1.0, ((6, -2.0),)),))

@@ -107,9 +107,7 @@ def test_a_part_that_was_not_asked_for_is_not_taken_for_the_one_that_was(
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a whole file's status", "a part's status"])
-def test_of_a_part_that_was_asked_for_none_is_taken_that_is_shorter(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
-) -> None:
+def test_a_range_that_is_too_short_is_refused(shelf: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> None:
     class Stingy(stores.Files):
         def do_GET(self) -> None:  # noqa: N802
             if not self.path.endswith(WEIGHTS):
@@ -137,7 +135,7 @@ def test_of_a_part_that_was_asked_for_none_is_taken_that_is_shorter(
     assert len(handler.seen) < 20, "a file comes in pieces of a few bytes"
 
 
-def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
+def test_a_forbidden_source_is_a_terminal_failure(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
         loader(tmp_path).load(Source(f"http://{address}/private/adapter"))

@@ -186,13 +186,13 @@ def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert loader(tmp_path).load(Source("pvc://mine/current")).rank == 4
 
 
-def test_a_claim_that_is_not_mounted_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_claim_that_is_not_mounted_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path))
     with pytest.raises(errors.SourceForbidden, match="volumeClaims"):
         loader(tmp_path).load(Source("pvc://elsewhere/a"))
 
 
-def test_a_cache_that_is_too_small_is_said_with_numbers(opened: Callable[[str], Source], tmp_path: Path) -> None:
+def test_a_cache_that_is_too_small_is_reported_with_numbers(opened: Callable[[str], Source], tmp_path: Path) -> None:
     source = child(opened("http"), "acme/good")
     with pytest.raises(errors.CapacityExceeded, match="of a disk cache of 999"):
         loader(tmp_path, budget=999).load(source)

@@ -52,7 +52,7 @@ def test_a_base_offers_what_peft_would_adapt(targets: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", ["experts.1.up_proj", "experts.up_proj", "pro", "experts", "_proj", "mlp.q_a_proj"])
-def test_what_names_no_module_is_told(name: str) -> None:
+def test_names_that_match_no_module_are_reported(name: str) -> None:
     """A single expert is no module either: the experts of a layer are adapted together."""
     with pytest.raises(UnsupportedBase, match=rf"names {name}, which this base lacks"):
         find_modules(make_model(FAMILIES["deepseek_v3"]), ("q_a_proj", name))

@@ -33,7 +33,7 @@ def threads() -> set[str]:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted as Linux tells of them")
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch computes without OpenMP")  # type: ignore[no-untyped-call]
-async def test_they_end_and_what_follows_gets_others(loader: ThreadPoolExecutor) -> None:
+async def test_ended_threads_are_replaced_for_later_work(loader: ThreadPoolExecutor) -> None:
     asked = asyncio.get_running_loop().run_in_executor
     await asked(loader, threading.get_ident)
     before = threads()

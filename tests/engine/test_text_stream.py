@@ -41,7 +41,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
 
 
 @given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
-def test_no_piece_has_to_be_taken_back(text: str, stop: list[str]) -> None:
+def test_published_pieces_of_text_never_change(text: str, stop: list[str]) -> None:
     """Whatever comes next, published text stays right: pieces of a text begin the text of any longer one."""
     for length in range(len(text)):
         stream = TextStream(WindowDecoder(letters, ()), tuple(stop))

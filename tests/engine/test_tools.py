@@ -99,7 +99,7 @@ def uncollected() -> Iterator[None]:
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize(("chat", "says"), CASES)
-def test_what_is_no_function_or_call_is_one_clear_error(
+def test_an_invalid_function_or_call_is_one_clear_error(
     tokenizer: PreTrainedTokenizerBase, chat: Chat, says: str
 ) -> None:
     whole = Chat(messages=chat.messages or [USER], tools=chat.tools, calls=chat.calls)
@@ -208,7 +208,7 @@ def test_published_templates_write_what_was_thought_between_calls(tokenizer: Pre
     assert "<think>\nIt is deep.\n</think>" in told
 
 
-def test_a_template_that_takes_none_is_told_none(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_template_without_tools_gets_none(tokenizer: PreTrainedTokenizerBase) -> None:
     held: Any = tokenizer.chat_template
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     try:

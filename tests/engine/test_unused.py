@@ -64,7 +64,9 @@ def base(tmp_path: Path) -> Path:
     ids=str,
 )
 @pytest.mark.parametrize("older", [False, True])
-def test_they_are_what_they_are_without(tmp_path: Path, family: str, targets: Any, older: bool) -> None:
+def test_adapters_are_read_as_without_their_unused_parts(
+    tmp_path: Path, family: str, targets: Any, older: bool
+) -> None:
     (tmp_path / "base").mkdir()
     base = save_base(family, tmp_path / "base")
     whole = save_adapter(base, tmp_path / "whole", 4, target_modules=targets)
@@ -164,7 +166,7 @@ def test_the_rest_must_be_right_all_the_same(base: Path, tmp_path: Path, broken:
 
 
 @pytest.mark.parametrize("name", ["fc9", "vision_tower", "c_attn"])
-def test_what_neither_part_has_is_no_target(base: Path, tmp_path: Path, name: str) -> None:
+def test_a_target_that_no_part_of_the_base_has_is_refused(base: Path, tmp_path: Path, name: str) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
     edit_config(folder, target_modules=["q_proj", name])
     with pytest.raises(errors.UnknownTargetModules, match=f"targets {name}; the base model offers"):

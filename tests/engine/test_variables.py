@@ -68,6 +68,6 @@ def test_control_tokens_in_a_text_stay_text(tokenizer: PreTrainedTokenizerBase) 
         (json.dumps({"date_string": "x" * MOST_CHARACTERS}), f".*at most {MOST_CHARACTERS} are allowed"),
     ],
 )
-def test_what_is_no_variable_is_refused(tokenizer: PreTrainedTokenizerBase, variables: str, says: Any) -> None:
+def test_invalid_variables_are_refused(tokenizer: PreTrainedTokenizerBase, variables: str, says: Any) -> None:
     with pytest.raises(InvalidRequest, match=rf"prompt\.chat\.template_variables: {says}"):
         tokens(tokenizer, DATED, variables)

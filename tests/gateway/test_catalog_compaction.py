@@ -97,7 +97,7 @@ async def test_many_small_parts_become_one_that_says_the_same(redis_client: Redi
     assert len(before) > 100
 
 
-async def test_what_comes_later_is_merged_by_itself_where_that_costs_less(
+async def test_newer_parts_are_merged_by_themselves_where_that_costs_less(
     redis_client: Redis, manifests: Source
 ) -> None:
     await written(manifests, 100)
@@ -275,7 +275,7 @@ async def test_a_folder_whose_listings_are_slow_is_listed_more_than_twice(
     assert await listed(manifests, [ONE, TWO], [ONE], [TWO], [TWO, RUN]) == [(RUN,)]
 
 
-async def test_what_an_earlier_version_has_not_counted_is_not_taken_for_stale(
+async def test_parts_that_an_earlier_version_did_not_count_are_not_stale(
     redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compaction, "SLACK", 0)
@@ -288,7 +288,7 @@ async def test_what_an_earlier_version_has_not_counted_is_not_taken_for_stale(
     assert len(await swept(redis_client, manifests)) == 1
 
 
-async def test_a_gateway_of_an_earlier_version_beside_has_nothing_brought_in_again(
+async def test_a_gateway_of_an_earlier_version_causes_no_second_import(
     redis_client: Redis, manifests: Source
 ) -> None:
     await written(manifests, 100)
@@ -329,7 +329,7 @@ def test_a_merge_of_all_that_is_older_forgets_what_was_retired_long_ago() -> Non
     assert below([counted[0], endless], 0, 2, never) == 0, "it may be left beside the run"
 
 
-def test_all_is_merged_where_too_much_means_nothing_any_more() -> None:
+def test_everything_is_merged_where_too_many_rows_are_dead() -> None:
     bottom, newer = part(1, 40_000, run=True), [part(10**6 * n, 10_000) for n in range(1, 4)]
     counted = [bottom, *newer]
     assert due(counted, 70_000, live=70_000) == ()
@@ -339,7 +339,7 @@ def test_all_is_merged_where_too_much_means_nothing_any_more() -> None:
     )
 
 
-def test_what_cannot_be_held_at_once_is_merged_by_parts_and_no_row_often() -> None:
+def test_large_merges_go_in_parts_and_rewrite_no_row_often() -> None:
     counted, rows, rewritten = [part(10**7 * n, 10_000) for n in range(1, 101)], 10**6, 0
     counted = [part(1, 10**6, run=True), *counted]
     while window := due(counted, rows + 10**6, live=10**6):
@@ -359,7 +359,7 @@ def test_many_parts_become_few_and_the_large_stay_as_they_are() -> None:
     assert due(small, 126, live=126) == ()
 
 
-def test_what_is_registered_bit_by_bit_is_rewritten_a_few_times() -> None:
+def test_entries_registered_bit_by_bit_are_rewritten_a_few_times() -> None:
     counted, rewritten, most = list[Span](), 0, 0
     for number in range(20_000):
         counted.append(part(number + 1, 1))

@@ -142,7 +142,7 @@ async def test_any_history_is_what_a_dictionary_makes_of_it(
 
 
 @given(st.lists(ENTRIES.map(lambda entry: msgspec.structs.replace(entry, name="a")), max_size=30), st.integers(0, 30))
-def test_what_is_kept_of_a_name_says_the_same_wherever_it_was_cut(entries: list[Entry], at: int) -> None:
+def test_a_compacted_history_means_the_same_wherever_it_was_cut(entries: list[Entry], at: int) -> None:
     rows = list(enumerate(entries, 1))
     older, newer = kept(rows[:at], 1 << 63, stored=True), kept(rows[at:], 0, stored=True)
     whole = kept(rows, 1 << 63, stored=True)

@@ -85,7 +85,7 @@ def publishers(*held: Held, catalog: Source | None = None, alive: bool = True) -
     return msgspec.structs.replace(found, published=newest_published(engines)).with_source(ADAPTER, catalog)
 
 
-def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_told_where_it_lies() -> None:
+def test_a_published_revision_is_asked_of_its_engine_and_then_of_any_other() -> None:
     here = publishers(published(2))
     assert names(here) == ["e-0", "bystander"]
     assert here.source(ADAPTER) == published(2).source
@@ -93,26 +93,26 @@ def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_tol
     assert candidates(here, ADAPTER, Now())[0].why == "holds it in Host (published by Trainer calls)"
 
 
-def test_of_two_that_have_published_a_name_the_newest_revision_is_what_it_means() -> None:
+def test_a_name_published_by_two_engines_means_the_newest_revision() -> None:
     here = publishers(published(2), published(1, Tier.DEVICE))
     assert names(here)[0] == "e-0"
     assert here.source_for_engine(ADAPTER, "e-1") == published(2).source
 
 
-def test_what_an_engine_that_died_had_published_is_read_by_others() -> None:
+def test_a_dead_engines_revisions_are_read_by_others() -> None:
     here = publishers(published(2), alive=False)
     assert names(here) == ["bystander"]
     assert here.source_for_engine(ADAPTER, "bystander") == published(2).source
 
 
-def test_what_others_tell_of_what_an_engine_had_published_that_is_gone_is_read_by_them() -> None:
+def test_a_gone_engines_revisions_are_read_by_engines_that_announce_them() -> None:
     here = publishers(published(1, Tier.REMOTE), published(2, Tier.REMOTE))
     assert here.source(ADAPTER) == published(2).source
     assert set(names(here)) == {"e-0", "e-1", "bystander"}
     assert [here.source_for_engine(ADAPTER, name) for name in ("e-0", "e-1")] == [published(2).source, None]
 
 
-def test_the_catalog_knows_better_than_an_engine_that_has_published_the_name() -> None:
+def test_the_catalog_takes_precedence_over_an_engines_publication() -> None:
     here = publishers(published(2), catalog=ELSEWHERE)
     assert here.source(ADAPTER) == here.source_for_engine(ADAPTER, "e-0") == ELSEWHERE
     assert here.copy(here.engines["e-0"], ADAPTER) is None
@@ -175,7 +175,7 @@ def test_while_redis_is_away_heartbeats_count_for_nothing_but_the_order() -> Non
     assert names(fleet, Now(map_away=True)) == ["b", "silent"]
 
 
-def test_only_a_failure_that_leaves_no_other_engine_is_an_answer() -> None:
+def test_a_failure_is_returned_only_when_no_other_engine_is_left() -> None:
     broken = copy(Tier.REMOTE, failure=Failure("CorruptFile", "truncated", terminal=True))
     passing = copy(Tier.REMOTE, failure=Failure("SourceUnavailable", "timeout", terminal=False))
     both = (place("a"), place("b"))
@@ -236,9 +236,7 @@ def fleets(draw: st.DrawFn) -> tuple[MapView, Now]:
 
 
 @given(fleets(), st.sampled_from(["", ADAPTER]))
-def test_nobody_dead_is_chosen_and_nobody_doubtful_before_a_sure_one(
-    fleet: tuple[MapView, Now], adapter: str
-) -> None:
+def test_dead_engines_are_not_chosen_and_doubtful_ones_come_last(fleet: tuple[MapView, Now], adapter: str) -> None:
     seen, now = fleet
     ranked = [seen.engines[candidate.engine] for candidate in candidates(seen, adapter, now)]
     assert len({each.name for each in ranked}) == len(ranked)
@@ -262,7 +260,7 @@ def test_a_live_copy_that_can_answer_is_always_first(fleet: tuple[MapView, Now])
 
 
 @given(fleets())
-def test_in_a_list_an_adapter_is_explained_as_by_itself(fleet: tuple[MapView, Now]) -> None:
+def test_an_adapter_is_explained_alike_alone_and_in_a_list(fleet: tuple[MapView, Now]) -> None:
     seen, now = fleet
     for each in asyncio.run(listed(seen, now)):
         assert each == explain(seen, each.adapter, now)
@@ -284,7 +282,7 @@ class Read(dict[str, Held]):
         return super().__getitem__(name)
 
 
-async def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_is_read_only_as_far_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request for a page delays others by the time for that page, not for the complete map."""
     monkeypatch.setattr("mint_gateway.explain.AT_ONCE", 3)
     every = [f"acme/{number}" for number in range(8)]

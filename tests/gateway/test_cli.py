@@ -133,19 +133,19 @@ async def test_one_failure_of_several_leaves_the_other_answers(scene: Scene) -> 
     assert err.count("AdapterNotFound") == 1
 
 
-async def test_a_gateway_that_is_not_there_is_said_so() -> None:
+async def test_a_gateway_that_is_not_there_is_reported() -> None:
     code, _, err = await mint("127.0.0.1:1", "placements", "--patience", "0.1")
     assert code == 1
     assert err.startswith("mint: Unavailable: ")
 
 
 @pytest.mark.parametrize(("gateway", "target"), [("", "127.0.0.1:8470"), ("gateway:1", "gateway:1")])
-def test_an_empty_name_of_a_gateway_is_none(monkeypatch: pytest.MonkeyPatch, gateway: str, target: str) -> None:
+def test_an_empty_gateway_address_counts_as_unset(monkeypatch: pytest.MonkeyPatch, gateway: str, target: str) -> None:
     monkeypatch.setenv("MINT_GATEWAY", gateway)
     assert gateway_options.options().parse_args([]).gateway == target
 
 
-async def test_a_time_that_is_none_is_said_so() -> None:
+async def test_an_invalid_time_is_reported() -> None:
     """With "nan" it would retry forever, since no time compares as later."""
     for patience in ("nan", "-1", "long"):
         code, _, err = await mint("127.0.0.1:1", "placements", f"--patience={patience}")
@@ -154,7 +154,7 @@ async def test_a_time_that_is_none_is_said_so() -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1.5", "all", ""])
-async def test_a_limit_that_shows_nothing_is_said_so(limit: str) -> None:
+async def test_a_limit_that_shows_nothing_is_reported(limit: str) -> None:
     code, out, err = await mint("127.0.0.1:1", "catalog", "list", f"--limit={limit}")
     assert (code, out) == (2, "")
     problem = f"argument --limit: {limit!r} is not a positive whole number"
@@ -286,9 +286,7 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert "AdapterNotFound" in err
 
 
-async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corrupt_where_it_is(
-    scene: Scene, tmp_path: Path
-) -> None:
+async def test_a_table_is_registered_whatever_its_size_and_reported_if_corrupt(scene: Scene, tmp_path: Path) -> None:
     record = BaseRecord(base_model=BASE, catalog=Source(f"file://{tmp_path}/catalog"))
     scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
     await scene.open()
@@ -314,14 +312,14 @@ async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corru
     assert "Traceback" not in err
 
 
-async def test_what_is_no_text_is_said() -> None:
+async def test_input_that_is_not_text_is_reported() -> None:
     for verb in ("ask", "explain"):
         code, _, err = await mint("127.0.0.1:1", verb, "Ahoy\udcff")  # a byte that is not valid UTF-8
         assert code == 1
         assert err == "mint: InvalidRequest: command line: holds 'Ahoy\\udcff', which is not valid UTF-8\n"
 
 
-async def test_a_file_that_is_none_is_said(tmp_path: Path) -> None:
+async def test_an_unusable_file_is_reported(tmp_path: Path) -> None:
     code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "none.jsonl"))
     assert code == 1
     assert "does not exist" in err

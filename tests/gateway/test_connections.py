@@ -81,7 +81,7 @@ async def idle(scene: Scene) -> None:
         assert await http_door.heard() == b""
 
 
-async def test_one_too_many_by_grpc_is_closed_and_comes_in_when_another_goes(scene: Scene) -> None:
+async def test_a_grpc_connection_beyond_the_limit_is_closed_and_succeeds_when_another_ends(scene: Scene) -> None:
     await scene.base()
     await scene.open(Limits(connections=2, farewell_s=0.0))
     await scene.seen()
@@ -97,7 +97,9 @@ async def test_one_too_many_by_grpc_is_closed_and_comes_in_when_another_goes(sce
         assert await asyncio.wait_for(asking, LIMIT_S) == []
 
 
-async def test_one_too_many_by_http_is_told_to_come_back_and_comes_in_when_another_goes(scene: Scene) -> None:
+async def test_an_http_connection_beyond_the_limit_is_told_to_retry_and_succeeds_when_another_ends(
+    scene: Scene,
+) -> None:
     await scene.base()
     await scene.open(Limits(connections=1, farewell_s=0.0))
     await scene.seen()
@@ -117,7 +119,9 @@ async def test_one_too_many_by_http_is_told_to_come_back_and_comes_in_when_anoth
         await until(let_in)
 
 
-async def test_who_is_told_to_come_back_is_bounded_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_that_are_told_to_retry_are_bounded_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(door, "MOST_OUTSIDE", 1)
     monkeypatch.setattr(door, "OUTSIDE_S", IDLE_S)
     await scene.open(Limits(connections=1, farewell_s=0.0))
@@ -127,7 +131,7 @@ async def test_who_is_told_to_come_back_is_bounded_too(scene: Scene, monkeypatch
         assert await inside.is_alive()
 
 
-async def test_who_has_not_agreed_on_tls_yet_counts(
+async def test_connections_without_a_finished_tls_handshake_count(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = Authority(tmp_path / "authority")
@@ -141,7 +145,7 @@ async def test_who_has_not_agreed_on_tls_yet_counts(
             first.leave()
 
 
-async def test_what_speaks_no_tls_leaves_its_place(scene: Scene, tmp_path: Path) -> None:
+async def test_connections_without_tls_free_their_place(scene: Scene, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
     security = DoorSecurity.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
     await scene.base()
@@ -155,7 +159,9 @@ async def test_what_speaks_no_tls_leaves_its_place(scene: Scene, tmp_path: Path)
         assert answer.status == 200
 
 
-async def test_no_descriptors_are_left_for_a_while(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_listener_goes_on_after_running_out_of_descriptors(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop, refused = asyncio.get_running_loop(), 0
     accept = loop.sock_accept
 

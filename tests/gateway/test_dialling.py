@@ -18,7 +18,7 @@ def _exempt_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_what_a_port_forward_opens_here_is_reached_directly(
+async def test_a_port_forward_on_this_machine_is_reached_directly(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     await scene.with_engine()
@@ -28,7 +28,7 @@ async def test_what_a_port_forward_opens_here_is_reached_directly(
         assert [event async for event in call]
 
 
-async def test_what_is_elsewhere_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_addresses_outside_the_cluster_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asyncio.get_running_loop().create_future()
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,7 +42,7 @@ async def test_what_is_elsewhere_is_reached_through_the_proxy(monkeypatch: pytes
             assert (await asyncio.wait_for(asked, LIMIT_S)).startswith(b"CONNECT mint.example:8470 ")
 
 
-async def test_what_is_no_place_is_refused_by_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_address_is_refused_by_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     async with dial("[::1:8470", None) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await SamplerStub(channel).Generate(GenerateRequest(base_model=BASE, text="Ahoy"), timeout=LIMIT_S).read()

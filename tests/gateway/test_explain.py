@@ -150,7 +150,7 @@ async def test_placements_come_in_pages_that_hold_each_once_whatever_changes_mea
     assert len((await scene.client.placements_page(size=1_000_000)).placements) == len(everything)
 
 
-async def test_what_is_no_token_of_this_list_is_refused(scene: Scene) -> None:
+async def test_an_invalid_page_token_or_size_is_refused(scene: Scene) -> None:
     await scene.base(store=STORE)
     await scene.place_many(["demo/1", "demo/2", "demo/3"], ["e-0"])
     await scene.open()

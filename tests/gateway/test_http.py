@@ -254,7 +254,7 @@ async def test_bad_input_is_one_clear_error(
     assert not engine.seen
 
 
-async def test_what_only_tells_of_the_client_is_passed_over(scene: Scene, engine: ScriptedEngine) -> None:
+async def test_fields_that_only_describe_the_client_are_ignored(scene: Scene, engine: ScriptedEngine) -> None:
     body: dict[str, object] = {
         "model": BASE,
         "prompt": [[1, 2]],
@@ -332,7 +332,7 @@ async def test_it_is_healthy_once_the_map_was_read(scene: Scene, engine: Scripte
     assert await get(scene, "/health") == (200, {"ready": True})
 
 
-async def test_what_is_not_there_is_told_in_the_same_shape(scene: Scene, engine: ScriptedEngine) -> None:
+async def test_unknown_paths_are_answered_in_the_same_format(scene: Scene, engine: ScriptedEngine) -> None:
     status, answer = await get(scene, "/v1/embeddings")
     assert (status, answer["error"]["type"]) == (404, "invalid_request_error")
     assert (await get(scene, TEXT))[0] == 405
@@ -356,7 +356,7 @@ async def test_a_request_that_does_not_come_whole_is_given_up(
     writer.close()
 
 
-async def test_what_was_begun_is_finished_when_the_gateway_ends(scene: Scene, engine: ScriptedEngine) -> None:
+async def test_requests_in_flight_are_finished_when_the_gateway_ends(scene: Scene, engine: ScriptedEngine) -> None:
     engine.hold_before = asyncio.Event()
     async with AsyncExitStack() as stack:
         leaving = Scene(scene.redis, stack)

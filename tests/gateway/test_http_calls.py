@@ -234,7 +234,9 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
     cuts=_cuts,
 )
 @example(made=tagged, text=f"a \n{TAGGED}", cuts=[2])
-def test_however_an_answer_is_cut_the_same_is_told(made: Callable[[], Reader], text: str, cuts: list[int]) -> None:
+def test_calls_are_read_alike_however_an_answer_is_cut(
+    made: Callable[[], Reader], text: str, cuts: list[int]
+) -> None:
     assert read(made(), cut(text, cuts)) == read(made(), [text])
 
 
@@ -319,7 +321,7 @@ class Noting:
         return self._pattern.search(text, at)
 
 
-def test_of_a_run_nothing_is_looked_at_twice() -> None:
+def test_a_run_is_scanned_only_once() -> None:
     runs, other = Runs(), Noting("[^ ]")
     assert [runs.end(other, text, 1) for text in ("[", "[  ", "[   ", "[   ]", "[   ] ")] == [1, 3, 4, 4, 4]
     assert other.looked == [1, 1, 3, 4, 4]

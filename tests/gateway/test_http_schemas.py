@@ -67,6 +67,6 @@ def test_names_and_values_that_look_like_keywords_stay() -> None:
     }
 
 
-def test_what_leads_out_of_it_stays_as_it_is() -> None:
+def test_references_out_of_the_schema_stay() -> None:
     for out in ("https://elsewhere/sea", "#nowhere", "sea#/a"):
         assert moved(NAMED | {"items": {"$ref": out}}, "#/$defs/it")["items"] == {"$ref": out}

@@ -73,7 +73,7 @@ def test_one_call_at_most_takes_none_of_the_stops_that_a_client_may_send() -> No
     assert reading.reader().push(f"{rest}{rest} So.") == [Call("rest", "{}")]
 
 
-def test_none_are_called_though_they_are_told() -> None:
+def test_tool_choice_none_calls_none_of_the_given_tools() -> None:
     wanted, request = read(tools=TOOLS, tool_choice="none", response_format={"type": "json_object"})
     assert len(json.loads(request.chat.tools)) == 2
     assert (request.chat.calls, wanted.called().reading(Chat.HERMES)) == (Chat.CALLS_UNSPECIFIED, None)
@@ -178,7 +178,7 @@ def test_what_an_assistant_thought_goes_to_the_template_beside_what_it_said(told
     assert (assistant.content, assistant.reasoning) == ("I sail.", "It is deep.")
 
 
-def test_others_are_not_told_to_think() -> None:
+def test_reasoning_is_passed_on_only_for_assistants() -> None:
     [user] = read(messages=[{"role": "user", "content": "Ahoy", "reasoning": "It is deep."}])[1].chat.messages
     assert (user.content, user.reasoning) == ("Ahoy", "")
 
@@ -305,12 +305,12 @@ _NO_ARGUMENTS: tuple[Any, ...] = (3, [], True, "[" * 5000)
         ),
     ],
 )
-def test_what_is_not_done_or_makes_no_sense_is_one_clear_error(fields: dict[str, Any], says: str) -> None:
+def test_unsupported_or_contradictory_fields_are_one_clear_error(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         read(**fields)
 
 
-def test_texts_call_nothing() -> None:
+def test_text_completions_refuse_tools() -> None:
     body = {"model": "demo/pirate", "prompt": "Ahoy"}
     for fields in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
         with pytest.raises(InvalidRequest, match="is not supported; leave it out"):

@@ -134,7 +134,7 @@ def test_no_part_that_a_gateway_writes_is_too_large_to_be_read() -> None:
     assert len(lines([longest])) * registration.PART_ENTRIES < catalog_parts.MOST_BYTES
 
 
-async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_client: Redis, local: str) -> None:
+async def test_a_defect_in_one_catalog_does_not_stop_the_others(redis_client: Redis, local: str) -> None:
     sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
     async with kept(redis_client, sources) as keeping:
         await complete(redis_client)
@@ -172,7 +172,7 @@ async def test_a_redis_that_was_emptied_while_it_was_read_into_gets_all_the_same
             assert await named(redis_client) == ["a/one", "a/three", "a/two"]
 
 
-async def test_what_redis_had_lost_when_it_came_back_is_brought_in_again(tmp_path: Path) -> None:
+async def test_entries_that_redis_lost_in_a_restart_are_imported_again(tmp_path: Path) -> None:
     data, kept_data = tmp_path / "redis", tmp_path / "kept"
     data.mkdir()
     with RedisProcess(data, "--appendonly", "yes") as process:

@@ -181,7 +181,7 @@ async def test_keys_come_and_go_without_a_restart(scene: Scene, secret: Path) ->
     assert "two words" not in repr(logs)
 
 
-def test_of_keys_nothing_is_kept_that_could_be_told(tmp_path: Path) -> None:
+def test_keys_are_not_shown_in_a_repr(tmp_path: Path) -> None:
     keys: Mounted[Keys] = Mounted(mount(tmp_path / "keys", {"team-a": GOOD.encode()}), read_keys)
     assert keys.now.bearer(f"Bearer {GOOD}") == "team-a"
     assert GOOD not in repr(keys.now)

@@ -25,7 +25,7 @@ async def engine(scene: Scene) -> ScriptedEngine:
     return await scene.with_engine()
 
 
-async def test_others_are_answered_while_a_long_one_is_put_together(
+async def test_others_are_answered_while_a_long_answer_is_put_together(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.words = ("word ",) * (offload.LONG // 8)
@@ -67,7 +67,7 @@ async def test_others_are_answered_while_a_long_request_is_read(
     assert (engine.seen[0].text or engine.seen[0].chat.messages[0].content) == long
 
 
-async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_work(
+async def test_an_answer_too_long_to_send_is_refused_and_its_work_ends(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffered_answer, "MOST_BYTES", 2 << 20)

@@ -32,7 +32,7 @@ _bodies = st.fixed_dictionaries(_sound, optional={name: _values for name in _nam
 
 
 @given(body=_bodies | st.dictionaries(st.sampled_from(_names), _values, max_size=4))
-def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
+def test_every_request_is_read_or_refused(body: dict[str, Any]) -> None:
     for read, other in ((_as_texts, "messages"), (_as_chats, "prompt")):
         encoded = json.dumps({name: value for name, value in body.items() if name != other}).encode()
         try:
@@ -94,14 +94,14 @@ def test_what_is_out_of_bounds_does_not_become_what_leaves_a_filter_off(field: s
 
 
 @pytest.mark.parametrize(("top_k", "meant"), [(-1, 0), (0, 0), (40, 40)])
-def test_no_number_of_likeliest_tokens_is_asked_for_as_by_vllm(top_k: int, meant: int) -> None:
+def test_top_k_can_be_turned_off_as_in_vllm(top_k: int, meant: int) -> None:
     [request] = _as_texts(json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "top_k": top_k}).encode())
     assert request.sampling.top_k == meant
     with pytest.raises(InvalidRequest, match="top_k"):
         _as_texts(b'{"model": "demo/pirate", "prompt": "Ahoy", "top_k": -2}')
 
 
-def test_what_is_cached_is_salted_as_by_vllm() -> None:
+def test_prefixes_are_salted_as_in_vllm() -> None:
     body: dict[str, object] = {"model": "demo/pirate", "prompt": ["Ahoy", "Aye"]}
     assert [each.cache_salt for each in _as_texts(json.dumps(body | {"cache_salt": "acme"}).encode())] == ["acme"] * 2
     assert [each.cache_salt for each in _as_texts(json.dumps(body | {"cache_salt": None}).encode())] == [""] * 2
@@ -119,7 +119,7 @@ def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(fields: dict[str, int 
     assert not text.sampling.HasField("max_tokens")
 
 
-def test_nothing_said_of_what_a_stream_tells_is_its_default() -> None:
+def test_stream_options_have_their_defaults() -> None:
     names = ("include_usage", "continuous_usage_stats", "include_obfuscation")
     for value in (None, {}, dict.fromkeys(names), dict.fromkeys(names, False)):
         body = json.dumps({"model": "demo/pirate", "prompt": "Ahoy", "stream_options": value}).encode()

@@ -194,7 +194,7 @@ def test_a_scoped_key_may_write_names_that_it_opens(entry: Entry) -> None:
     ],
     ids=lambda part: f"{part.name} {part.uri}" if isinstance(part, Entry) else "",
 )
-def test_nor_names_of_others_nor_what_lies_by_their_names_in_the_store(entry: Entry, problem: str) -> None:
+def test_a_scoped_key_may_not_write_others_names_or_their_files_in_the_store(entry: Entry, problem: str) -> None:
     with pytest.raises(PermissionDenied) as refusal:
         WRITABLE.check([Entry("acme/other", "s3://anywhere"), entry])
     assert problem in str(refusal.value)
@@ -207,7 +207,7 @@ def read(content: object) -> Scopes:
     )
 
 
-def test_what_is_left_out_is_all_and_who_is_left_out_too() -> None:
+def test_omitted_parts_of_a_scope_and_omitted_keys_are_unrestricted() -> None:
     scopes = read({"a": {"adapters": ["acme/"]}, "b": {"namespaces": ["team-b"]}, "c": {"adapters": []}})
     assert scopes.of("a") == Scope(("acme/",))
     assert scopes.of("b") == Scope(namespaces=frozenset({"team-b"}))
@@ -284,7 +284,7 @@ def test_a_gateway_without_its_file_of_scopes_does_not_begin(tmp_path: Path) -> 
         DoorSecurity.by(None, None, scopes)
 
 
-def test_files_are_those_of_one_moment_however_often_they_change(tmp_path: Path) -> None:
+def test_mounted_files_are_read_as_of_one_moment(tmp_path: Path) -> None:
     def files(number: int) -> dict[str, bytes]:
         return {name: str(number).encode() for name in ("a.json", "b.json", SCOPES_FILE)}
 
@@ -318,7 +318,7 @@ def test_a_folder_that_never_stays_the_same_is_given_up(tmp_path: Path, monkeypa
         Mounted(folder, lambda _, found: found)
 
 
-def test_what_may_not_be_written_is_told_by_both_doors() -> None:
+def test_forbidden_writes_are_reported_by_both_ports() -> None:
     assert (errors.PermissionDenied.grpc_status.name, errors.PermissionDenied.http_status) == (
         "PERMISSION_DENIED",
         403,

@@ -75,7 +75,7 @@ def two(scene: Scene, tmp_path: Path) -> Two:
 
 
 @pytest.mark.parametrize("stores", [(), (BASE,), (BASE, OTHER)])
-async def test_what_one_base_has_registered_is_asked_for_by_its_name(two: Two, stores: tuple[str, ...]) -> None:
+async def test_a_name_that_one_base_registered_means_that_base(two: Two, stores: tuple[str, ...]) -> None:
     await two.begin(*stores)
     await two.register(OTHER)
     assert await two.ask() == OTHER
@@ -85,7 +85,7 @@ async def test_what_one_base_has_registered_is_asked_for_by_its_name(two: Two, s
     assert (await two.scene.client.explain(ADAPTER)).base_model == OTHER
 
 
-async def test_what_two_bases_have_registered_is_of_the_one_that_is_named_beside_it(two: Two) -> None:
+async def test_a_name_that_two_bases_registered_needs_the_base_beside_it(two: Two) -> None:
     await two.begin()
     for base in (BASE, OTHER):
         await two.register(base)
@@ -168,7 +168,7 @@ async def test_one_catalog_is_asked_where_its_base_is_named(two: Two, asked_for:
     assert {base for base, _ in asked_for} == {OTHER}
 
 
-async def test_of_a_name_that_a_key_does_not_open_no_catalog_is_asked(
+async def test_no_catalog_is_asked_for_a_name_that_the_key_does_not_open(
     tenants: Tenants, asked_for: list[tuple[str, str]]
 ) -> None:
     with pytest.raises(AdapterNotFound):

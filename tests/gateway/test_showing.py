@@ -86,7 +86,7 @@ def test_a_table_gives_no_orders_and_takes_none_as_markup(name: str, what: Rende
     assert "[red]" in text
 
 
-def test_neither_do_lines_of_a_wave_and_of_what_is_looked_up(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_waves_and_lookups_give_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (wave_tables.line(hostile(WaveProgress)), *map(escape_controls, explain.lines(hostile(Explanation)))):
         assert line.isprintable()
     assert WRITTEN_OUT in wave_tables.line(hostile(WaveProgress))

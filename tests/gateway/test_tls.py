@@ -129,7 +129,7 @@ async def test_a_new_certificate_that_is_none_is_told_once_and_the_old_one_goes_
     assert await get(scene, authority) == 200
 
 
-def test_what_cannot_be_used_is_told_by_its_files_name(tmp_path: Path, authority: Authority) -> None:
+def test_an_unusable_certificate_is_reported_by_its_files_name(tmp_path: Path, authority: Authority) -> None:
     good, other = authority.certificate("good"), authority.certificate("other")
     command = ["openssl", "ec", "-aes128", "-passout", "pass:word"]
     locked = subprocess.run(command, input=good["tls.key"], check=True, capture_output=True).stdout

@@ -121,7 +121,7 @@ async def test_a_wave_that_is_not_there_or_trains_nothing_is_one_clear_error(
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
-async def test_what_is_cancelled_can_be_asked_for_nothing_else(
+async def test_a_cancelled_wave_takes_no_other_order(
     api_server: ApiServer, namespace: str, ask: Ask, verb: str
 ) -> None:
     await ask("cancel", "lessons")
@@ -131,7 +131,7 @@ async def test_what_is_cancelled_can_be_asked_for_nothing_else(
     assert spec(api_server, namespace) == before
 
 
-async def test_who_may_not_is_told_by_the_api_server(
+async def test_a_user_without_permission_gets_the_api_servers_error(
     api_server: ApiServer, namespace: str, ask: Ask, tmp_path: Path
 ) -> None:
     reader = api_server.kubeconfig.read_text().replace(

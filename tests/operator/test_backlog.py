@@ -65,7 +65,7 @@ def test_after_a_death_the_time_to_recover_is_told_at_once_and_again_when_the_ot
     assert moved.wave_statuses["team/one"].loading.eta_seconds == 3
 
 
-def test_of_one_that_failed_again_while_it_loaded_the_time_counts_from_when_it_is_not_waited_for() -> None:
+def test_an_engine_lost_while_loading_counts_from_the_end_of_its_grace() -> None:
     before = placed(planned([engine(0), engine(1)]))
     here = {name: Tier.DEVICE for name, engines in homes(before).items() if engines == ["smol-0"]}
     fleet, lost = [engine(0, here, loads_per_s=2.0), engine(1, alive=False)], len(NAMES) - len(here)

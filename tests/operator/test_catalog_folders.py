@@ -63,13 +63,13 @@ def test_the_younger_one_says_which_base_has_the_folder_and_what_to_do_and_serve
     assert "1 of 1 engines ready" in message
 
 
-def test_what_its_engines_lack_is_still_the_reason_why_it_is_not_ready() -> None:
+def test_missing_engines_stay_the_reason_why_a_base_is_not_ready() -> None:
     state, reason, message = ready(planned([named("team/a"), named("team/b")]).base_statuses["team/b"])
     assert (state, reason) == ("False", "EnginesStarting")
     assert "give each base its own folder" in message
 
 
-def test_what_is_stalled_is_the_catalog_and_not_the_engines_that_start() -> None:
+def test_only_the_catalog_is_stalled_and_not_the_starting_engines() -> None:
     [stalled] = [
         each
         for each in planned([named("team/a"), named("team/b")]).base_statuses["team/b"].conditions
@@ -100,7 +100,7 @@ def test_one_folder_is_the_same_however_it_is_written(one: str, other: str) -> N
 
 
 @pytest.mark.parametrize("other", [f"{FOLDER}/below", f"{FOLDER}s", "gs://bucket/catalog", "s3://other/catalog"])
-def test_what_only_looks_alike_is_another_folder(other: str) -> None:
+def test_folders_that_only_look_alike_differ(other: str) -> None:
     assert keepers(planned([named("team/a"), named("team/b", other)])) == {"team/a", "team/b"}
 
 

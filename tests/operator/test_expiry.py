@@ -92,7 +92,7 @@ def test_the_map_tells_nothing_of_it_to_a_base_that_it_may_use_no_more() -> None
     assert (records(found), found.wave_statuses["other/one"].phase) == ({}, "Expired")
 
 
-def test_before_that_its_admission_says_until_when() -> None:
+def test_admission_says_when_a_wave_will_expire() -> None:
     of = snapshot(base(), [lasting(wave("one", ["a/0"]), "2h")])
     status = plan(of).wave_statuses["team/one"]
     assert "Complete" not in conditions(status)
@@ -151,7 +151,7 @@ def test_it_expires_over_a_base_that_cannot_be_read_or_is_not_there_and_while_re
         assert plan(of).wave_statuses["team/one"].phase == "Expired"
 
 
-def test_one_that_cannot_be_read_any_more_keeps_what_it_has() -> None:
+def test_a_wave_that_cannot_be_read_keeps_its_placements_past_its_end() -> None:
     """Only its spec says when it ends."""
     one = wave("one", ["a/0"])
     before = placed(plan(snapshot(base(), [one])))

@@ -49,7 +49,7 @@ async def test_a_wave_of_a_few_seconds_becomes_complete_and_leaves_the_map_while
     assert (await stage.status("AdapterWave", "stays"))["phase"] != "Expired"
 
 
-async def test_it_ends_in_the_first_pass_after_its_time_although_nothing_else_is_new(stage: Stage) -> None:
+async def test_a_wave_expires_in_the_first_pass_after_its_time_without_other_changes(stage: Stage) -> None:
     stage.apply(base_model(), lasting("1h"))
     for _ in range(3):
         await stage.once()
@@ -100,7 +100,7 @@ async def test_an_expired_wave_follows_its_selector_no_more_until_it_is_back(sta
     await becomes(stage, [*SUPPORT, "acme/support-3"])
 
 
-async def test_of_an_expired_wave_nothing_is_looked_up(stage: Stage, catalog: Catalog) -> None:
+async def test_an_expired_waves_adapters_are_not_looked_up(stage: Stage, catalog: Catalog) -> None:
     stage.apply(base_model(**CATALOG), over("all", names=SUPPORT))
     await stage.once()
     lists = Lists(CatalogReader(stage.redis), stage.dirt.wake, look_s=0.0)

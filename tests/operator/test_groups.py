@@ -199,7 +199,7 @@ def await_served(api_server: ApiServer) -> None:
             return
 
 
-def test_real_api_servers_take_them(api_server: ApiServer) -> None:
+def test_real_api_servers_accept_a_groups_objects(api_server: ApiServer) -> None:
     """All fields pass strict validation, and a wrong one would be noticed."""
     namespace = api_server.namespace("groups")
     api_server.kubectl("apply", "--server-side", "-f", str(API))
@@ -228,7 +228,7 @@ def over_two_nodes(**engine: Any) -> Body:
     return base_model(engine={"tensorParallelSize": 4, "nodes": 2, "replicas": {"min": 1, "max": 2}} | engine)
 
 
-def test_planning_makes_them_and_knows_how_many_there_are() -> None:
+def test_the_planner_makes_groups_and_counts_their_engines() -> None:
     raw = over_two_nodes()
     raw["metadata"] |= {"namespace": "team", "uid": "u"}
     of = decode.base_model(json.dumps(raw).encode())
@@ -249,7 +249,7 @@ def test_planning_makes_them_and_knows_how_many_there_are() -> None:
     assert written(msgspec.structs.replace(there, replicas=5)) == {"LeaderWorkerSet"}  # scaled by somebody else
 
 
-def test_what_ails_a_worker_is_said_of_its_engine() -> None:
+def test_a_workers_trouble_is_reported_for_its_engine() -> None:
     full = Failure("Unschedulable", "0/8 nodes are available: insufficient nvidia.com/gpu", terminal=False)
     pods = [
         EnginePod(name="smol-0", ip="10.0.0.1"),

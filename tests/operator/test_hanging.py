@@ -80,7 +80,7 @@ async def test_behind_an_object_that_hung_the_base_has_none_tried_before_that_on
 
 
 @pytest.mark.parametrize(("slow_s", "asked"), [(600.0, ALL), (0.0, ALL[:1])])
-async def test_what_is_refused_at_once_keeps_nothing_from_being_tried_and_what_runs_into_a_time_out_does(
+async def test_only_a_timeout_and_no_refusal_delays_other_objects(
     stage: Stage, webhook: Webhook, monkeypatch: pytest.MonkeyPatch, slow_s: float, asked: list[str]
 ) -> None:
     monkeypatch.setattr(apply, "HUNG_S", slow_s)

@@ -169,7 +169,7 @@ def test_demand_is_the_sum_over_engines_smoothed_and_fades() -> None:
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.floats(0, 100), max_size=50), max_size=5), st.floats(0, 1))
-def test_demand_is_followed_of_so_many_adapters_and_no_more(demands: list[dict[str, float]], weight: float) -> None:
+def test_demand_is_tracked_for_a_bounded_number_of_adapters(demands: list[dict[str, float]], weight: float) -> None:
     many = {f"n{index}": 1.0 + index for index in range(MOST)}
     found = followed(many, demands, weight)
     assert len(found) <= MOST

@@ -81,7 +81,7 @@ def test_a_wave_made_anew_under_the_name_knows_of_no_checkpoint(forgets: str) ->
 
 
 @pytest.mark.parametrize("stage", [Stage.PAUSED, Stage.COMPLETE, Stage.FAILED])
-def test_what_rests_is_taken_up_with_what_it_has_saved_when_everybody_has_started_anew(stage: Stage) -> None:
+def test_a_resting_policy_resumes_from_its_checkpoint_after_everything_restarted(stage: Stage) -> None:
     world = lessons()
     step = STEPS if stage is Stage.COMPLETE else 4
     if stage is Stage.PAUSED:

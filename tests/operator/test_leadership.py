@@ -63,7 +63,7 @@ async def test_a_leader_that_misses_an_answer_leads_on(stage: Stage, monkeypatch
         await keeping
 
 
-async def test_one_that_misses_the_answer_to_its_candidature_leads_at_once(
+async def test_a_candidate_that_misses_the_answer_leads_at_once(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch, "LEASE_S", 86_400)  # nobody waits for the lease to run out

@@ -100,7 +100,7 @@ def test_it_is_written_at_the_pace_of_counts() -> None:
     assert status_write.owed_in(later, read, 1.0) == 0.0
 
 
-async def test_a_percent_more_is_looked_at_and_a_byte_more_is_not(redis_client: Redis) -> None:
+async def test_progress_is_looked_at_by_percent_and_not_by_byte(redis_client: Redis) -> None:
     view, played = MapView(MapReader(redis_client)), PlayedEngine(redis_client, KEY, "smol-0")
 
     async def seen(done: int) -> EngineView:

@@ -36,7 +36,7 @@ def test_a_manifest_that_is_wrong_is_refused_naming_the_line(
         entries("s3://b/w.jsonl", make())
 
 
-def test_what_is_no_parquet_is_refused() -> None:
+def test_invalid_parquet_is_refused() -> None:
     with pytest.raises(CorruptFile, match="is no Parquet file"):
         entries("s3://b/w.parquet", b"PAR1 and nothing else")
 

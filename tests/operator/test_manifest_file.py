@@ -92,24 +92,24 @@ async def others_run() -> None:
         await asyncio.to_thread(lambda: None)
 
 
-def test_what_comes_in_pieces_and_without_a_length_is_read_whole(slow: Slow) -> None:
+def test_a_manifest_sent_in_pieces_without_a_length_is_read_completely(slow: Slow) -> None:
     slow.holds["/whole"] = [POLICY] * 5
     assert fetch(f"{slow.url}/whole") == POLICY * 5
 
 
-def test_what_never_ends_is_given_up(slow: Slow, impatient: None) -> None:
+def test_a_manifest_that_never_ends_is_given_up(slow: Slow, impatient: None) -> None:
     with pytest.raises(SourceUnavailable, match="the download did not finish in time"):
         fetch(slow.drips(1)[0])
 
 
-def test_what_is_too_long_is_refused_without_reading_on(slow: Slow) -> None:
+def test_a_manifest_that_is_too_long_is_refused_without_reading_on(slow: Slow) -> None:
     slow.holds["/drip/long"] = [b"x" * (MOST_BYTES + 1)]
     with pytest.raises(InvalidRequest, match="is larger than the limit of 4 MiB; split it over several waves"):
         fetch(f"{slow.url}/drip/long")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])
-def test_what_says_that_it_is_too_long_is_not_read(
+def test_a_manifest_that_announces_too_many_bytes_is_not_read(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shelf").mkdir()

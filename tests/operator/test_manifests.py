@@ -231,7 +231,7 @@ def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
     assert container(base())["resources"] == {}
 
 
-def test_who_asks_for_a_part_of_a_gpu_is_given_no_whole_one_beside_it() -> None:
+def test_an_engine_with_a_part_of_a_gpu_gets_no_complete_one_as_well() -> None:
     """Slices and shared GPUs have their own names; a pod that also asks for a full GPU may never be scheduled."""
     for name in ("nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"):
         for asked in (Resources(limits={name: 1}), Resources(requests={name: 1})):
@@ -247,7 +247,7 @@ def test_what_else_nvidia_s_operators_offer_takes_no_gpu_s_place() -> None:
     assert found["resources"]["limits"] == {"nvidia.com/hostdev": 1, "nvidia.com/gpu": 2}
 
 
-def test_what_device_plugins_give_is_asked_for_as_kubernetes_has_it() -> None:
+def test_resources_of_device_plugins_are_requested_as_kubernetes_requires() -> None:
     """In Kubernetes, "non overcommitable resources" need a limit, and the request must equal it."""
     for asked in (
         Resources(requests={"nvidia.com/gpu": 2, "cpu": 1}),

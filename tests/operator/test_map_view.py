@@ -104,7 +104,7 @@ async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redi
     assert found.remembered == {"a/b": PLACEMENT}
 
 
-async def test_what_another_wrote_is_seen_and_what_nobody_wrote_is_not_read_again(redis_client: Redis) -> None:
+async def test_changes_by_others_are_seen_and_unchanged_records_are_not_read_again(redis_client: Redis) -> None:
     view = MapView(MapReader(redis_client), clock=Clock())
     writer = MapWriter(redis_client, 1)
     await writer.apply(KEY, MapChange(base=BaseRecord(KEY)))
@@ -161,7 +161,7 @@ async def test_dirt_resyncs_in_time_however_often_something_is_marked() -> None:
     assert looks <= 10  # at most one every debounce of 0.05 s
 
 
-async def test_who_has_changed_an_object_does_not_wait_until_reports_have_gathered(
+async def test_a_changed_object_does_not_wait_for_reports_to_gather(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mint_operator.observing.dirt.DEBOUNCE_S", 3600.0)
@@ -176,7 +176,7 @@ async def test_who_has_changed_an_object_does_not_wait_until_reports_have_gather
         assert await taking == {Part.MAP}
 
 
-async def test_dirt_marks_what_is_owed_later_at_the_earliest_time_asked_for() -> None:
+async def test_dirt_marks_deferred_parts_at_the_earliest_time_requested() -> None:
     dirt = Dirt(resync_s=60.0)
     await dirt.take()
     for after_s in (50.0, 0.05, 40.0):

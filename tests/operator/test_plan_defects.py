@@ -64,7 +64,7 @@ def test_the_other_bases_are_planned_for(breaks: Break) -> None:
     assert {each.bases for each in found.manifests} == {(OTHER,)}, "and nothing of this one is touched"
 
 
-def test_it_and_its_waves_say_so_and_claim_nothing(breaks: Break) -> None:
+def test_a_failed_base_and_its_waves_report_the_defect_and_claim_nothing(breaks: Break) -> None:
     breaks("smol")
     found = plan(two(status=BaseModelStatus(phase="Ready")))
     status = found.base_statuses[KEY]
@@ -74,7 +74,7 @@ def test_it_and_its_waves_say_so_and_claim_nothing(breaks: Break) -> None:
     assert condition(found, "one") == ("Unknown", "Internal", ready.message)
 
 
-def test_it_is_planned_for_again_from_nothing_a_while_later(breaks: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_base_is_planned_again_from_scratch_later(breaks: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     first = plan(two())
     tries = breaks("smol")
     second = plan(two(NOW + 1), first.known)

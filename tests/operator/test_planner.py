@@ -327,7 +327,7 @@ def test_namespaces_take_turns_in_proportion_to_their_weights_and_within_their_q
     }
 
 
-def test_of_a_base_that_may_not_be_used_nothing_is_told() -> None:
+def test_nothing_is_disclosed_about_a_base_that_may_not_be_used() -> None:
     stranger = wave("stranger", ["a/b"], namespace="strangers")
     found = plan(snapshot(base(), [stranger])).wave_statuses["strangers/stranger"]
     missing = plan(snapshot(None, [stranger])).wave_statuses["strangers/stranger"]

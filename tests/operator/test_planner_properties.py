@@ -233,7 +233,7 @@ def test_what_is_written_turns_the_map_into_what_is_wanted(of: Snapshot) -> None
 
 
 @given(st.integers(2, 3), st.integers(1, 4), st.data())
-def test_what_just_fits_is_placed_wherever_others_already_are(engines: int, slots: int, data: st.DataObject) -> None:
+def test_adapters_that_just_fit_are_placed_wherever_others_are(engines: int, slots: int, data: st.DataObject) -> None:
     """Even with full engines and copies that may not share one, there is a way, with one move per copy."""
     singles = data.draw(st.integers(0, engines * slots - 2))
     replicas = min(engines, engines * slots - singles)

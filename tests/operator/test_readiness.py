@@ -24,7 +24,7 @@ def loading(ordinal: int, incarnation: int = 1) -> EngineView:
     return restarted(engine(ordinal, ready=False), incarnation)
 
 
-def test_it_counts_from_when_the_engine_was_ready_last_whether_or_not_its_next_start_reports() -> None:
+def test_time_away_counts_from_the_last_ready_report() -> None:
     watch = Watch()
     assert watch.look(100.0, engine(0), engine(1)) == {}
     assert watch.look(110.0, engine(0), engine(1, alive=False)) == {"smol-1": 0.0}
@@ -49,7 +49,7 @@ def test_where_all_start_at_once_the_others_are_given_as_long_again_as_the_first
     assert watch.look(1345.0, restarted(engine(0), 2), loading(1, 2)) == {"smol-1": 35.0}
 
 
-def test_one_that_has_become_ready_in_that_time_has_had_it() -> None:
+def test_an_engine_that_became_ready_within_the_grace_has_used_it_up() -> None:
     watch = Watch()
     watch.look(100.0, loading(0), loading(1))
     watch.look(700.0, engine(0), loading(1))
@@ -58,7 +58,7 @@ def test_one_that_has_become_ready_in_that_time_has_had_it() -> None:
     assert watch.look(780.0, engine(0), loading(1, 2)) == {"smol-1": 40.0}
 
 
-def test_one_that_fails_in_that_time_is_given_the_rest_of_it() -> None:
+def test_an_engine_that_fails_within_the_grace_gets_the_rest_of_it() -> None:
     watch = Watch()
     watch.look(100.0, loading(0), loading(1))
     watch.look(700.0, engine(0), loading(1))
@@ -75,14 +75,14 @@ def test_a_base_that_could_not_be_loaded_for_long_is_judged_by_the_start_that_co
     assert watch.look(9160.0, restarted(engine(0), 2), loading(1, 2)) == {"smol-1": 40.0}
 
 
-def test_of_an_engine_that_tells_a_lost_map_what_it_holds_it_does_not_count() -> None:
+def test_time_does_not_count_while_an_engine_reports_to_a_lost_map() -> None:
     watch = Watch()
     watch.look(100.0, engine(0), engine(1))
     watch.look(110.0, engine(0), telling=("smol-1",))
     assert watch.look(150.0, engine(0), telling=("smol-1",)) == {}
 
 
-def test_all_that_lost_their_word_with_the_map_are_waited_for_from_when_the_first_is_back() -> None:
+def test_engines_lost_with_the_map_are_awaited_from_the_first_return() -> None:
     watch = Watch()
     watch.look(100.0, engine(0), engine(1))
     watch.look(5000.0)

@@ -34,7 +34,7 @@ def test_a_new_revision_rolls_through_one_engine_at_a_time_and_no_copy_is_missed
         {"pull_secrets": ("hub",)},
     ],
 )
-def test_what_the_installation_changes_rolls_through_as_carefully(changed: dict[str, Any]) -> None:
+def test_changes_of_the_installation_roll_through_as_carefully(changed: dict[str, Any]) -> None:
     cluster = Cluster(low=2)
     cluster.waves = [wave("one", ["a/0", "a/1"])]
     cluster.step()

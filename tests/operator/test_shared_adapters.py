@@ -49,7 +49,7 @@ def _admitted(of: Plan, wave: str) -> str:
     return next(each.reason for each in of.wave_statuses[wave].conditions if each.type == "Admitted")
 
 
-def test_nobody_of_another_namespace_takes_a_name_that_a_wave_has() -> None:
+def test_waves_of_another_namespace_cannot_take_an_adapters_name() -> None:
     tenants = [Tenant(namespace="acme")]
     theirs = wave("taker", ["b/0"], namespace="acme", priority=9)
     world = Settled(base(tenants=tenants), [wave("one", ["a/0"], created=LATER), theirs])
@@ -63,7 +63,7 @@ def test_nobody_of_another_namespace_takes_a_name_that_a_wave_has() -> None:
     assert world.state.placements["a/0"].source.uri == "s3://acme/x"
 
 
-def test_nor_one_that_has_shared_it() -> None:
+def test_a_wave_that_shared_an_adapter_cannot_replace_its_source() -> None:
     tenants = [Tenant(namespace="acme")]
     shares = wave("taker", ["a/0"], namespace="acme", priority=9)
     world = Settled(base(tenants=tenants), [wave("one", ["a/0"], created=LATER), shares])

@@ -70,7 +70,9 @@ NO_LABEL = {"key": "no such label!", "operator": "Exists"}
     ],
     ids=lambda engine: next(iter(engine)),
 )
-async def test_what_the_api_server_refuses_is_told_in_the_base(stage: Stage, engine: dict[str, Any]) -> None:
+async def test_a_refusal_by_the_api_server_is_reported_in_the_bases_status(
+    stage: Stage, engine: dict[str, Any]
+) -> None:
     stage.apply(base_model(engine=engine))
     await stage.once()
     await stage.once()

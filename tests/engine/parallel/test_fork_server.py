@@ -73,7 +73,7 @@ async def test_one_process_imports_for_all(group: Group) -> None:
     assert parent(first) == parent(second) != os.getpid()
 
 
-async def test_one_that_nobody_tells_anything_any_more_ends_whoever_was_forked_after_it(group: Group) -> None:
+async def test_a_rank_ends_when_its_engine_hangs_up_whatever_was_forked_after_it(group: Group) -> None:
     """No rank holds descriptors that belong to another."""
     _, second = [await group.start(number) for number in (1, 2)]
     group.ranks[0].hang_up()
@@ -100,7 +100,9 @@ async def test_all_end_with_the_process_that_they_were_forked_from_and_later_one
     assert parent(await group.start(3)) not in {lost, os.getpid()}
 
 
-def test_one_that_can_not_begin_is_told_with_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_start_is_reported_with_its_own_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For example if a library is missing: it must not look as if memory had run out."""
     program, asked = tmp_path / "program", tmp_path / "asked"
     program.write_text(f"#!/bin/sh\nuntil test -e {asked}; do sleep 0.01; done\nexit 3\n")

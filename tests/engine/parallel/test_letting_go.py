@@ -55,7 +55,7 @@ def held_bytes() -> int:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
-def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
+def test_an_update_leaves_nothing_behind_wherever_it_ends(family: str) -> None:
     base, other = base_of(family), base_of(family)
     others = InProcess(Follower(other, find_modules(other.model), alone(other)))
     trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(others, alone(base), 1))
@@ -80,7 +80,7 @@ def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_between_turns_others_hold_what_goes_on_and_no_more(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_turns_other_ranks_hold_only_updates_that_go_on(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One policy ends in its first turn, one fails in its second, and a third goes on as if it were alone."""
     monkeypatch.setattr(works, "PIECE_ROWS", 1)
     monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=1))

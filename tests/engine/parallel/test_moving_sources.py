@@ -62,7 +62,7 @@ def meet(leader: Start, node: Start, own: OwnBase) -> bool:
 
 
 @pytest.mark.parametrize("first", ["leader", "node"])
-def test_who_copied_before_it_moved_copies_anew_and_nobody_else(
+def test_only_a_node_that_copied_before_the_source_moved_copies_again(
     moving: tuple[Start, Start, Path], first: str
 ) -> None:
     leader, node, file = moving

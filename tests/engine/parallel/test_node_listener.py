@@ -109,7 +109,7 @@ def test_a_node_that_does_not_come_is_told_of_by_its_name() -> None:
         node.expect_ready(0.1)
 
 
-def test_what_a_node_says_of_its_files_is_no_word_on_the_leaders() -> None:
+def test_a_nodes_report_on_its_files_does_not_concern_the_leaders() -> None:
     with node_to_be() as (node, port):
         steps, _slots = come_in(port)
         messages.receive(steps)
@@ -173,7 +173,7 @@ def test_a_leader_that_does_not_know_the_key_is_a_stranger_too() -> None:
         authenticate(in_pair(pose), KEY, Hello(1, Channel.STEPS))
 
 
-def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
+def test_an_answer_to_one_leader_proves_nothing_to_another() -> None:
     """Each leader sends a new challenge, so an overheard answer is useless."""
     overheard: list[bytes] = []
 
@@ -188,7 +188,7 @@ def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
         accept(in_pair(lambda theirs: theirs.sendall(overheard[0])), KEY)
 
 
-def test_who_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def trickle(theirs: socket.socket) -> None:
         while True:  # never ends, so waiting for its end would hang
             theirs.sendall(b"x")

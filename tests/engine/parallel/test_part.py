@@ -66,7 +66,9 @@ def names_in(folder: Path) -> set[str]:
         ("model.layers.0.input_layernorm.weight", (48,), [()]),
     ],
 )
-def test_what_of_a_tensor_is_read(key: str, shape: tuple[int, ...], parts: list[tuple[slice, ...]]) -> None:
+def test_only_a_ranks_part_of_a_tensor_is_read(
+    key: str, shape: tuple[int, ...], parts: list[tuple[slice, ...]]
+) -> None:
     assert parts_of(key, lambda: shape, SHARE) == parts
 
 

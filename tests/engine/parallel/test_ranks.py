@@ -223,7 +223,7 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
 
 
 @pytest.mark.parametrize(("ranks", "count"), [(1, 0), (2, 1)])
-async def test_what_ranks_are_forked_from_begins_before_there_is_a_base(
+async def test_the_fork_server_starts_before_there_is_a_base(
     ranks: int, count: int, redis_process: RedisProcess, tmp_path: Path
 ) -> None:
     with pod(tmp_path, redis_process, Source(f"file://{tmp_path}/none"), tensor_parallel_size=ranks) as engine:
@@ -231,7 +231,7 @@ async def test_what_ranks_are_forked_from_begins_before_there_is_a_base(
         assert len(fork_servers(engine.process.pid)) == count
 
 
-async def test_it_begins_on_another_node_before_the_leader_is_there(tmp_path: Path) -> None:
+async def test_the_fork_server_starts_on_another_node_before_the_leader_is_there(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "none", tensor_parallel_size=2, nodes=2)
     with worker(settings, free_port(), tmp_path) as other:
         await until(lambda: len(fork_servers(other.process.pid)) == 1)
@@ -271,7 +271,7 @@ async def test_ranks_end_where_the_first_one_can_not_serve_what_all_have_loaded(
     await until(lambda: not followers())
 
 
-def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
+def test_a_defect_while_a_rank_loads_is_reported(files: Path) -> None:
     """It must not look as if the rank had ended, after which the engine would try again at once."""
     no_threads = Begin(settings_for(files / "base", tensor_parallel_size=2), str(files / "base"), "", 1, 2, 64, 0)
     with ranks_until(2) as [rank]:
@@ -280,7 +280,7 @@ def test_what_a_rank_can_not_load_for_a_defect_is_told(files: Path) -> None:
             rank.expect_ready(120)
 
 
-async def test_a_rank_that_dies_while_the_base_is_read_is_not_read_on_for(
+async def test_the_first_rank_stops_reading_the_base_when_another_dies(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading a large base would take the first rank many minutes; its error says how the other has ended."""

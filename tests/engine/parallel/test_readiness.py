@@ -55,21 +55,21 @@ def test_all_are_waited_for(three: list[One]) -> None:
     assert [each.rank for each in readiness.hear_all(0.0)] == [3, 2, 1]
 
 
-def test_one_that_refuses_is_heard_while_others_are_silent(three: list[One]) -> None:
+def test_a_refusal_is_heard_while_others_are_silent(three: list[One]) -> None:
     messages.send(three[1].said, Ready())
     messages.send(three[2].said, refusal(NonFiniteWeights("base b", "has NaN or infinity in w")))
     with pytest.raises(NonFiniteWeights, match="rank 3: base b: has NaN"):
         Readiness(three).hear_all(None)
 
 
-def test_one_that_has_ended_is_missed_while_others_are_silent(three: list[One]) -> None:
+def test_an_ended_rank_is_noticed_while_others_are_silent(three: list[One]) -> None:
     readiness = Readiness(three)
     three[1].said.close()
     with pytest.raises(EngineUnavailable, match="rank 2: of this engine has ended"):
         readiness.listen()
 
 
-def test_one_that_ends_after_it_was_ready_is_for_others_to_miss(three: list[One]) -> None:
+def test_a_rank_that_ends_after_it_was_ready_is_not_reported_again(three: list[One]) -> None:
     """Its own watcher notices, or the next request for an answer."""
     readiness = Readiness(three)
     messages.send(three[0].said, Ready())
@@ -78,14 +78,14 @@ def test_one_that_ends_after_it_was_ready_is_for_others_to_miss(three: list[One]
     readiness.listen()
 
 
-def test_one_that_says_nothing_in_time_is_told_of(three: list[One]) -> None:
+def test_a_rank_that_is_silent_for_too_long_is_reported(three: list[One]) -> None:
     for each in three[:2]:
         messages.send(each.said, Ready())
     with pytest.raises(EngineUnavailable, match="rank 3: of this engine"):
         Readiness(three).hear_all(0.01)
 
 
-def test_one_that_comes_late_is_heard_too(three: list[One]) -> None:
+def test_a_node_that_comes_late_is_heard(three: list[One]) -> None:
     late = One("node 1", there=False)
     messages.send(late.said, refusal(NonFiniteWeights("base b", "has NaN or infinity in w")))
     readiness = Readiness([*three, late])

@@ -176,7 +176,7 @@ def test_sums_and_logits_are_those_of_all_ranks(count: int, threads: int, tmp_pa
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_over_nodes_they_are_the_same_to_the_bit(count: int) -> None:
+def test_sums_over_nodes_are_the_same_to_the_bit(count: int) -> None:
     with ranks_on_nodes(count, add_often) as playing:
         assert [heard(pipe) for _, pipe in playing] == [None] * count
 
@@ -193,7 +193,7 @@ def test_a_rank_that_dies_is_missed_within_the_patience_of_the_others(tmp_path: 
         miss_one(playing)
 
 
-def test_who_waits_is_released_when_another_says_that_it_can_not_go_on(tmp_path: Path) -> None:
+def test_waiting_ranks_are_released_when_another_cannot_go_on(tmp_path: Path) -> None:
     """It is released at once: its own patience is longer than this test's."""
     memory = tmp_path / "memory"
     with ranks(2, memory, add_when_told, patience_s=10 * ANSWER_S) as [(_, waits), _]:

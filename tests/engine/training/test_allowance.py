@@ -103,7 +103,7 @@ def test_what_is_ready_waits_only_so_long_for_others_whose_rollouts_never_end() 
     assert isinstance(learnt[0], Learnt)
 
 
-def test_two_jobs_of_one_policy_follow_each_other_and_hold_nobody_up() -> None:
+def test_two_jobs_of_one_policy_run_in_order_and_delay_nobody_else() -> None:
     trainer = trainer_of()
     updates = Updates(trainer)
     learnt: dict[str, list[object]] = {"a": [], "b": []}

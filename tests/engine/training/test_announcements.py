@@ -83,7 +83,7 @@ def test_what_an_older_lease_writes_late_takes_nothings_place(store: Store) -> N
         (Announcer("e-1", 0), False),
     ],
 )
-def test_whom_a_name_is_withdrawn_for(store: Store, announcer: Announcer, withdrawn: bool) -> None:
+def test_only_some_announcers_may_withdraw_a_name(store: Store, announcer: Announcer, withdrawn: bool) -> None:
     here = Announcements(store, BASE)
     here.announce("one", Name(9, 1), Announcer("e-0", 7))
     here.withdraw("one", announcer)

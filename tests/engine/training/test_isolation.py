@@ -116,7 +116,7 @@ def test_what_is_not_finite_is_dropped(number: int) -> None:
     assert not torch.equal(everything(trainer, number), before)
 
 
-def test_a_form_goes_with_the_last_policy_that_has_it() -> None:
+def test_a_form_is_freed_with_its_last_policy() -> None:
     trainer = trainer_of()
     for name in ("one", "two"):
         create(trainer, name, PolicySettings(rank=3))

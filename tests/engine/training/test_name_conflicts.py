@@ -64,7 +64,7 @@ async def test_a_retired_one(redis_client: Redis) -> None:
     assert "was retired from the catalog" in await refusal(name_conflicts(redis_client))
 
 
-async def test_a_waves_adapter_and_a_waves_policy_without_the_waves_names(redis_client: Redis) -> None:
+async def test_a_waves_adapter_or_policy_conflicts_and_the_wave_is_not_named(redis_client: Redis) -> None:
     """The error must not name the wave: an API key may allow the adapter's name but not the wave's namespace."""
     await place(redis_client, Source("s3://adapters/one"))
     told = await refusal(name_conflicts(redis_client))
@@ -78,7 +78,7 @@ async def test_a_waves_adapter_and_a_waves_policy_without_the_waves_names(redis_
     assert "demo" not in told
 
 
-async def test_one_in_the_bases_store(redis_client: Redis, tmp_path: Path) -> None:
+async def test_an_adapter_in_the_bases_store_conflicts(redis_client: Redis, tmp_path: Path) -> None:
     store = Source(f"file://{tmp_path}")
     await name_conflicts(redis_client, store).refuse(POLICY)
     (tmp_path / POLICY).mkdir(parents=True)
@@ -86,13 +86,13 @@ async def test_one_in_the_bases_store(redis_client: Redis, tmp_path: Path) -> No
     assert f"adapter {POLICY!r} in the store of {BASE}" in await refusal(name_conflicts(redis_client, store))
 
 
-async def test_its_own_revision_by_the_word_of_a_wave_or_the_catalog_is_nobody_elses(redis_client: Redis) -> None:
+async def test_a_policys_own_revision_in_a_wave_or_the_catalog_is_no_conflict(redis_client: Redis) -> None:
     await catalogued(redis_client, Entry(POLICY, OWN.uri))
     await place(redis_client, OWN)
     await name_conflicts(redis_client).refuse(POLICY)
 
 
-async def test_without_a_map_that_answers_policies_are_published_all_the_same() -> None:
+async def test_policies_are_published_while_the_map_does_not_answer() -> None:
     away = connect(f"redis://127.0.0.1:{free_port()}/0")
     await name_conflicts(away).refuse(POLICY)
     await away.aclose()

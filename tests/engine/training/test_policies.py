@@ -294,7 +294,7 @@ def test_every_weighted_token_is_in_one_piece(most: int) -> None:
             assert piece.positions[row] == at
 
 
-def test_a_work_given_up_leaves_no_trace() -> None:
+def test_cancelled_work_leaves_no_trace() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     before = saved_of(trainer, "p/0")

@@ -89,7 +89,9 @@ def test_the_answer_in_a_chat_ends_with_what_the_template_puts_behind_it(
     ],
     ids=["no template", "nothing behind", "not an end", "no answers", "no such chat"],
 )
-def test_else_it_ends_as_a_text_does(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+def test_without_an_end_in_the_template_an_answer_ends_as_a_text_does(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
     told, _ = taught(tokenizer, template, "<end_of_turn>")
     assert ends_of(told, EOS, {EOS}) == Ends((EOS,), (EOS,))
     assert ends_of(told, None, {299}) == Ends()

@@ -78,7 +78,7 @@ def published_at(scene: Scene) -> int:
     return told.step if told is not None else 0
 
 
-async def test_nothing_of_what_it_had_come_to_is_left_in_what_it_comes_to(base: Path, tmp_path: Path) -> None:
+async def test_a_retried_policy_learns_as_one_that_begins_then(base: Path, tmp_path: Path) -> None:
     """Not even in shared prompt pages of its rollouts: it learns as a policy that begins then."""
     found = []
     for folder in (tmp_path / "whole", tmp_path / "again"):
@@ -95,7 +95,7 @@ async def test_nothing_of_what_it_had_come_to_is_left_in_what_it_comes_to(base: 
 
 
 @pytest.mark.parametrize("every", [2, 100])
-async def test_what_it_had_published_stays_and_what_is_served_at_its_end_is_what_it_has_learnt(
+async def test_a_retried_policy_stays_served_and_ends_with_its_new_revision(
     base: Path, tmp_path: Path, every: int
 ) -> None:
     def revisions() -> dict[str, str]:
@@ -123,5 +123,5 @@ async def test_what_it_had_published_stays_and_what_is_served_at_its_end_is_what
             assert weights.view(torch.uint8).numpy().tobytes() in content
 
 
-def test_what_two_courses_of_a_policy_have_in_its_slot_has_no_name_in_common() -> None:
+def test_two_courses_of_a_policy_label_its_slot_differently() -> None:
     assert label_of("acme/one", 1, 3) != label_of("acme/one", 2, 3)

@@ -294,7 +294,7 @@ def test_completions_whose_routes_no_call_would_take_are_refused_before_they_are
 
 
 @pytest.mark.parametrize(("experts", "width"), [(256, 1), (384, 2)])
-def test_what_is_told_is_read_as_it_was(experts: int, width: int) -> None:
+def test_routes_are_decoded_as_they_were_encoded(experts: int, width: int) -> None:
     shape = RouteShape(layers=3, each=2, experts=experts)
     routes = np.random.default_rng(1).random((50, 3, experts)).argsort(-1)[..., :2]
     pieces = list(routed.encode(routes.astype(np.uint8) if width == 1 else routes.astype(np.int16)))

@@ -39,7 +39,7 @@ def test_a_wave_that_ends_before_it_is_warm_climbs_as_one_that_does_not() -> Non
     assert found[-1] < 0.5
 
 
-def test_settled_changes_the_rate_alone() -> None:
+def test_a_schedule_changes_only_the_learning_rate() -> None:
     optimizer = Optimizer(learning_rate=1.0, schedule="linear", weight_decay=0.3)
     found = with_rate(optimizer, 10, STEPS)
     assert found.learning_rate == 0.5

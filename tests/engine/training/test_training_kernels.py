@@ -233,7 +233,7 @@ def test_logits_back_of_some_columns(dtype: torch.dtype) -> None:
         near(own, expected[:, columns], dtype)
 
 
-def test_numbers_that_lie_apart_are_refused() -> None:
+def test_inputs_that_are_not_contiguous_are_refused() -> None:
     """Kernels read contiguous numbers; only the rows of a weight may be strided."""
     kernels, wide = kernels_of(torch.float32), normal(4, 12, seed=1, dtype=torch.float32)
     with pytest.raises(Internal, match=r"\(4, 4\) that lie \(12, 1\) apart"):

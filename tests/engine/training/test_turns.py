@@ -15,7 +15,7 @@ def taken(*queue: Waiting) -> list[int]:
     return next_turn(queue, ROWS, BYTES)
 
 
-def test_those_that_fit_are_together_and_the_first_goes_however_large_it_is() -> None:
+def test_updates_that_fit_share_a_turn_and_the_first_runs_however_large_it_is() -> None:
     assert taken(Waiting("a", 4, 4), Waiting("b", 4, 4), Waiting("c", 4, 4)) == [0, 1]
     assert taken(Waiting("a", 4, 7), Waiting("b", 4, 7)) == [0]
     assert taken(Waiting("a", 40, 70), Waiting("b", 1, 1)) == [0]

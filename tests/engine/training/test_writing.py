@@ -13,7 +13,9 @@ CONTENT = bytes(range(256)) * 20
 
 @pytest.mark.parametrize("piece", [1, 100, 256, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 1])
 @pytest.mark.parametrize("most", [60, 1 << 20])  # bytes that the system accepts per write
-def test_all_of_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, most: int) -> None:
+def test_the_complete_content_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, most: int
+) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:most]))
     monkeypatch.setattr(writing, "PIECE_BYTES", piece)

@@ -82,7 +82,7 @@ async def test_a_checkpoint_that_is_not_there_is_no_engine_that_has_ended(school
     assert policy.step == 1
 
 
-async def test_what_somebody_has_dropped_stays_dropped(school: School, patient: Client) -> None:
+async def test_a_dropped_policy_stays_dropped(school: School, patient: Client) -> None:
     policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     [where] = school.has("acme/a")
@@ -94,7 +94,7 @@ async def test_what_somebody_has_dropped_stays_dropped(school: School, patient: 
     assert (await patient.policies()).policies == []
 
 
-async def test_nobody_goes_on_with_older_weights_unawares(school: School, patient: Client) -> None:
+async def test_no_program_continues_with_older_weights_unnoticed(school: School, patient: Client) -> None:
     """An engine has announced that it left a policy, and then trains it further before it is killed."""
     policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)

@@ -44,7 +44,7 @@ async def test_a_call_is_sent_once_more_where_the_policy_turns_out_to_have_been_
     assert (policy.sequence, policy.step) == (4, 2)
 
 
-async def test_whose_call_is_not_answered_then_either_may_ask_for_its_answer(patient: Client) -> None:
+async def test_a_call_without_an_answer_after_the_retry_can_be_settled(patient: Client) -> None:
     policy = await patient.create_policy("acme/a", rank=4)
     gateway = policy._stub = Blinking(policy._stub)  # type: ignore[assignment]
     await policy.forward_backward(LESSON, loss="cross_entropy")

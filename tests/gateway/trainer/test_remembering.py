@@ -11,7 +11,7 @@ from mint_gateway.view import Engine, MapView
 from tests.gateway.scene import BASE, Scene
 
 
-async def test_of_too_many_policies_those_called_least_recently_are_forgotten(
+async def test_the_least_recently_called_policies_are_forgotten_first(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(policy_locations, "REMEMBERED", 2)

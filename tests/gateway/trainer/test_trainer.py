@@ -48,7 +48,7 @@ async def test_another_gateway_finds_a_policy_and_another_client_goes_on_with_it
     assert (await school.scene.client.policy("acme/a")).step == 2
 
 
-async def test_what_exists_is_not_made_again_elsewhere(school: School) -> None:
+async def test_an_existing_policy_is_not_created_again_elsewhere(school: School) -> None:
     client = school.scene.client
     policy = await client.create_policy("acme/a", rank=4)
     assert (await client.create_policy("acme/a", rank=4)).life == policy.life
@@ -87,7 +87,7 @@ async def test_a_call_whose_answer_was_lost_counts_once(school: School, patient:
     assert engine.calls["acme/a"].sequence == 2
 
 
-async def test_what_may_be_on_an_engine_that_does_not_answer_is_not_said_to_be_nowhere(
+async def test_a_policy_that_may_be_on_a_silent_engine_is_not_reported_missing(
     school: School, patient: Client
 ) -> None:
     client = school.scene.client
@@ -138,9 +138,7 @@ async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engin
         assert f"acme/{name}" not in there.context.announcement_cache.known
 
 
-async def test_of_two_lives_that_are_there_the_later_is_meant(
-    school: School, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_later_of_two_lives_of_a_policy_is_meant(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_locations, "ASK_S", LIMIT_S)  # so that both answer, however late
     client = school.scene.client
     lives = {}
