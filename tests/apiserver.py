@@ -47,6 +47,7 @@ class ApiServer:
     certificate: Path
     kubeconfig: Path
     binaries: Path
+    etcd: str = ""  # its store's address
 
     def client(self) -> client.ApiClient:
         """A client of the Python `kubernetes` package, as administrator."""
@@ -96,11 +97,14 @@ def serve_without_crds(folder: Path) -> Iterator[ApiServer]:
         etcd_port, peer_port, api_port = (free_port() for _ in range(3))
         token = secrets.token_hex(16)
         certificate, key = _certificate(folder)
-        server = ApiServer(f"https://127.0.0.1:{api_port}", token, certificate, folder / "kubeconfig", binaries())
+        etcd = f"http://127.0.0.1:{etcd_port}"
+        server = ApiServer(
+            f"https://127.0.0.1:{api_port}", token, certificate, folder / "kubeconfig", binaries(), etcd
+        )
         server.kubeconfig.write_text(_KUBECONFIG.format(url=server.url, certificate=certificate, token=token))
         (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
         stack.enter_context(_running(folder, "etcd", _etcd(folder, server.binaries, etcd_port, peer_port)))
-        command = _apiserver(folder, server.binaries, f"http://127.0.0.1:{etcd_port}", api_port, certificate, key)
+        command = _apiserver(folder, server.binaries, etcd, api_port, certificate, key)
         process = stack.enter_context(_running(folder, "kube-apiserver", command))
         _await_ready(server, process, folder / "kube-apiserver.log")
         yield server

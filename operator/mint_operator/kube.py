@@ -1,10 +1,11 @@
-"""The Kubernetes API as the operator uses it: raw JSON in and out, with a timeout on every call, run in threads.
+"""The Kubernetes API as the operator uses it: raw JSON in and out, with a time limit on every call, run in threads.
 
 The `kubernetes` package provides the connection (in-cluster or kubeconfig, tokens that renew). Its models are not
 used: building them for every object in every pass costs more than everything else.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +22,11 @@ from mint_operator.planning import groups
 FIELD_MANAGER = "mint-operator"
 THREADS = 16  # applying objects takes at most half of these, however many hang (see apply.AT_ONCE)
 PAGE = 500
-TIMEOUT = urllib3.Timeout(connect=3.0, read=15.0)
+TIMEOUT = urllib3.Timeout(connect=3.0, read=15.0)  # of a silence
+ANSWER_S = 30.0  # for one request and its complete answer, as long as an admission webhook may take
+LIST_S = 60.0  # for all pages of a list; half the time after which the liveness probe takes the loop for stuck
+EXPIRED = 410
+_PIECE = 1 << 16
 
 _ROOTS = {
     "BaseModel": (f"/apis/{GROUP}/{VERSION}", "basemodels"),
@@ -109,16 +114,33 @@ class Kube:
         self._api.close()  # type: ignore[no-untyped-call]
 
     async def items(self, kind: str, namespace: str = "", selector: str = "", fields: str = "") -> list[msgspec.Raw]:
-        """Return all objects of a kind, read in pages, or those that match the label and field selectors."""
+        """Return all objects of a kind, read in pages, or those that match the label and field selectors.
+
+        All pages are of one moment. If the API server no longer knows it, all is read again, at once.
+        """
+        where, until = path(kind, namespace), time.monotonic() + LIST_S
+        selectors = {"labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in selectors.items() if value}
+        try:
+            async with asyncio.timeout(LIST_S):
+                try:
+                    return await self._pages(where, query | {"limit": str(PAGE)}, until)
+                except KubeError as error:
+                    if error.status != EXPIRED:
+                        raise
+                return await self._pages(where, query, until)
+        except TimeoutError:
+            message = f"the API server did not return the complete list within {LIST_S:.0f} s"
+            raise KubeError(f"GET {where}", 0, message) from None
+
+    async def _pages(self, where: str, query: dict[str, str], until: float) -> list[msgspec.Raw]:
         found: list[msgspec.Raw] = []
-        query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields}
-        query = {name: value for name, value in query.items() if value}
         while True:
-            page = msgspec.json.decode(await self._send("GET", path(kind, namespace), query), type=_Page)
+            page = msgspec.json.decode(await self._send("GET", where, query, until=until), type=_Page)
             found += page.items
             if not page.metadata.go_on:
                 return found
-            query["continue"] = page.metadata.go_on
+            query = query | {"continue": page.metadata.go_on}
 
     async def may_list(self, kind: str, namespace: str) -> bool:
         """Whether a kind may be listed there; False only if the API server answers that it is forbidden."""
@@ -180,12 +202,21 @@ class Kube:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content: str = "",
+        until: float | None = None,
     ) -> bytes:
-        work = partial(self._send_now, method, where, query or {}, body, content)
+        """Send one request and return its answer. `until` limits it, by the monotonic clock; None: for ANSWER_S."""
+        until = time.monotonic() + ANSWER_S if until is None else until
+        work = partial(self._send_now, method, where, query or {}, body, content, until)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _send_now(
-        self, method: str, where: str, query: Mapping[str, str], body: Mapping[str, Any] | None, content: str
+        self,
+        method: str,
+        where: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        content: str,
+        until: float,
     ) -> bytes:
         headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
         self._api.update_params_for_auth(headers, [], ["BearerToken"], where, method, None)
@@ -194,12 +225,15 @@ class Kube:
         pool: urllib3.PoolManager = self._api.rest_client.pool_manager
         what = f"{method} {where}"
         try:
-            answer = pool.request(method, url, body=data, headers=headers, timeout=TIMEOUT, retries=False)
+            answer = pool.request(
+                method, url, body=data, headers=headers, timeout=TIMEOUT, retries=False, preload_content=False
+            )
+            received = _received(answer, until)
         except urllib3.exceptions.HTTPError as error:
             raise KubeError(what, 0, f"the API server did not answer ({error})") from error
         if not 200 <= answer.status < 300:
-            raise KubeError(what, answer.status, _message(answer.data))
-        return answer.data
+            raise KubeError(what, answer.status, _message(received))
+        return received
 
 
 def connect(kubeconfig: str | None = None) -> Kube:
@@ -217,6 +251,22 @@ def connect(kubeconfig: str | None = None) -> Kube:
             config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     settings.connection_pool_maxsize = THREADS
     return Kube(client.ApiClient(settings))
+
+
+def _received(answer: urllib3.BaseHTTPResponse, until: float) -> bytes:
+    """Read an answer's body. Raises HTTPError if that takes until then: no limit of a silence ends a trickle."""
+    pieces: list[bytes] = []
+    try:
+        while piece := answer.read1(_PIECE):
+            pieces.append(piece)
+            if time.monotonic() > until:
+                came = sum(map(len, pieces))
+                raise urllib3.exceptions.HTTPError(f"its answer took too long; {came} bytes of it came")
+    except BaseException:
+        answer.close()
+        raise
+    answer.release_conn()
+    return b"".join(pieces)
 
 
 def _message(data: bytes) -> str:
