@@ -1,6 +1,8 @@
 """How the chart's pods reach the Redis of the placement map, the chart's own or an external one."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,10 +14,15 @@ from tests.chart.rendering import (
     CHART,
     DEFAULTS,
     EXTERNAL,
+    KUBE_VERSION,
     NAMESPACE,
+    PUSHED,
+    RELEASE,
     Values,
     container,
     environment,
+    helm,
+    labels,
     of_kind,
     render,
     workloads,
@@ -99,6 +106,18 @@ def test_redis_without_persistence_has_no_claim_and_may_use_a_secret_of_yours() 
     assert "volumeClaimTemplates" not in workloads(objects)["mint-redis"]["spec"]
     assert of_kind(objects, "Secret") == {}
     assert environment(workloads(objects)["mint-gateway"])[settings.REDIS_PASSWORD]["secretKeyRef"]["name"] == "own"
+
+
+def test_redis_does_not_restart_for_another_version_of_the_chart(tmp_path: Path) -> None:
+    newer = tmp_path / "mint"
+    shutil.copytree(CHART, newer)
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text()) | {"version": "9.0.0", "appVersion": "9.0.0"}
+    (newer / "Chart.yaml").write_text(yaml.safe_dump(about))
+    text = helm("template", RELEASE, str(newer), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, values=PUSHED)
+    after = workloads([each for each in yaml.safe_load_all(text) if each])
+    before = workloads(render(DEFAULTS))
+    assert labels(after["mint-gateway"])["app.kubernetes.io/version"] == "9.0.0"
+    assert after["mint-redis"]["spec"] == before["mint-redis"]["spec"]
 
 
 def test_generated_passwords_are_long_and_never_the_same() -> None:
