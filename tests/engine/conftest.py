@@ -20,6 +20,7 @@ from tests.engine.balance import Imbalances
 from tests.engine.made import edit_config, edit_tensors, lora_names, peft_adapter, tiny_llama
 from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base, save_tokenizer
 from tests.engine.tiers import NAMES, Scene
+from tests.heartbeats import expire_late
 from tests.redis_process import RedisProcess
 
 
@@ -41,8 +42,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let heartbeats expire late, so that an engine in a test's own process lives until the test ends it."""
-    monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
-    monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
+    expire_late(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -144,3 +144,8 @@ def packed_source(folder: Path, packed: Packed) -> Path:
     with (folder / PACKED).open("wb") as file:
         packed_file.write(packed, file)
     return folder
+
+
+def smallest_adapter() -> Packed:
+    """An adapter of rank 1 on a single module, for tests of memory in which nothing is computed."""
+    return pack({"q": Module("q", 10, 1)}, {"q": Delta(torch.zeros(1, 10), torch.zeros(1, 1), 1.0)})

@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
-from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.file_identity import KnownFile, identity_of
-from mint_engine.adapters.packed import Packed
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.ledger import Ledger, evictions
-from tests.engine.made import Delta, pack
+from tests.engine.made import smallest_adapter
 from tests.waiting import PATIENCE_S
 
 SIZES = st.integers(0, 50)
@@ -32,11 +29,7 @@ def source(name: str) -> Source:
     return Source(f"https://store/{name}")
 
 
-def adapter() -> Packed:
-    return pack({"q": Module("q", 10, 1)}, {"q": Delta(torch.zeros(1, 10), torch.zeros(1, 1), 1.0)})
-
-
-ONE = adapter().nbytes
+ONE = smallest_adapter().nbytes
 
 
 @given(
@@ -128,10 +121,10 @@ TestLedger = LedgerMachine.TestCase
 def test_the_host_tier_lets_go_of_the_least_recently_used() -> None:
     host = HostTier(ONE * 5 // 2)
     a, b, c = (("a", source("a")), ("b", source("b")), ("c", source("c")))
-    assert host.put(a, adapter()) == host.put(b, adapter()) == []
+    assert host.put(a, smallest_adapter()) == host.put(b, smallest_adapter()) == []
     host.ledger.use(a)
     host.ledger.release(a)
-    assert host.put(c, adapter()) == [b]
+    assert host.put(c, smallest_adapter()) == [b]
     assert host.get(b) is None
     assert host.get(a) is not None
     assert host.ledger.used == 2 * ONE
@@ -153,13 +146,13 @@ def test_recently_touched_copies_leave_a_ledger_later() -> None:
 def test_the_host_tier_refuses_rather_than_evict_what_is_wanted() -> None:
     host = HostTier(ONE)
     host.ledger.keep(frozenset({("a", source("a"))}))
-    assert host.put(("a", source("a")), adapter()) == []
-    assert host.put(("b", source("b")), adapter()) is None
+    assert host.put(("a", source("a")), smallest_adapter()) == []
+    assert host.put(("b", source("b")), smallest_adapter()) is None
     assert host.get(("b", source("b"))) is None
 
 
 def test_what_the_host_tier_drops_is_freed() -> None:
-    host, held = HostTier(1 << 20), adapter()
+    host, held = HostTier(1 << 20), smallest_adapter()
     gone = weakref.ref(held.run)
     host.put(("a", source("a")), held)
     del held
@@ -316,7 +309,7 @@ def test_mappings_are_let_go_of_before_files_in_use_are_removed(tmp_path: Path) 
 
 
 def test_the_host_tier_lets_go_of_mapped_files_that_nobody_wants(tmp_path: Path) -> None:
-    host, whole = HostTier(1 << 20), adapter()
+    host, whole = HostTier(1 << 20), smallest_adapter()
     file = KnownFile(tmp_path, identity_of(tmp_path.stat()))
     names = [(name, source(name)) for name in "abcde"]
     for key in names:

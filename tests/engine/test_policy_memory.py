@@ -4,18 +4,15 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
-from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.packed import Packed
 from mint_engine.residency.host import HostTier, Key
 from mint_engine.residency.policy_memory import Needs, PolicyMemory
-from tests.engine.made import Delta, pack
+from tests.engine.made import smallest_adapter
 
 BUDGET = 400
 NAMES = st.sampled_from(["one", "two", "three", "four"])
@@ -26,10 +23,6 @@ LEAVES = st.tuples(st.just("leave"), NAMES, st.none())
 COPIES = st.tuples(st.just("copy"), NAMES, st.none())
 ENDS = st.tuples(st.just("end"), NAMES, st.none())
 PUTS = st.tuples(st.just("put"), NAMES, st.booleans())
-
-
-def adapter() -> Packed:
-    return pack({"q": Module("q", 10, 1)}, {"q": Delta(torch.zeros(1, 10), torch.zeros(1, 1), 1.0)})
 
 
 def key(name: str) -> Key:
@@ -61,7 +54,7 @@ class World:
             self.copies.append((nbytes, await self.room.begin_copy(name, nbytes)))
         elif what == "end" and self.copies:
             self.copies.pop()[1]()
-        elif what == "put" and self.host.put(key(name), adapter()) is not None and value:
+        elif what == "put" and self.host.put(key(name), smallest_adapter()) is not None and value:
             self.kept.add(key(name))
             self.host.ledger.keep(frozenset(self.kept))
 
@@ -102,15 +95,15 @@ def test_whatever_comes_the_budget_is_kept_and_each_policy_can_be_saved_once_nob
 
 
 async def test_cold_adapters_give_way_to_policies_the_least_recently_used_first() -> None:
-    one = adapter().nbytes
+    one = smallest_adapter().nbytes
     host, gone = HostTier(4 * one), list[Key]()
     room = room_of(host, gone)
     for name in ("wanted", "old", "new"):
-        host.put(key(name), adapter())
+        host.put(key(name), smallest_adapter())
     host.ledger.keep(frozenset({key("wanted")}))
     room.take("policy", Needs(one, one, 0))
     assert gone == [key("old")]
-    assert host.put(key("late"), adapter()) == [key("new")], "what is left is for adapters, as before"
+    assert host.put(key("late"), smallest_adapter()) == [key("new")], "what is left is for adapters, as before"
     with pytest.raises(
         Overloaded, match=f"needs {in_units(2 * one + 4)} of host memory; 1 other policies and"
     ) as refused:

@@ -12,14 +12,14 @@ from tests.engine import stores
 from tests.gateway.scene import Scene
 from tests.gateway.tenants import Tenants
 from tests.gateway.training_waves import Training
+from tests.heartbeats import expire_late
 from tests.redis_process import RedisProcess, patient
 
 
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep scripted engines alive until the test ends them, however long the machine stalls."""
-    monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
-    monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
+    expire_late(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.apiserver import ApiServer
+from tests.heartbeats import expire_late
 from tests.operator.catalogs import Catalog, entry
 from tests.operator.stage import Stage, staged
 from tests.redis_process import RedisProcess, patient
@@ -21,8 +22,7 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the heartbeats of played engines alive until the test ends them, however long passes and kubectl take."""
-    monkeypatch.setattr("mint_contracts.map_reporter.HEARTBEAT_TTL_S", 600.0)
-    monkeypatch.setattr("mint_contracts.map_reporter.TELLING_TTL_S", 6000.0)
+    expire_late(monkeypatch)
 
 
 @pytest.fixture
