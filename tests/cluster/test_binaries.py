@@ -39,7 +39,7 @@ def test_a_target_can_be_narrowed_to_what_is_missing() -> None:
     assert etcd.only(["etcd"]) == etcd
 
 
-def test_what_the_cache_holds_is_reused_without_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_binaries_are_reused_without_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINT_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ClusterError, match="Go"):

@@ -38,7 +38,7 @@ def test_the_builds_used_last_stay_and_those_before_them_go(tmp_path: Path) -> N
     assert left(tmp_path) == ["2", "3", "4"]
 
 
-def test_what_was_used_within_a_day_stays_however_many_there_are(tmp_path: Path) -> None:
+def test_builds_used_within_a_day_stay_however_many_there_are(tmp_path: Path) -> None:
     for name in "abcde":
         (tmp_path / name).mkdir()
     assert left(tmp_path) == list("abcde")

@@ -57,7 +57,7 @@ async def test_whatever_the_order_a_write_wins_if_no_newer_epoch_came_before(
     assert {name: each.places[0].why for name, each in (await reader.placements(BASE)).items()} == expected
 
 
-async def test_of_two_operators_that_write_at_once_exactly_one_wins(redis_client: Redis) -> None:
+async def test_exactly_one_of_two_operators_that_write_at_once_wins(redis_client: Redis) -> None:
     names = [f"a-{number}" for number in range(3 * OPS_PER_CALL)]
 
     async def govern(epoch: int) -> bool:

@@ -111,7 +111,7 @@ async def test_a_map_that_is_lost_again_while_it_is_written_is_not_taken_for_who
     assert (len(state.placements), len(state.assigned["e-0"])) == (len(NAMES), len(NAMES))
 
 
-async def test_of_two_changes_in_parts_the_one_that_another_came_into_is_refused(
+async def test_a_change_in_parts_is_refused_if_another_came_in_between(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=5)

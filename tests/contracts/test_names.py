@@ -12,7 +12,7 @@ from mint_contracts.names import ADAPTER_MAX_LENGTH, ADAPTER_PATTERN, BASE_PATTE
 
 
 @given(st.from_regex(ADAPTER_PATTERN, fullmatch=True).filter(lambda name: len(name) <= ADAPTER_MAX_LENGTH))
-def test_what_the_pattern_allows_is_accepted_as_it_is(name: str) -> None:
+def test_names_that_match_the_pattern_are_accepted_unchanged(name: str) -> None:
     assert check_adapter(name.strip("\n")) == name.strip("\n")
 
 
@@ -23,7 +23,7 @@ def test_what_the_pattern_allows_is_accepted_as_it_is(name: str) -> None:
 @example("a//b")
 @example("a" * (ADAPTER_MAX_LENGTH + 1))
 @example("ä")
-def test_what_is_accepted_is_a_safe_relative_path(name: str) -> None:
+def test_accepted_names_are_safe_relative_paths(name: str) -> None:
     try:
         accepted = check_adapter(name)
     except InvalidRequest:

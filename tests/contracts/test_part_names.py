@@ -41,7 +41,7 @@ def test_a_run_takes_the_place_of_what_lies_within_it_once_it_is_whole() -> None
     assert replaced([*PARTS, *whole]) == PARTS[:3]
 
 
-def test_of_two_runs_over_one_range_one_counts_and_of_two_that_overlap_both() -> None:
+def test_one_of_two_runs_over_the_same_range_counts_and_both_of_two_that_overlap() -> None:
     one, other, beyond = run(10, 34, "aaaa"), run(10, 34, "bbbb"), run(30, 44, "cccc")
     assert [span.token for span in spans([*one, *other])] == ["bbbb"]
     assert replaced([*one, *other]) == one

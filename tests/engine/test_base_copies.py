@@ -141,7 +141,7 @@ def test_a_copy_whose_removal_is_cut_off_is_not_taken_for_a_whole_one(
         assert not copied_marks(source, tmp_path), "they would tell of a copy that is no more"
 
 
-def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_make_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     left = tmp_path / "base" / ".partial-killed" / "files"
     left.mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_a_base_takes_the_place_of_another_one_in_a_cache_that_outlives_both(she
     assert list((tmp_path / "base").iterdir()) == [path]
 
 
-def test_what_an_earlier_attempt_left_and_the_base_has_no_more_is_not_looked_at(shelf: Path, tmp_path: Path) -> None:
+def test_leftover_files_that_the_base_no_longer_has_are_ignored(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     looks: list[list[str]] = []
     with stores.serving(stores.Files, shelf) as (address, _):

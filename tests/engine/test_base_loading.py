@@ -159,7 +159,7 @@ def test_configurations(folder: Path, changes: dict[str, Any], error: type[MintE
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_whatever_a_configuration_tells_is_served_or_refused_in_words(odd: Any, folder: Path) -> None:
+def test_every_configuration_is_served_or_refused_in_words(odd: Any, folder: Path) -> None:
     """Checked before the weights are copied, by `check_small_files`."""
     path, settings = folder / "config.json", settings_for(folder)
     told = json.loads(path.read_text())
@@ -339,7 +339,7 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_what_transformers_can_not_compute_is_told_of(folder: Path, ranks: int) -> None:
+def test_a_base_that_transformers_cannot_compute_is_reported(folder: Path, ranks: int) -> None:
     """transformers constructs this model, but fails in its first layer."""
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     edit_base(folder, rope_parameters=rope)

@@ -92,7 +92,7 @@ def test_the_next_attempt_goes_on_where_all_tries_of_the_last_one_ended(tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["http", "s3", "gs", "hf"])
-def test_what_a_killed_process_has_copied_is_not_copied_again(
+def test_files_copied_by_a_killed_process_are_not_copied_again(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = saved(tmp_path / "team" / "store" / "base")
@@ -181,7 +181,7 @@ def test_no_copy_holds_two_contents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_what_a_bucket_is_given_meanwhile_is_not_appended_to_what_it_held(
+def test_changed_objects_of_a_bucket_are_not_appended_to_older_ones(
     scheme: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path / "team" / "store" / "base")

@@ -94,7 +94,7 @@ PUBLISHED = FRONTIER | {"gemma_3_4b": GEMMA_3_4B, "kimi_k25": KIMI_K25}
 
 
 @pytest.mark.parametrize("family", sorted([*FAMILIES, *SEEING, *PUBLISHED]))
-def test_what_bases_have_may_be(family: str) -> None:
+def test_sizes_of_real_bases_are_accepted(family: str) -> None:
     assert odd_size(PUBLISHED.get(family) or told_of(family)) == ""
 
 

@@ -40,7 +40,7 @@ def test_all_of_it_comes_at_once_and_is_zero(make: Callable[[], Cache]) -> None:
     assert not cache.pool.any()
 
 
-def test_what_was_written_before_stays() -> None:
+def test_values_written_before_stay() -> None:
     cache = key_values()
     cache.pool[1, 7] = 3.0
     before = cache.pool.clone()

@@ -52,7 +52,7 @@ def test_filters_are_those_of_transformers(
     torch.testing.assert_close(found / found.sum(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_left_of_a_row_is_the_same_whoever_is_beside_it() -> None:
+def test_filtering_a_row_does_not_depend_on_its_neighbours() -> None:
     """Rows are cut by each of the filters, one by none; and of a flat one no token is less likely than another."""
     cuts: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_k": 400}, {"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.2}]
     cuts += [{"top_k": 50, "top_p": 0.6, "min_p": 0.05}, {"top_p": 0.9}]

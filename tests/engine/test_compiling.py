@@ -82,7 +82,7 @@ async def test_a_request_that_leaves_before_a_thread_is_free_is_never_compiled()
     assert "c" not in works.begun
 
 
-async def test_what_is_compiled_for_a_client_that_has_gone_takes_a_place_until_it_ends(
+async def test_a_compilation_whose_client_left_keeps_its_place_until_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiling, "MOST", 1)

@@ -71,7 +71,7 @@ async def test_each_tells_what_was_cached_before_the_first_of_them(base: Path) -
             assert tokens.get() - before == cached
 
 
-async def test_what_is_cached_is_found_by_the_same_salt_alone(base: Path) -> None:
+async def test_a_cached_prefix_is_found_only_with_the_same_salt(base: Path) -> None:
     async with running(base) as engine:
         for salt, cached in (("", 0), ("acme", 0), ("rival", 0), ("", 32), ("acme", 32), ("rival", 32)):
             request = request_of(1)
@@ -265,7 +265,7 @@ async def test_a_client_that_goes_away_ends_all(base: Path, adapter: Path) -> No
         assert engine.free_pages == engine.all_pages
 
 
-async def test_one_that_fails_ends_all(base: Path, adapter: Path) -> None:
+async def test_a_failing_completion_ends_the_others(base: Path, adapter: Path) -> None:
     """NaN in one completion is an error of the request; the others stop, and neighbours go on."""
     async with running(base, {"a": adapter}) as engine:
         generation = engine.server.generation

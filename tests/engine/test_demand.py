@@ -33,7 +33,7 @@ def test_the_most_asked_for_are_told_and_the_bare_base_is_not() -> None:
     assert list(demand.top(2, 100.0)) == ["c", "b"]
 
 
-def test_what_nobody_asks_for_any_more_is_forgotten() -> None:
+def test_demand_that_ended_is_forgotten() -> None:
     demand = Demand()
     demand.enter("a", 1, 0.0)
     demand.leave("a", 1.0)

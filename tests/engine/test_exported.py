@@ -164,7 +164,7 @@ def test_another_bases_adapter_is_refused(tmp_path: Path) -> None:
         export(packed, tmp_path / "out", make_forward(BASES["llama"]).slots.modules)
 
 
-def test_what_peft_wrote_comes_back_with_its_config(tmp_path: Path) -> None:
+def test_adapters_of_peft_are_exported_with_their_config(tmp_path: Path) -> None:
     """Parameter names that define what is adapted stay as they are."""
     forward = make_forward(BASES["deepseek_v3"])
     config = {

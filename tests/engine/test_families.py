@@ -111,7 +111,7 @@ def test_a_long_request_does_not_add_to_what_short_ones_read() -> None:
         assert pages_for(length) <= pages < max(2 * pages_for(length), paged.SHORT)
 
 
-def test_what_is_read_at_once_has_a_bound_however_many_decode_over_one_long_prompt() -> None:
+def test_reads_are_bounded_however_many_requests_decode_over_one_long_prompt() -> None:
     cache, pages = make_forward(FAMILIES["gemma3"]).cache, range(1, 6001)
     spans = [span(cache, row, 1, 6000 * PAGE_TOKENS - 1, pages, NO_SLOT) for row in range(64)]
     groups = paged.plan_attention(spans, cache, CPU).groups[0].decodes

@@ -77,7 +77,7 @@ def test_a_turn_of_a_chat_ends_a_completion(tmp_path: Path) -> None:
         ({"ARCH.attention.sliding_window": 64}, {}, "", "has a window of 64 tokens, but its family has none"),
     ],
 )  # fmt: skip
-def test_what_would_be_computed_wrong_is_refused(
+def test_gguf_files_that_would_be_computed_wrongly_are_refused(
     told: dict[str, Any], tensors: dict[str, torch.Tensor], without: str, says: str, tmp_path: Path
 ) -> None:
     save(tmp_path / "tiny.gguf", make_model(LLAMA), "llama", told, tensors, without=without)
@@ -99,7 +99,7 @@ def test_experts_that_are_not_read_are_refused_by_the_head(architecture: str, sa
         read_config(find_files(tmp_path))
 
 
-def test_what_is_turned_of_a_head_in_part_is_refused(tmp_path: Path) -> None:
+def test_a_partly_rotated_head_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"ARCH.rope.dimension_count": 8})
     with pytest.raises(UnsupportedBase, match="rotates 8 numbers of each head, but its family rotates 16"):
         read_config(find_files(tmp_path))

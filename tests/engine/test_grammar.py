@@ -217,7 +217,7 @@ def test_white_space_may_be_anywhere_in_json_but_not_without_end(
         ("json_schema", '{"multipleOf": "7"}', "Expected f64 for 'multipleOf'"),
     ],
 )
-def test_what_is_no_shape_is_refused_by_name(grammars: Grammars, field: str, text: str, says: str) -> None:
+def test_an_invalid_shape_is_refused_by_name(grammars: Grammars, field: str, text: str, says: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         grammars.compile(Shape(field, text))
     assert says in str(refused.value)

@@ -115,7 +115,7 @@ async def test_much_is_told_in_pieces_and_what_changes_then_alone(redis_client: 
     assert await said(redis_client) == changed
 
 
-async def test_what_changes_is_told_in_pieces_too(redis_client: Redis, calls: Calls) -> None:
+async def test_changes_are_reported_in_pieces_too(redis_client: Redis, calls: Calls) -> None:
     telling = link(redis_client)
     await telling.bring({})
     calls.made.clear()
@@ -159,7 +159,7 @@ async def test_after_the_lost_answer_to_a_change_nothing_is_told_in_full(
     assert await said(redis_client) == without
 
 
-async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
+async def test_a_write_whose_answer_was_cut_off_is_known_to_be_done(
     redis_client: Redis, redis_server: str, calls: Calls
 ) -> None:
     with relaying(urlsplit(redis_server).netloc) as relay:
@@ -179,9 +179,7 @@ async def test_what_redis_did_whose_answer_was_cut_off_is_known_to_be_done(
 
 
 @pytest.mark.parametrize("at", range(PIECES))
-async def test_what_redis_takes_none_of_for_a_while_is_gone_on_with_afterwards(
-    redis_client: Redis, calls: Calls, at: int
-) -> None:
+async def test_a_report_that_redis_refused_for_a_while_is_resumed(redis_client: Redis, calls: Calls, at: int) -> None:
     """Redis has not stored the piece, but still has those before it."""
     telling = link(redis_client)
     async with AsyncExitStack() as refusing:
@@ -207,7 +205,7 @@ async def test_after_a_piece_that_redis_cannot_take_all_is_told_anew(redis_clien
     assert await said(redis_client) == HELD
 
 
-async def test_what_changed_since_a_lost_answer_is_told_with_the_rest(redis_client: Redis, calls: Calls) -> None:
+async def test_changes_since_a_lost_answer_are_reported_with_the_rest(redis_client: Redis, calls: Calls) -> None:
     telling = link(redis_client)
     calls.befall(1, lost=True)
     with pytest.raises(MapUnavailable):
@@ -263,7 +261,7 @@ async def test_a_map_that_has_gone_back_is_told_all_anew(redis_client: Redis, re
     assert await said(redis_client) == {}
 
 
-async def test_what_went_from_the_map_alone_is_missed_by_the_next_heartbeat(redis_client: Redis) -> None:
+async def test_the_next_heartbeat_notices_holdings_missing_from_the_map(redis_client: Redis) -> None:
     telling = link(redis_client)
     await telling.bring(HELD)
     await redis_client.hdel(keys.held(BASE, ENGINE), "c")
@@ -315,7 +313,7 @@ steps = st.lists(st.tuples(holdings, st.integers(0, 6), st.sampled_from(Fate)), 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(steps)
-async def test_whatever_befalls_it_the_map_comes_to_say_what_the_engine_holds(
+async def test_the_map_converges_to_the_engines_holdings_after_any_faults(
     redis_client: Redis, calls: Calls, steps: list[tuple[dict[str, Tier], int, Fate]]
 ) -> None:
     await redis_client.flushall()

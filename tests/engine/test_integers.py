@@ -87,7 +87,7 @@ def test_parts_are_the_naive_reference(layout: Layout, dtype: torch.dtype, input
         assert torch.equal(read[top:bottom, left:right], expected[top:bottom, left:right])
 
 
-def test_what_is_packed_is_near_what_it_was_made_of(tmp_path: Path) -> None:
+def test_packed_weights_are_close_to_the_original(tmp_path: Path) -> None:
     """The reference itself is accurate."""
     weight = torch.randn(150, 96, generator=torch.Generator().manual_seed(4))
     for name, layout in PACKED.items():

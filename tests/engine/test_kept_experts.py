@@ -308,7 +308,7 @@ GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
         ),
     ],
 )
-def test_what_is_no_weight_of_the_base_is_named(
+def test_unknown_weights_are_named(
     files: str, changes: dict[str, Any], error: type[MintError], says: str, ranks: int, tmp_path: Path
 ) -> None:
     """NaN or infinite numbers, an expert without one of its linears, and shapes that only agree with each other."""

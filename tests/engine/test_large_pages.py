@@ -32,7 +32,7 @@ def test_small_ones_share_a_large_page() -> None:
     assert second.data_ptr() // LARGE == first.data_ptr() // LARGE
 
 
-def test_one_that_is_larger_than_what_is_asked_for_at_a_time_is_whole() -> None:
+def test_a_tensor_larger_than_one_allocation_is_complete() -> None:
     memory = LargePages()
     small, large = memory.zeros(10, torch.float32), memory.zeros(MOST // 2, torch.float32)
     assert large.data_ptr() % LARGE == 0

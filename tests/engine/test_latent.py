@@ -49,7 +49,7 @@ def test_low_rank_projections_and_experts_are_offered() -> None:
     assert modules["model.layers.2.mlp.experts.up_proj"].experts == 8
 
 
-def test_of_equally_good_tokens_the_earlier_are_chosen() -> None:
+def test_ties_between_tokens_go_to_the_earlier_ones() -> None:
     scores = torch.tensor([[1.0, 0.0, 0.0, 2.0, 0.0, 9.0]])
     visible = torch.tensor([[True, True, True, True, True, False]])
     assert choose(scores, visible, 3).tolist() == [[True, True, False, True, False, False]]

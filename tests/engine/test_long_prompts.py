@@ -55,7 +55,9 @@ def read(kind: str, text: str, tokenizer: PreTrainedTokenizerBase, context: int 
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
-def test_what_is_far_too_long_is_refused_by_its_beginning(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_prompt_that_is_far_too_long_is_refused_after_its_beginning(
+    kind: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     text = "".join(random.Random(1).choices("0123456789", k=100 * CONTEXT))
     counting = Counting(tokenizer)
     with pytest.raises(PromptTooLong, match=f"at least .* tokens in the first .* of its {len(text)} characters"):
@@ -74,7 +76,9 @@ def test_a_beginning_that_fits_hides_nothing(kind: str, tokenizer: PreTrainedTok
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
 @pytest.mark.parametrize("before", range(0, 100, 7))
-def test_what_fits_is_read_wherever_it_is_cut(kind: str, before: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_prompts_that_fit_are_read_wherever_they_are_cut(
+    kind: str, before: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
     text = "1" * before + RULE * (CONTEXT - 1 - before)
     assert length.is_doubtful(len(text), CONTEXT)
     rule = tokenizer.convert_tokens_to_ids(RULE)
@@ -83,7 +87,7 @@ def test_what_fits_is_read_wherever_it_is_cut(kind: str, before: int, tokenizer:
         read(kind, text + RULE, tokenizer)
 
 
-def test_of_a_chat_counts_what_the_template_writes(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_length_of_a_chat_is_that_of_the_rendered_template(tokenizer: PreTrainedTokenizerBase) -> None:
     thoughts = "0123456789" * (10 * CONTEXT)
     assert read("chat", f"{thoughts}</think>dog", tokenizer) == read("text", "dog", tokenizer)
 
@@ -129,7 +133,7 @@ async def test_long_prompts_are_read_few_at_a_time_and_short_ones_wait_for_none(
     assert await prompts.run(LONG, lambda: "long") == "long", "there is room again"
 
 
-async def test_one_that_is_longer_than_all_that_may_wait_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_prompt_longer_than_the_queue_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_BYTES", 2 * OWN_BYTES)
     prompts, works = Reading("engine"), Works()
     huge = asyncio.create_task(prompts.run(100 * OWN_BYTES, works))

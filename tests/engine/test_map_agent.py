@@ -132,7 +132,7 @@ async def is_tier(there: Map, adapter: str, tier: Tier | None) -> None:
     await until(look)
 
 
-async def test_what_is_assigned_is_loaded_and_told_and_what_is_not_is_freed(
+async def test_assigned_adapters_are_loaded_and_reported_and_others_freed(
     there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
 ) -> None:
     async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
@@ -193,9 +193,7 @@ async def test_a_map_that_was_lost_means_nothing_is_known_not_that_nothing_is_wa
         await is_tier(there, "team/one", None)
 
 
-async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
-    redis_process: RedisProcess, tmp_path: Path
-) -> None:
+async def test_a_new_reason_why_redis_is_away_is_logged_again(redis_process: RedisProcess, tmp_path: Path) -> None:
     """Otherwise nobody would learn that Redis is back with a password that this engine does not know."""
     async with Engine(tmp_path, redis_process.url, incarnation=1):
         with structlog.testing.capture_logs() as logs:

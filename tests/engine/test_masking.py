@@ -57,7 +57,7 @@ def told(row: torch.Tensor) -> set[int]:
 
 
 @pytest.mark.parametrize("slow", ["", "abcdef", "bd"])
-def test_of_slow_and_quick_masks_each_row_gets_its_own(
+def test_each_row_gets_its_own_mask_whether_slow_or_quick(
     grammars: Grammars, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
     monkeypatch.setattr(masks, "BUDGET_S", math.inf)
@@ -279,7 +279,7 @@ async def test_requests_without_a_shape_wait_for_no_mask(base: Path, lateness: L
     assert lateness.masked == 1
 
 
-async def test_what_slow_masks_take_is_charged_to_their_adapter(
+async def test_the_time_of_slow_masks_is_charged_to_their_adapter(
     base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(masks, "SLOW_S", 0.0)  # so that all of them are slow

@@ -151,7 +151,7 @@ def test_the_host_tier_refuses_rather_than_evict_what_is_wanted() -> None:
     assert host.get(("b", source("b"))) is None
 
 
-def test_what_the_host_tier_drops_is_freed() -> None:
+def test_copies_dropped_from_the_host_tier_are_freed() -> None:
     host, held = HostTier(1 << 20), smallest_adapter()
     gone = weakref.ref(held.run)
     host.put(("a", source("a")), held)

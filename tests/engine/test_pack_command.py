@@ -40,7 +40,7 @@ def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, option
 
 @pytest.mark.parametrize("scheme", ["file", "s3", "http", "hf"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_what_lies_in_a_store_comes_out_as_peft_has_it(
+def test_adapters_in_a_store_are_exported_as_peft_writes_them(
     tmp_path: Path, scheme: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = peft_adapter(tmp_path / "peft").eval()
@@ -60,7 +60,7 @@ def test_what_lies_in_a_store_comes_out_as_peft_has_it(
     assert torch.equal(model(input_ids=PROMPT).logits, again(input_ids=PROMPT).logits)
 
 
-def test_what_any_base_may_hold_is_taken(tmp_path: Path) -> None:
+def test_the_largest_rank_of_any_base_is_accepted(tmp_path: Path) -> None:
     most = schemas.schema("BaseModel")["properties"]["spec"]["properties"]["adapters"]["properties"]["maxRank"][
         "maximum"
     ]

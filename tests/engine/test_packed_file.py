@@ -59,7 +59,7 @@ GOOD = written(adapter())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_written_files_are_read_back(tmp_path: Path, dtype: torch.dtype) -> None:
     packed = adapter(dtype)
     again = read(written(packed), tmp_path)
     assert torch.equal(again.run, packed.run)
@@ -73,7 +73,7 @@ def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("most", [100, 4095, 4096, 5000, 1 << 20])
-def test_what_is_written_at_once_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_file_written_in_one_piece_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Also if the system takes only `most` bytes at a time."""
     path, packed, writev = tmp_path / "adapter.mint", adapter(), os.writev
 

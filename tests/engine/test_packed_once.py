@@ -82,7 +82,7 @@ def test_a_restart_finds_what_was_packed_and_another_base_does_not(tmp_path: Pat
     ("fit", "told"),
     [(tiny_fit(base_names=("acme/other",)), errors.WrongBase), (tiny_fit(max_rank=2), errors.RankTooLarge)],
 )
-def test_what_was_packed_is_held_to_what_the_base_takes_since_a_restart(
+def test_packed_files_are_checked_against_the_bases_limits_after_a_restart(
     fit: Fit, told: type[errors.MintError], tmp_path: Path
 ) -> None:
     peft_adapter(tmp_path / "a")
@@ -97,7 +97,7 @@ def test_what_was_packed_is_held_to_what_the_base_takes_since_a_restart(
     assert named.load(source).rank == 4
 
 
-def test_what_versions_before_format_2_have_packed_is_not_fetched_anew(tmp_path: Path) -> None:
+def test_files_packed_before_format_2_are_not_fetched_again(tmp_path: Path) -> None:
     """An engine whose disk survives an upgrade keeps using what is on it, even if no source can be reached."""
     peft_adapter(tmp_path / "a")
     source, packed = Source("https://nobody.invalid/a"), read_tiny(tmp_path / "a")

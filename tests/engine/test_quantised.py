@@ -255,7 +255,7 @@ def test_experts_in_one_float8_tensor_are_refused_with_what_to_give(tmp_path: Pa
         ("gpt_oss", f"{GATE_UP}_blocks", lambda each: each[:4].clone(), UnsupportedBase, f"other shapes .*{GATE_UP}"),
     ],
 )
-def test_what_is_no_weight_of_the_base_is_named(
+def test_unknown_weights_are_named(
     family: str,
     name: str,
     change: Callable[[torch.Tensor], torch.Tensor],

@@ -62,7 +62,7 @@ def test_a_loop_that_leaves_cores_to_steps_computes_on_one_as_do_its_threads() -
 
 
 @pytest.mark.parametrize("source", [HERE, FAR])
-async def test_what_nobody_waits_for_gives_way(source: Source) -> None:
+async def test_low_priority_reads_give_way(source: Source) -> None:
     readers, own = Readers(1, 1, never), own_nice()
     assert await readers.run(source, own_nice, awaited=True) == own
     assert await readers.run(source, own_nice, awaited=False) == min(own + LOWER, 19)

@@ -116,7 +116,7 @@ NORM = "model.layers.2.input_layernorm.weight"
         ("lm_head.weight", lambda each: each + NAN, NonFiniteWeights, r"in lm_head\.weight"),
     ],
 )
-def test_what_is_wrong_with_any_ranks_part_is_named(
+def test_an_error_in_any_ranks_part_is_named(
     name: str, change: Any, error: type[MintError], says: str, tmp_path: Path
 ) -> None:
     save_base("qwen3_moe", tmp_path)
@@ -125,7 +125,7 @@ def test_what_is_wrong_with_any_ranks_part_is_named(
         load_part(tmp_path, torch.float32, Part(0, 2))
 
 
-def test_what_is_not_shared_out_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_split_is_refused_before_it_is_read(tmp_path: Path) -> None:
     save_base("qwen3_moe", tmp_path)
     with pytest.raises(UnsupportedBase, match="tensorParallelSize: is 8"), watched() as seen:
         load_part(tmp_path, torch.float32, Part(0, 8))

@@ -111,14 +111,16 @@ class Unsized(LocalFolder):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 1024, 1025])
-def test_what_ends_early_is_told_so(tmp_path: Path, packed: Packed, pieces: Pieces, cut: int) -> None:
+def test_a_file_that_ends_early_is_reported_as_truncated(
+    tmp_path: Path, packed: Packed, pieces: Pieces, cut: int
+) -> None:
     pieces(1024)
     with pytest.raises(CorruptFile, match="is truncated: gave"):
         relayed(tmp_path, blob_of(packed)[:-cut], kind=Unsized)
 
 
 @pytest.mark.parametrize("at", [0, 300, -1])
-def test_what_is_not_finite_is_named(tmp_path: Path, packed: Packed, pieces: Pieces, at: int) -> None:
+def test_non_finite_tensors_are_named(tmp_path: Path, packed: Packed, pieces: Pieces, at: int) -> None:
     pieces(1024)
     broken = packed.run.clone()
     broken[at] = torch.nan

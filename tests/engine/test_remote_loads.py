@@ -93,7 +93,7 @@ async def test_remote_loads_that_wait_take_no_local_ones_place(scene: Callable[.
         await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in far), LIMIT_S)
 
 
-def test_of_large_adapters_few_are_read_at_once() -> None:
+def test_only_few_large_adapters_are_read_at_once() -> None:
     together, reading, go_on = ReadConcurrency(few=2, most_bytes=100), threading.Semaphore(0), threading.Event()
     inside: list[int] = []
 

@@ -131,7 +131,7 @@ async def test_a_waves_adapter_is_not_reported_as_published(scene: Callable[...,
     assert not here.residency.report()[NAMES[0]].published
 
 
-async def test_what_is_announced_is_told_of_before_anybody_asks_and_read_by_who_asks_first(
+async def test_an_announced_revision_is_reported_before_requests_and_read_by_the_first(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(store=None)
@@ -176,7 +176,7 @@ async def test_a_waves_source_takes_precedence_over_announcements(scene: Callabl
     assert here.loader.fetches == [f"file://{store}/{NAMES[0]}"]
 
 
-async def test_what_another_engine_announces_later_is_newer_than_what_this_one_has_published(
+async def test_a_later_announcement_of_another_engine_is_newer_than_ones_own_revision(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(store=None)

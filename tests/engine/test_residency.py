@@ -293,7 +293,7 @@ async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_br
     assert identity_of(only.stat()) == lost[1]
 
 
-async def test_what_another_rank_could_not_read_stays_where_it_is_here(
+async def test_a_file_that_another_rank_could_not_read_stays_here(
     scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in this engine's tiers is good: the next load fetches nothing."""

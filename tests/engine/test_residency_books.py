@@ -34,7 +34,7 @@ def test_the_most_urgent_leave_the_queue_first_and_each_is_in_it_once() -> None:
     assert queue.pop(1) == {"b"}
 
 
-def test_what_is_in_demand_leaves_the_queue_first_then_what_has_the_higher_priority() -> None:
+def test_adapters_in_demand_leave_the_queue_first_then_those_of_higher_priority() -> None:
     queue = LoadQueue()
     for each in (
         want("idle"),
@@ -54,9 +54,7 @@ async def test_more_wants_than_workers_are_all_met(scene: Callable[..., Scene], 
     assert len(here.loader.fetches) == len(NAMES)
 
 
-async def test_what_returns_to_an_engine_is_loaded_in_the_order_of_need(
-    scene: Callable[..., Scene], store: Path
-) -> None:
+async def test_returning_adapters_are_loaded_in_the_order_of_need(scene: Callable[..., Scene], store: Path) -> None:
     here = scene(slots=8, store=None, workers=1)
     needs: list[dict[str, Any]] = [{}, {"priority": 5}, {"demand": 0.5}, {"demand": 8.0}]
     told = [
@@ -69,7 +67,7 @@ async def test_what_returns_to_an_engine_is_loaded_in_the_order_of_need(
     assert here.residency.rate.per_s > 0
 
 
-async def test_what_a_wave_no_longer_wants_is_not_loaded_when_its_turn_comes(
+async def test_an_adapter_no_longer_wanted_is_not_loaded_when_its_turn_comes(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(slots=8, store=None, workers=1)

@@ -193,7 +193,7 @@ def test_a_preempted_request_comes_back_before_later_ones_of_its_adapter() -> No
     run(books)
 
 
-def test_what_was_generated_becomes_prompt_and_is_charged_once() -> None:
+def test_generated_tokens_become_prompt_and_are_charged_once() -> None:
     books = scheduler(pages=6)
     first, second = completion(range(30), 60, "a"), completion(range(100, 130), 60, "b")
     for each in (first, second):

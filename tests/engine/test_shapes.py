@@ -186,13 +186,13 @@ async def test_log_probabilities_are_those_of_the_model(base: Path) -> None:
         ({"json_object": True, "ignore_eos": True}, "sampling.ignore_eos: cannot be combined with json_object"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(quiet: Running, sampling: dict[str, Any], says: str) -> None:
+async def test_impossible_requests_are_refused_by_name(quiet: Running, sampling: dict[str, Any], says: str) -> None:
     refused = await refusal(quiet, GenerateRequest(text="x", sampling=SamplingParams(**sampling)))
     assert type(refused) is InvalidRequest
     assert says in str(refused)
 
 
-async def test_who_asks_for_no_shape_waits_for_none_that_is_compiled(
+async def test_requests_without_a_shape_do_not_wait_for_compilation(
     quiet: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many come: one per adapter is compiled at a time, and after a cancelled one the next."""
@@ -243,7 +243,7 @@ async def refused_beside_another(engine: Running, **sampling: Any) -> MintError:
         ),
     ],
 )
-async def test_what_takes_too_much_work_on_the_way_ends_alone(
+async def test_a_grammar_that_takes_too_much_work_ends_only_its_request(
     quiet: Running, sampling: dict[str, Any], says: str
 ) -> None:
     error = await refused_beside_another(quiet, **sampling)

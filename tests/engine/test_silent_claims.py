@@ -179,7 +179,7 @@ async def test_others_are_loaded_beside_what_was_being_read_when_it_hung(
     await asyncio.gather(*asking)
 
 
-async def test_of_many_sources_those_are_told_of_whose_claims_answer(
+async def test_sources_on_answering_claims_are_reported_beside_silent_ones(
     scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = SourceStat(scene(store=None).loader)

@@ -210,7 +210,7 @@ def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkey
     assert holds(slots, 0, packed)
 
 
-def test_what_has_begun_to_come_from_a_file_is_never_copied_into_its_place(
+def test_a_slot_that_is_being_mapped_is_never_overwritten_by_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the system reports about a later piece: a step may be reading the first."""
@@ -314,7 +314,7 @@ def test_whoever_waits_for_a_file_hears_of_each_large_page_once_it_is_there(tmp_
     assert memory.tobytes() == path.read_bytes()
 
 
-def test_what_can_not_be_mapped_is_told_and_leaves_zeros() -> None:
+def test_a_file_that_cannot_be_mapped_is_reported_and_leaves_zeros() -> None:
     memory, (reader, writer) = reserve(PAGE), os.pipe()
     memory[:] = 1
     try:

@@ -22,7 +22,7 @@ def test_the_adapter_that_was_there_longest_gives_way_first() -> None:
     assert [closed(*seats, waiting=waiting) for waiting in range(5)] == [set(), {1}, {1, 2}, {0, 1, 2}, {0, 1, 2}]
 
 
-def test_nobody_gives_way_where_a_slot_is_free_or_idle() -> None:
+def test_no_adapter_gives_way_while_a_slot_is_free_or_idle() -> None:
     seats = [Seat(0, since=0, users=1), Seat(1, since=0, users=0)]
     assert closed(*seats) == closed(*seats, free=1, waiting=2) == set()
     assert closed(*seats, waiting=2) == {0}
@@ -34,7 +34,7 @@ def test_each_adapter_has_its_slot_for_a_while_and_then_it_is_looked_at_again() 
     assert choose_closed(young, free=0, waiting=1, now=10.5, terms=TERMS) == Turn(frozenset({0}), again_at=15.5)
 
 
-def test_what_waves_want_and_what_trains_never_gives_way() -> None:
+def test_waves_adapters_and_policies_never_give_way() -> None:
     assert closed(Seat(0, since=0, users=1, pinned=True)) == set()
     assert closed(Seat(0, since=0, users=1, pinned=True, closed_at=9)) == set(), "and is opened once it is wanted"
 

@@ -146,7 +146,7 @@ async def test_only_requests_without_a_closing_slot_are_refused(scene: Callable[
     await asyncio.gather(running, waiting)
 
 
-async def test_what_waves_want_and_what_trains_keeps_its_slot(scene: Callable[..., Scene], store: Path) -> None:
+async def test_waves_adapters_and_policies_keep_their_slots(scene: Callable[..., Scene], store: Path) -> None:
     here, end = scene(slots=2, slot_wait_s=0.05, terms=AT_ONCE), asyncio.Event()
     here.residency.want(wanted(store, NAMES[0]))
     await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)

@@ -150,7 +150,7 @@ def test_a_forbidden_source_is_a_terminal_failure(shelf: Path, tmp_path: Path) -
         (MemoryError(), errors.Overloaded),
     ],
 )
-def test_what_the_engines_own_disk_or_memory_refuses_is_not_the_adapters_fault(
+def test_an_error_of_the_engines_own_disk_or_memory_is_not_the_adapters_fault(
     trouble: Exception, told: type[errors.MintError], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(packed: Packed, descriptor: int) -> None:

@@ -178,7 +178,7 @@ def test_a_name_is_written_by_a_template_that_has_a_place_for_it(tokenizer: PreT
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_what_an_assistant_thought_is_written_by_whichever_name_a_template_has_for_it(
+def test_reasoning_is_passed_under_the_name_that_a_template_uses(
     tokenizer: PreTrainedTokenizerBase, field: str
 ) -> None:
     """As text, too; if there is none, templates see none."""

@@ -117,7 +117,7 @@ def widen(folder: Path, name: str, numbers: int) -> None:
         file.write(whole[start:])
 
 
-def test_what_is_passed_over_takes_no_memory(base: Path, tmp_path: Path) -> None:
+def test_ignored_parts_take_no_memory(base: Path, tmp_path: Path) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
     before = read(base, folder)
     widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 32 << 20)

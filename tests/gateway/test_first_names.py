@@ -19,7 +19,7 @@ WORDS = st.text("ab/", min_size=1, max_size=4)
 
 
 @given(st.lists(st.sets(WORDS), max_size=3), WORDS | st.just(""), WORDS | st.just(""), st.integers(1, 5))
-def test_they_are_those_of_a_sorted_list(among: list[set[str]], after: str, prefix: str, most: int) -> None:
+def test_first_names_are_those_of_a_sorted_list(among: list[set[str]], after: str, prefix: str, most: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "PIECE", 2)
         found = asyncio.run(first_names([dict.fromkeys(names) for names in among], after, most, prefix))

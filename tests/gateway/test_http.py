@@ -313,7 +313,7 @@ async def test_models_are_bases_and_what_waves_serve_a_page_at_a_time(
         assert (await get(scene, MODELS + path))[0] == refused
 
 
-async def test_what_an_engine_has_published_is_a_model_too(
+async def test_published_revisions_are_models_too(
     scene: Scene, engine: ScriptedEngine, client: openai.AsyncOpenAI
 ) -> None:
     taught = Source(f"file:///training/revisions/acme/taught/.published/{CREATED * 1000:016}-00000001")

@@ -36,7 +36,7 @@ def read(**fields: Any) -> tuple[openai_request.ChatRequest, GenerateRequest]:
     return wanted, openai_request.chat_request(wanted, ())
 
 
-def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
+def test_with_tool_choice_auto_calls_are_written_and_read_in_hermes_format() -> None:
     for fields in ({}, {"tool_choice": "auto"}, {"tool_choice": None}, {"parallel_tool_calls": True}):
         wanted, request = read(tools=TOOLS, **fields)
         [sail, rest] = json.loads(request.chat.tools)
@@ -151,7 +151,7 @@ def test_an_assistant_may_have_said_nothing(fields: dict[str, Any]) -> None:
         {"cache_control": {"type": "ephemeral"}},
     ],
 )
-def test_what_clients_add_to_an_answer_does_not_keep_it_from_being_sent_back(added: dict[str, Any]) -> None:
+def test_answers_with_fields_added_by_clients_can_be_sent_back(added: dict[str, Any]) -> None:
     function = {"name": "sail", "arguments": '{"chart": {"no": 1}}'}
     call = {"id": "call_1", "type": "function", "function": function}
     part = {"type": "text", "text": "I sail."}
@@ -172,7 +172,7 @@ def test_what_clients_add_to_an_answer_does_not_keep_it_from_being_sent_back(add
         {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "It is deep."}]}, SAID]},
     ],
 )
-def test_what_an_assistant_thought_goes_to_the_template_beside_what_it_said(told: dict[str, Any]) -> None:
+def test_an_assistants_reasoning_goes_to_the_template_beside_its_content(told: dict[str, Any]) -> None:
     said = {"role": "assistant", "content": "I sail."} | told
     [_, assistant] = read(messages=[*SAY["messages"], said])[1].chat.messages
     assert (assistant.content, assistant.reasoning) == ("I sail.", "It is deep.")

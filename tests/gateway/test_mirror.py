@@ -65,7 +65,7 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
         await fragile.client.answer(question("Ahoy?", adapter="demo/nobody"))
 
 
-async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
+async def test_a_new_reason_why_redis_is_away_is_logged_again(
     fragile: Scene, own_redis: RedisProcess, tmp_path: Path
 ) -> None:
     """Otherwise nobody would notice that Redis came back with a password that this gateway does not know."""

@@ -88,7 +88,7 @@ def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought(value: str)
 
 
 @pytest.mark.parametrize(("field", "value"), [("top_p", "-1e-46"), ("repetition_penalty", "1e-46")])
-def test_what_is_out_of_bounds_does_not_become_what_leaves_a_filter_off(field: str, value: str) -> None:
+def test_values_out_of_bounds_do_not_turn_a_filter_off(field: str, value: str) -> None:
     with pytest.raises(InvalidRequest, match=field):
         _as_texts(f'{{"model": "demo/pirate", "prompt": "Ahoy", "{field}": {value}}}'.encode())
 
@@ -167,7 +167,7 @@ def test_what_a_developer_says_is_what_a_system_says() -> None:
     assert [each.role for each in chat.chat.messages] == ["system", "system", "user", "tool"]
 
 
-def test_whoever_speaks_may_have_a_name() -> None:
+def test_messages_of_every_role_may_have_a_name() -> None:
     """As for agents that talk with one another; whether the name is used is up to the base's template."""
     messages = [{"role": role, "content": "Ahoy", "name": f"the_{role}"} for role in ("system", "user", "assistant")]
     [chat] = _as_chats(json.dumps({"model": "demo/pirate", "messages": messages}).encode())

@@ -77,7 +77,7 @@ def test_an_engine_s_state_is_a_word_and_what_there_is_to_say(
     assert seen.slots_total == (0 if state == "Silent" else 8), "who is silent has nothing to give"
 
 
-def test_of_many_engines_all_are_counted_and_the_first_shown() -> None:
+def test_all_engines_are_counted_and_the_first_ones_shown() -> None:
     engines = {f"e-{n:03}": Engine(f"e-{n:03}", engine().record, True, {}) for n in range(bases.ENGINES_SHOWN + 6)}
     seen = bases.seen(MapView("demo/base", engines=engines), 0, {})
     assert (len(seen.engines), seen.more_engines, seen.states["Ready"]) == (bases.ENGINES_SHOWN, 6, len(engines))

@@ -80,9 +80,7 @@ async def test_all_is_seen_at_a_glance_and_names_are_only_text(served: Scene, br
     assert await browser.complaints() == [], "and the page's own policy forbade nothing"
 
 
-async def test_what_changes_is_seen_without_a_reload_and_focus_and_what_is_typed_stay(
-    served: Scene, browser: Browser
-) -> None:
+async def test_changes_appear_without_a_reload_and_keep_focus_and_input(served: Scene, browser: Browser) -> None:
     await browser.open(served.url)
     await browser.reads("Training")
     await browser.type("#name", "demo/pi")

@@ -181,7 +181,7 @@ async def test_streams_of_messages_without_a_word_in_them_keep_no_others_from_re
     assert (await client.register(in_pieces(lines([entry("a/one")])))).registered == 1
 
 
-async def test_whoever_bears_one_key_leaves_a_place_to_others(tenants: Tenants) -> None:
+async def test_clients_with_one_key_leave_a_place_to_others(tenants: Tenants) -> None:
     held, acme = asyncio.Event(), tenants.clients["acme"]
     registering = [asyncio.create_task(holding(acme, SHARED, held)) for _ in range(OF_ONE_KEY)]
 
@@ -207,7 +207,7 @@ async def test_a_base_without_a_catalog_says_how_to_get_one(scene: Scene) -> Non
         await scene.client.catalog_page(BASE)
 
 
-async def test_what_no_page_can_be_is_refused(scene: Scene, local: str) -> None:
+async def test_invalid_page_requests_are_refused(scene: Scene, local: str) -> None:
     client = await opened(scene, local)
     with pytest.raises(InvalidRequest, match="page_size: is -1; give 1 to 1000, or 0 for 100"):
         await client.catalog_page(BASE, size=-1)

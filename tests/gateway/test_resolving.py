@@ -91,9 +91,7 @@ async def test_retired_names_are_remembered_where_the_store_may_have_them(scene:
     assert await reader.find(BASE, "a/gone-007") == old[7]
 
 
-async def test_what_nobody_foresaw_is_counted_as_such_and_not_as_the_client_s_leaving(
-    scene: Scene, local: str
-) -> None:
+async def test_an_unforeseen_error_is_not_counted_as_a_client_leaving(scene: Scene, local: str) -> None:
     client = await opened(scene, local)
     await scene.redis.set(keys.catalog(BASE, "directory"), "no directory")
     with pytest.raises(MintError):

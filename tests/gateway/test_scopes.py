@@ -96,7 +96,7 @@ def test_a_scope_of_nothing_opens_nothing() -> None:
 
 
 @given(SCOPES, SCOPES, st.text(max_size=3), st.text(max_size=3))
-def test_those_of_one_scope_and_of_one_salt_share_what_is_cached(
+def test_keys_of_one_scope_and_salt_share_cached_prefixes(
     scope: Scope, other: Scope, salt: str, other_salt: str
 ) -> None:
     alike = (salt, scope.namespaces) == (other_salt, other.namespaces) and (

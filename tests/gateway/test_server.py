@@ -136,7 +136,7 @@ async def test_each_request_is_one_log_line_that_tells_what_became_of_it(scene: 
     assert "AdapterNotFound" in bad["error"]
 
 
-async def test_what_clients_send_as_names_is_logged_cut(scene: Scene) -> None:
+async def test_names_sent_by_clients_are_truncated_in_logs(scene: Scene) -> None:
     await scene.base()
     await scene.open()
     await scene.seen()

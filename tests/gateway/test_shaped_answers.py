@@ -71,7 +71,7 @@ async def test_a_chat_that_tells_no_number_of_tokens_comes_to_its_end(client: op
     assert (response.choices[0].finish_reason, len(response.choices[0].message.content or "")) == ("stop", 600)
 
 
-async def test_what_is_no_schema_is_refused_with_its_reason(client: openai.AsyncOpenAI) -> None:
+async def test_an_invalid_schema_is_refused_with_the_reason(client: openai.AsyncOpenAI) -> None:
     named: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "strin"}}}
     says = "sampling.json_schema: cannot be followed: Invalid type: strin"
     with pytest.raises(openai.BadRequestError, match=says):

@@ -12,7 +12,7 @@ from tests.gateway.scene import Scene
 from tests.gateway.training_waves import NAMES, Training, reached, reported, wave
 
 
-async def test_whoever_keeps_what_is_told_gets_new_rewards_alone(scene: Scene, training: Training) -> None:
+async def test_a_watcher_that_keeps_rewards_gets_only_new_ones(scene: Scene, training: Training) -> None:
     first, second = NAMES
     await training.declare(wave())
     await training.report(reported(first, 2), reported(second, 0), rewards={first: [0.1, 0.2]})
@@ -54,7 +54,7 @@ async def test_a_long_history_is_told_by_its_end(
     assert list(seen.policies[0].rewards) == [7.0, 8.0, 9.0], "what is kept for it, and what is new"
 
 
-async def test_who_begins_anew_is_told_from_the_beginning_though_the_map_has_a_long_history_yet(
+async def test_a_restarted_policy_is_reported_from_its_beginning_despite_older_history(
     scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wave_history, "MOST_POINTS", 6)

@@ -178,7 +178,7 @@ def test_the_newest_lease_speaks_and_other_runs_do_not() -> None:
     assert newest_reports(wave(), progresses) == {NAMES[0]: ("e-1", progresses["e-1"][NAMES[0]])}
 
 
-async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
+async def test_ended_policies_are_reported_although_their_engine_restarted(
     scene: Scene, training: Training, tmp_path: Path
 ) -> None:
     end = Published("sha256:abc", 4, Source("s3://runs/abc"))

@@ -27,7 +27,7 @@ def test_an_engine_keeps_its_adapters_while_it_is_away_for_less_than_the_grace()
 
 
 @pytest.mark.parametrize("seconds", [1.0, 31.0])
-def test_what_an_engine_that_is_away_was_to_hold_for_a_wave_leaves_the_map_with_the_wave(seconds: float) -> None:
+def test_placements_on_an_absent_engine_leave_the_map_with_their_wave(seconds: float) -> None:
     fleet = [engine(0), engine(1, alive=False)]
     first = plan(snapshot(base(2, 2), [wave("one", SIX)])).changes[KEY]
     state = written(EMPTY, first)

@@ -240,7 +240,7 @@ def test_an_engine_with_a_part_of_a_gpu_gets_no_complete_one_as_well() -> None:
             assert found.get("requests", {name: 1}) == {name: 1}
 
 
-def test_what_else_nvidia_s_operators_offer_takes_no_gpu_s_place() -> None:
+def test_other_resources_of_nvidias_operators_do_not_replace_a_gpu() -> None:
     """Their Network Operator names network devices nvidia.com/hostdev."""
     asked = Resources(limits={"nvidia.com/hostdev": 1})
     found = container(with_spec(engine=EngineSpec(device="cuda", tensor_parallel_size=2, resources=asked)))

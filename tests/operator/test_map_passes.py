@@ -71,7 +71,7 @@ async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_tak
     assert sorted((await read.state(stage.base, ["smol-0"])).assigned["smol-0"]) == ADAPTERS
 
 
-async def test_what_keeps_redis_away_is_said_again_once_it_is_something_else(
+async def test_a_new_reason_why_redis_is_away_is_logged_again(
     mortal_stage: tuple[Stage, RedisProcess], tmp_path: Path
 ) -> None:
     """Otherwise nobody would learn that Redis came back with a password that this operator does not know."""

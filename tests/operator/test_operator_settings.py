@@ -26,7 +26,7 @@ def test_ports_may_be_left_to_the_defaults(value: str) -> None:
 
 @pytest.mark.parametrize("name", [settings.PORT_OF_LIVENESS, settings.PORT_OF_METRICS])
 @pytest.mark.parametrize("value", ["tcp://10.0.0.9:9470", "0", "65536", "-1", "³"])
-def test_what_is_no_port_is_refused_by_the_name_of_its_variable(name: str, value: str) -> None:
+def test_an_invalid_port_is_refused_by_the_name_of_its_variable(name: str, value: str) -> None:
     with pytest.raises(
         InvalidRequest, match=f"^environment variable {name}: is '{value}', which is not a valid port"
     ):
@@ -34,7 +34,7 @@ def test_what_is_no_port_is_refused_by_the_name_of_its_variable(name: str, value
 
 
 @pytest.mark.parametrize("name", ENV)
-def test_what_is_needed_and_missing_is_named(name: str) -> None:
+def test_missing_settings_are_named(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^environment variable {name}: must be set"):
         settings.read({key: value for key, value in ENV.items() if key != name})
 

@@ -136,7 +136,7 @@ def sized(of: Snapshot, nbytes: int, *names: str) -> Snapshot:
     return msgspec.structs.replace(of, maps={KEY: msgspec.structs.replace(of.maps[KEY], sizes=sizes)})
 
 
-def test_what_policies_keep_in_host_memory_is_not_given_to_adapters() -> None:
+def test_host_memory_of_policies_is_not_given_to_adapters() -> None:
     waves = [wave("one", SIX[:3], residency="Host")]
     fleet = [engine(0, training_bytes=1 << 19), engine(1)]
     of = sized(snapshot(base(2, 2), waves, fleet), 1 << 19, *SIX)  # 1 MiB of host memory on each
@@ -266,7 +266,7 @@ def test_adapters_come_from_the_store_or_as_given() -> None:
         (None, wave("w", ["a/b"]), "BaseModelNotFound", "Pending"),
     ],
 )
-def test_what_cannot_be_served_is_refused_with_its_reason(
+def test_waves_that_cannot_be_served_are_refused_with_the_reason(
     of: object, refused: object, expected: str, phase: str
 ) -> None:
     found = snapshot(of, [refused])  # type: ignore[arg-type, list-item]

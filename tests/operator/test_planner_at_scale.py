@@ -45,7 +45,7 @@ def crowds(draw: st.DrawFn) -> Snapshot:
 
 @given(crowds())
 @AT_SCALE
-def test_what_is_admitted_is_placed_whole_and_within_every_engine(of: Snapshot) -> None:
+def test_admitted_waves_are_placed_completely_and_within_every_engine(of: Snapshot) -> None:
     found = plan(of)
     now = placed(found)
     admitted = [each for each in of.waves if found.wave_statuses[each.meta.key].phase == "Placing"]

@@ -52,7 +52,7 @@ def test_all_of_a_bases_objects_are_applied_again_now_and_then() -> None:
     assert owner.applied(1.0) == KINDS
 
 
-def test_what_could_not_be_applied_again_stays_to_be_applied() -> None:
+def test_an_object_whose_repair_failed_stays_due() -> None:
     owner = Owner()
     owner.applied(0.0)
     assert owner.applied(AGAIN_S) == KINDS

@@ -158,7 +158,7 @@ def test_a_rolling_update_does_not_wait_where_no_engine_runs() -> None:
     assert cluster.partition == 1
 
 
-def test_what_an_engine_that_starts_anew_holds_goes_to_one_that_can_serve_it() -> None:
+def test_adapters_of_a_restarting_engine_go_to_one_that_can_serve_them() -> None:
     cluster = Cluster(low=3, high=3)
     cluster.waves = [wave("one", ["a"], engines=[2]), wave("two", ["b"], engines=[1])]
     cluster.step()

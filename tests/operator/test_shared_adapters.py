@@ -75,7 +75,7 @@ def test_a_wave_that_shared_an_adapter_cannot_replace_its_source() -> None:
     assert list(world.state.placements["a/0"].waves) == ["team/one"]
 
 
-def test_of_one_namespace_priority_still_decides() -> None:
+def test_within_a_namespace_priority_still_decides() -> None:
     world = Settled(base(), [wave("one", ["a/0"])])
     world.waves.append(wave("urgent", sources={"a/0": "s3://acme/x"}, priority=9))
     world.plan()

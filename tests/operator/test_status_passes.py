@@ -9,7 +9,7 @@ from mint_contracts.records import Failure
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
 
 
-async def test_what_an_engine_says_of_a_terminal_failure_is_the_waves_reason(stage: Stage) -> None:
+async def test_an_engines_terminal_failure_is_the_waves_reason(stage: Stage) -> None:
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await stage.once()
     why = Failure("RankTooLarge", "rank 128 is above 64; raise spec.adapters.maxRank", terminal=True)

@@ -143,7 +143,7 @@ def test_bases(
     assert status.engines.selector == "app.kubernetes.io/name=mint-engine,mint.dev/base-model=smol"
 
 
-def test_of_an_engine_that_runs_and_does_not_get_through_to_redis_it_is_told_where_to_look() -> None:
+def test_a_running_engine_that_cannot_reach_redis_says_where_to_look() -> None:
     status = base_after([], [POD, EnginePod(name="smol-1")], 1)
     found = next(each for each in status.conditions if each.type == "Ready")
     assert (found.status, found.reason) == ("False", "EnginesStarting")

@@ -158,7 +158,7 @@ def test_a_failed_policy_is_tried_again_once_when_its_wave_asks_for_it() -> None
     assert (world.status("w").phase, world.leases) == ("Complete", {})
 
 
-def test_what_engines_have_forgotten_is_tried_again_by_the_record_under_a_new_lease() -> None:
+def test_policies_that_engines_forgot_are_retried_from_the_record_under_a_new_lease() -> None:
     world = World(base(), [training_wave("w", 1)], engines(1))
     world.step()
     token = world.leases["team/w-0"][1].lease
@@ -238,7 +238,7 @@ def test_a_wave_that_was_given_up_says_how_far_it_had_come(stage: Stage) -> None
     assert training(world).progress == f"4/{STEPS}"
 
 
-def test_what_a_person_has_cancelled_is_not_tried_again() -> None:
+def test_a_wave_that_a_user_cancelled_is_not_retried() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
     world.change("w", cancelled=True)

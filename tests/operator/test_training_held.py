@@ -156,7 +156,7 @@ def test_a_wave_that_was_cancelled_stays_so_though_it_could_not_be_trained() -> 
 
 
 @pytest.mark.parametrize("partly_read", [False, True])
-def test_what_policies_have_learnt_is_remembered_while_their_base_trains_no_more(*, partly_read: bool) -> None:
+def test_progress_of_policies_is_remembered_while_their_base_does_not_train(*, partly_read: bool) -> None:
     """This includes the reward history, which no engine reports again for a complete policy."""
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()

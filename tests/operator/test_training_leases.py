@@ -149,7 +149,7 @@ def test_policies_that_fit_nowhere_else_stay_with_the_next_start_of_their_engine
 
 
 @pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])
-def test_what_was_given_up_is_not_trained_again_by_an_engine_that_starts_anew(stage: Stage) -> None:
+def test_an_abandoned_policy_is_not_trained_again_by_a_restarted_engine(stage: Stage) -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
     world.say(stage, 3, "team/w-0", failure=FAILURE if stage is Stage.FAILED else None)

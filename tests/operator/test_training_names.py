@@ -51,7 +51,7 @@ def test_a_policy_may_be_served_as_it_was_published_before() -> None:
     assert list(world.leases) == ["team/x"]
 
 
-def test_what_trains_goes_on_when_another_wave_comes_to_serve_its_name() -> None:
+def test_training_goes_on_when_another_wave_serves_the_name() -> None:
     world = World(base(), [training_wave("w", 1)], engines(1))
     world.step()
     world.say(Stage.RUNNING, 1, published=published(1))
@@ -85,7 +85,7 @@ def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -
 @pytest.mark.parametrize(
     "ours", [worlds.wave("v", ["team/x"], created=LATER), training_wave("v", policies=X, created=LATER)]
 )
-def test_of_what_another_namespace_serves_or_trains_by_a_name_only_that_is_told(
+def test_a_name_conflict_with_another_namespace_discloses_nothing_else(
     theirs: ObservedWave, ours: ObservedWave
 ) -> None:
     world = World(base(tenants=[Tenant(namespace="acme")]), [theirs], engines(1))

@@ -219,7 +219,7 @@ def test_a_wave_that_was_paused_is_over_once_it_is_cancelled_though_its_engine_h
     assert {place.residency for each in world.placements.values() for place in each.places} == {Tier.DEVICE}
 
 
-def test_of_an_elastic_wave_that_is_resumed_only_those_are_told_to_run_that_have_slots() -> None:
+def test_a_resumed_elastic_wave_runs_only_policies_that_have_slots() -> None:
     wave = training_wave("w", 2, admission="Elastic", serve=Serve(residency="Host"))
     world = World(base(slots=2), [wave], engines(1))
     world.step()

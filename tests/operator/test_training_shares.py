@@ -14,7 +14,7 @@ def admitted(world: World, name: str) -> tuple[str, str]:
     return found.status, found.reason
 
 
-def test_what_a_namespace_trains_counts_in_its_quota_when_it_serves() -> None:
+def test_trained_policies_count_in_a_namespaces_quota_for_serving() -> None:
     world = World(base(slots=8, tenants=[ACME]), [training_wave("w", 3, namespace="acme")], engines(1))
     world.step()
     world.waves.append(worlds.wave("s", ["a", "b"], namespace="acme"))
@@ -26,7 +26,7 @@ def test_what_a_namespace_trains_counts_in_its_quota_when_it_serves() -> None:
     assert admitted(world, "s") == ("True", "Admitted")
 
 
-def test_what_a_namespace_serves_counts_in_its_quota_when_it_trains() -> None:
+def test_served_adapters_count_in_a_namespaces_quota_for_training() -> None:
     world = World(base(slots=8, tenants=[ACME]), [worlds.wave("s", ["a", "b"], namespace="acme")], engines(1))
     world.step()
     world.waves.append(training_wave("w", 3, namespace="acme"))
@@ -49,7 +49,7 @@ def test_an_elastic_wave_trains_as_much_as_its_quota_allows() -> None:
     assert len([name for name in world.leases if name != "acme/w-0"]) == 4
 
 
-def test_what_was_trained_and_is_served_counts_on() -> None:
+def test_trained_and_served_adapters_count_on() -> None:
     world = World(base(slots=8, tenants=[ACME]), [training_wave("v", 3, namespace="acme")], engines(1))
     world.step()
     world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
@@ -82,7 +82,7 @@ def test_namespaces_take_turns_in_training_and_what_one_trains_counts_against_it
     assert set(world.leases) == {*named("first", range(4)), *(f"other/theirs-{index}" for index in range(4))}
 
 
-def test_what_a_namespace_trains_counts_in_its_share_when_it_serves() -> None:
+def test_trained_policies_count_in_a_namespaces_share_for_serving() -> None:
     of = base(slots=8, tenants=[OTHER])
     world = World(of, [training_wave("w", 4)], engines(1))
     world.step()

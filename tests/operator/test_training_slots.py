@@ -104,7 +104,7 @@ def test_a_wave_that_waits_for_memory_keeps_no_slot_from_one_that_trains() -> No
     assert len(world.leases) == 2
 
 
-def test_what_trains_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
+def test_training_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
     world = World(base(slots=4), [training_wave("w", 3)], engines(1))
     world.step()
     before = world.leases
@@ -127,7 +127,7 @@ def test_what_trains_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
         (base(slots=3), {"count": 2, "serve": Serve(replicas=2)}, "CapacityExceeded"),
     ],
 )
-def test_what_can_never_train_says_so_at_once(of: ObservedBase, fields: dict[str, Any], why: str) -> None:
+def test_a_wave_that_can_never_train_says_so_at_once(of: ObservedBase, fields: dict[str, Any], why: str) -> None:
     world = World(of, [training_wave("w", **fields)], engines(1))
     world.step()
     assert world.status("w").phase == "Failed"

@@ -21,7 +21,7 @@ def test_where_its_base_cannot_be_read_either_nothing_changes_and_it_says_so_its
     assert world.plan().changes == {}, "the base that can be read again changes nothing of it"
 
 
-def test_one_that_nobody_runs_engines_of_is_told_of_and_hinders_no_other() -> None:
+def test_an_unreadable_base_without_engines_is_reported_and_hinders_no_other() -> None:
     idle = msgspec.structs.replace(base(), defect="spec.engine.device: no such device")
     child = Child("StatefulSet", "team", "smol", replicas=0)
     of = msgspec.structs.replace(snapshot(idle, state=MapState(3, None, {}, {})), children={child.key: child})

@@ -161,7 +161,7 @@ def test_a_namespace_that_may_not_use_the_base_any_more_loses_it_all_the_same() 
     assert world.state.placements == {}
 
 
-def test_what_the_map_has_lost_is_written_again() -> None:
+def test_records_lost_from_the_map_are_written_again() -> None:
     world = Settled(base(2, 2), [wave("one", ["a/0", "a/1"], residency="Host", replicas=2)])
     before, world.waves = world.state, [unread(world.waves[0])]
     of = snapshot(world.base, world.waves, world.views(), remembered=before.placements)
@@ -171,7 +171,7 @@ def test_what_the_map_has_lost_is_written_again() -> None:
     assert {each.wave: each for each in change.set_waves} == before.waves
 
 
-def test_what_a_lost_map_has_again_in_part_is_not_taken_for_all_of_it() -> None:
+def test_a_partly_restored_map_is_not_taken_for_complete() -> None:
     """This happens if one of the calls that rewrite the map was not answered."""
     world = Settled(base(2, 2), [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])])
     before, world.waves = world.state, list(map(unread, world.waves))

@@ -227,9 +227,7 @@ async def test_an_operator_that_begins_where_all_was_lost_announces_the_base_and
     assert (await stage.condition("AdapterWave", "all"))["status"] == "True"
 
 
-async def test_what_nobody_asks_any_more_is_forgotten_and_what_says_the_same_stays_the_same(
-    stage: Stage, catalog: Catalog
-) -> None:
+async def test_unused_lookups_are_forgotten_and_equal_answers_stay_identical(stage: Stage, catalog: Catalog) -> None:
     lists, asked = Lists(CatalogReader(stage.redis), lambda: None, look_s=0.0), Lookup(stage.base, prefix="acme/")
 
     async def read() -> bool:
@@ -260,7 +258,7 @@ class Halting(CatalogReader):
         return entries
 
 
-async def test_what_changes_while_a_wave_is_first_looked_up_is_not_missed(stage: Stage, catalog: Catalog) -> None:
+async def test_changes_during_a_waves_first_lookup_are_not_missed(stage: Stage, catalog: Catalog) -> None:
     reader = Halting(stage.redis)
     lists, asked = Lists(reader, lambda: None, look_s=0.0), Lookup(stage.base, names=("acme/law-1", "b/c"))
     await lists.refresh([asked])

@@ -180,7 +180,7 @@ def test_small_bases_as_the_engine_holds_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(CONVERTED | {each.model_type for each in FAMILIES.values()}))
-def test_whose_networks_names_peft_takes_for_stacked_parameters(family: str) -> None:
+def test_the_converted_families_are_those_of_peft(family: str) -> None:
     known = "deepseek_v3" if family == "kimi_k2" else family
     assert (_MODEL_TO_CONVERSION_PATTERN.get(known) == "qwen2_moe") is (family in CONVERTED)
 

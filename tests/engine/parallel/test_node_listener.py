@@ -95,7 +95,7 @@ def test_a_node_is_let_in_once_and_only_if_it_is_of_the_engine(number: int) -> N
             steps.recv(1)
 
 
-def test_one_that_broke_off_half_way_may_come_again() -> None:
+def test_a_node_that_broke_off_halfway_may_connect_again() -> None:
     with node_to_be() as (_, port):
         half = connect(port)
         authenticate(half, KEY, Hello(1, Channel.STEPS))

@@ -161,7 +161,7 @@ async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_
         assert await asyncio.to_thread(other.process.wait, 30) == 0
 
 
-async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> None:
+async def test_a_base_that_a_node_cannot_load_is_reported_with_the_nodes_name(tmp_path: Path) -> None:
     """A worker whose claim is not mounted, and one with other settings."""
     ours = save_base(tmp_path / "leader" / "models" / "tiny")
     settings, port = over_two_nodes("pvc://models/tiny"), free_port()
@@ -233,7 +233,7 @@ async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp
     assert told.reason == EngineUnavailable.__name__
 
 
-async def test_neither_a_listener_nor_a_rank_stays_where_not_all_ranks_can_be_started(
+async def test_no_listener_and_no_rank_stays_if_a_rank_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = save_base(tmp_path)

@@ -250,7 +250,7 @@ class UnheldWeights(torch.Tensor):
         raise MemoryError
 
 
-async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
+async def test_a_failure_on_the_first_rank_within_a_piece_ends_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others wait in the middle of the piece."""

@@ -68,7 +68,7 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     assert sum(pieces) > 15
 
 
-def test_what_is_called_for_takes_of_the_share_too_and_one_call_follows_every_step() -> None:
+def test_calls_use_the_share_too_and_one_follows_every_step() -> None:
     now, done = [0.0], list[int]()
     updates = Updates(trainer_of(), clock=lambda: now[0])
 
@@ -85,7 +85,7 @@ def test_what_is_called_for_takes_of_the_share_too_and_one_call_follows_every_st
     assert not updates.busy
 
 
-def test_what_is_ready_waits_only_so_long_for_others_whose_rollouts_never_end() -> None:
+def test_a_ready_update_waits_a_bounded_time_for_others_whose_rollouts_never_end() -> None:
     now = [0.0]
     trainer = trainer_of()
     updates = Updates(trainer, clock=lambda: now[0])

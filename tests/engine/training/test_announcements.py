@@ -61,7 +61,7 @@ def test_an_older_lease_announces_nothing_any_more(store: Store) -> None:
     assert here.standing() == {"one": at(store, "one", 2, 1)}
 
 
-def test_what_an_older_lease_writes_late_takes_nothings_place(store: Store) -> None:
+def test_late_writes_of_an_older_lease_replace_nothing(store: Store) -> None:
     with ThreadPoolExecutor() as threads, Gate() as gate:
         late = threads.submit(Announcements(Held(store, write=gate), BASE).announce, "one", Name(1, 9), ONE)
         asyncio.run(gate.reached())
@@ -90,7 +90,7 @@ def test_only_some_announcers_may_withdraw_a_name(store: Store, announcer: Annou
     assert (here.standing() == {}) is withdrawn
 
 
-def test_one_that_can_not_be_read_goes_on_meaning_what_it_means(store: Store) -> None:
+def test_a_name_whose_announcement_cannot_be_read_keeps_its_meaning(store: Store) -> None:
     here = Announcements(store, BASE)
     here.announce("one", Name(1, 1), ONE)
     store.write(f"announced/{BASE}/one@{Name(1, 1)}", b"{")

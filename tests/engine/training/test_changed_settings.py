@@ -123,7 +123,7 @@ def test_a_policy_goes_on_with_the_same_numbers_whatever_else_is_offered(written
     assert all(left[name].equal(right[name]) for name in left)
 
 
-def test_one_that_engines_of_before_wrote_over_other_modules_is_taken_with_a_warning() -> None:
+def test_a_checkpoint_of_older_engines_over_other_modules_is_accepted_with_a_warning() -> None:
     """The file has no shapes, so it cannot rule out that two of its modules had each other's shapes."""
     kept = trainer_over(*NARROW)
     create(kept, "p", PolicySettings(rank=4))

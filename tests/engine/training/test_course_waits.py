@@ -111,7 +111,7 @@ async def test_however_a_course_ends_it_leaves_no_connection_to_its_reward_servi
         await until(lambda: connected(scorers) == [False] and len(scene.residency.slots.free) == slots.count)
 
 
-async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_holds_no_examples(
+async def test_a_course_waits_for_examples_without_a_slot_and_for_a_slot_without_examples(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
@@ -184,9 +184,7 @@ async def test_an_order_to_stop_is_heard_at_once_by_who_waits_for_a_place_or_for
         await until(lambda: len(slots.free) == slots.count)
 
 
-async def test_who_is_told_to_cancel_more_than_once_keeps_no_slot_that_comes_in_between(
-    base: Path, tmp_path: Path
-) -> None:
+async def test_a_course_cancelled_twice_keeps_no_slot_granted_in_between(base: Path, tmp_path: Path) -> None:
     """This happens whenever the map changes while a policy to be cancelled still waits in line."""
     async with training(base, tmp_path, train()) as scene:
         lending, slots = scene.residency.lending, scene.residency.slots
@@ -203,7 +201,7 @@ async def test_who_is_told_to_cancel_more_than_once_keeps_no_slot_that_comes_in_
         assert len(slots.free) == slots.count
 
 
-async def test_who_is_told_to_pause_and_to_go_on_while_it_waits_goes_on(base: Path, tmp_path: Path) -> None:
+async def test_a_course_paused_and_resumed_while_it_waits_goes_on(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(steps=1)) as scene:
         lending, slots = scene.residency.lending, scene.residency.slots
         taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
@@ -267,7 +265,7 @@ async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("order", [Order.PAUSE, Order.CANCEL])
-async def test_one_that_is_stopped_while_it_waits_for_a_slot_stands_where_it_stood(
+async def test_a_policy_stopped_while_it_waits_for_a_slot_keeps_its_step(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order
 ) -> None:
     """It reports its own step although its assignment names an older checkpoint."""

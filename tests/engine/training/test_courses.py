@@ -115,7 +115,7 @@ async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_
         assert (told.step, told.reward_mean, told.tokens) == (2, 0.0, 0)
 
 
-async def test_what_was_sampled_at_a_temperature_is_learnt_at_it(base: Path, tmp_path: Path) -> None:
+async def test_rollouts_are_learnt_at_the_temperature_they_were_sampled_at(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(sampling=TrainSampling(max_tokens=8, temperature=0.5))) as scene:
         drifts: list[float] = []
         step_thread, learn = scene.context.step_thread, scene.context.step_thread.learn

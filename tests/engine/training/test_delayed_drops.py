@@ -87,7 +87,7 @@ async def test_the_engine_tells_the_store_by_itself_once_it_answers(
         assert (await refused(stub.ResumePolicy(resume("one", made.life)))).reason == "PolicyNotFound"
 
 
-async def test_what_another_engine_has_made_of_the_name_meanwhile_stays(
+async def test_a_delayed_drop_spares_a_later_policy_of_the_name(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):

@@ -70,7 +70,7 @@ def test_a_dataset_repository_of_the_hub_is_read(
 @pytest.mark.parametrize(
     "uri", ["hf://acme/x.jsonl", "hf://datasets/acme/x.jsonl", "hf://datasets/a--b/c/x.jsonl", "hf://a/b//c/x.jsonl"]
 )
-def test_what_names_no_repository_of_the_hub_is_refused_before_it_is_asked(uri: str, revision: str) -> None:
+def test_a_uri_without_a_hub_repository_is_refused_before_the_hub_is_asked(uri: str, revision: str) -> None:
     with pytest.raises(SourceForbidden, match="does not name a repository of the hub; write hf://"):
         read_dataset(Dataset(uri=uri, revision=revision))
 
@@ -275,7 +275,7 @@ def test_every_completion_has_a_seed_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_of_many_files_that_many_policies_learn_from_few_are_read_at_once(
+async def test_only_few_datasets_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
 ) -> None:
     """The bound also holds if the waiters of the first files are cancelled while their threads still read."""
@@ -327,7 +327,7 @@ async def test_lines_need_no_turn_and_a_file_that_waits_too_long_for_its_own_say
         await datasets.read("run", Dataset(uri=f"file://{tmp_path}/one.jsonl"))
 
 
-async def test_what_is_wrong_with_a_data_set_is_told_to_all_who_wait_for_it_at_once(
+async def test_an_invalid_dataset_is_reported_to_all_who_wait_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened, read = threading.Event(), list[Dataset]()

@@ -58,7 +58,7 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
 
 
 @pytest.mark.parametrize("long", ["prompt", "answer", "held out"])
-async def test_what_does_not_fit_is_told_as_a_policy_begins_and_not_by_the_step_that_draws_it(
+async def test_examples_that_do_not_fit_are_reported_when_a_policy_begins(
     base: Path, tmp_path: Path, long: str
 ) -> None:
     """Examples that no step draws may have any length."""

@@ -98,7 +98,7 @@ def test_beside_one_that_is_broken(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_what_is_not_finite_is_dropped(number: int) -> None:
+def test_non_finite_updates_are_dropped(number: int) -> None:
     """The step is reported as skipped; the policy is unchanged and continues with the next step."""
     trainer = trainer_of()
     policies(trainer, 3)

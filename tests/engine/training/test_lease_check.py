@@ -34,7 +34,7 @@ async def test_a_policy_has_one_look_under_way_however_long_its_store_is_silent(
     assert begun == 2, "what is true now was not seen by the one that began before"
 
 
-async def test_who_waits_for_an_earlier_look_that_fails_has_a_look_of_its_own() -> None:
+async def test_a_waiter_for_a_look_that_failed_makes_its_own() -> None:
     """The earlier look's error says nothing about the store's present state."""
     answers, of, found = asyncio.Event(), LeaseCheck(), list[str]()
 

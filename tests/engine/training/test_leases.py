@@ -94,7 +94,7 @@ async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, 
         assert newest[1] == b"new"
 
 
-async def test_what_is_published_when_the_lease_has_gone_is_not_served_above_the_map(
+async def test_a_revision_published_after_the_lease_ended_does_not_override_the_map(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = LocalStore.write

@@ -133,7 +133,7 @@ def failing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, fails: Callable[[
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])
-def test_what_fails_in_any_turn_leaves_nothing_and_may_be_tried_again(
+def test_an_update_that_fails_in_any_turn_leaves_nothing_and_may_be_retried(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     trainer, other = trainer_of(), trainer_of()
@@ -172,7 +172,7 @@ def test_a_neighbour_that_fails_in_a_later_turn_fails_alone(monkeypatch: pytest.
     assert saved_of(trainer, "p/2") == learnt_alone("p/2", LONG[6:])
 
 
-def test_what_is_not_finite_in_a_later_turn_is_dropped_with_all_of_it() -> None:
+def test_a_non_finite_later_turn_drops_the_complete_update() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     before, updates = saved_of(trainer, "p/0"), Updates(trainer)
@@ -202,7 +202,7 @@ def test_an_engine_that_ends_between_or_within_turns_leaves_policies_as_they_wer
     assert not any(trainer.policy(name).busy for name in ("p/0", "p/1"))
 
 
-def test_what_has_begun_waits_for_no_rollouts() -> None:
+def test_an_update_that_began_does_not_wait_for_rollouts() -> None:
     now, trainer = [0.0], trainer_of()
     policies(trainer, 1)
     updates = Updates(trainer, clock=lambda: now[0])

@@ -172,7 +172,7 @@ def test_a_handoff_leaves_weights_to_work_in_progress() -> None:
     assert policy.rounded is None
 
 
-def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
+def test_modules_that_a_policy_does_not_adapt_stay_untouched() -> None:
     """Updates change only the slot's tenant: memory beyond it and the other slots stay zero."""
     trainer = trainer_of()
     create(trainer, "p", PolicySettings(rank=2, target_modules=("v_proj",)))

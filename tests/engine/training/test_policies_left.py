@@ -82,7 +82,7 @@ async def test_what_was_left_does_not_come_back_behind_a_later_policy_of_its_nam
         assert (await refused(stub.ResumePolicy(resume("one", left.life)))).reason == "PolicyNotFound"
 
 
-async def test_what_was_just_saved_or_resumed_is_left_too(base: Path, tmp_path: Path) -> None:
+async def test_a_policy_just_saved_or_resumed_is_released_too(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
         await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=4))
@@ -109,7 +109,7 @@ async def test_a_killed_engine_has_left_what_its_programs_have_saved(base: Path,
         assert (error.reason, "has no saved state to resume from" in error.message) == ("PolicyNotFound", True)
 
 
-async def test_what_finds_no_memory_is_left_for_the_next_try(
+async def test_policies_without_memory_are_left_for_the_next_try(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:

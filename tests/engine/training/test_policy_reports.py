@@ -51,7 +51,7 @@ async def test_another_call_of_a_number_is_no_repeat(base: Path, tmp_path: Path)
         assert await stub.ForwardBackward(again) == first, "it is the same, told by another way"
 
 
-async def test_what_was_dropped_is_not_there_though_its_store_is_yet_to_be_told(
+async def test_a_dropped_policy_is_gone_before_its_store_knows(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with called(base, tmp_path) as (_, stub):

@@ -81,7 +81,7 @@ async def test_what_is_kept_is_written_by_threads_that_give_way_to_steps(
     assert nice == dict.fromkeys((PACKED, ENTRY, BLOB, RECORD), min(own + LOWER, 19))
 
 
-async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_death(
+async def test_the_revision_published_after_the_checkpoint_is_served_after_a_crash(
     base: Path, tmp_path: Path
 ) -> None:
     async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
@@ -97,7 +97,7 @@ async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_d
         assert (await scene.ended("acme/one"))["acme/one"].published == later
 
 
-async def test_what_keeps_a_revision_from_being_published_is_told_also_once_a_checkpoint_is_written(
+async def test_a_failure_to_publish_is_reported_also_after_a_checkpoint(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = LocalStore.write

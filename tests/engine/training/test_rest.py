@@ -20,7 +20,7 @@ from tests.waiting import until
 LONG_S = 60.0
 
 
-async def test_what_rests_takes_no_memory_and_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
+async def test_a_resting_policy_takes_no_memory_and_resumes_where_it_was(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         for name in ("one", "alike"):
             made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4, seed=3))
@@ -40,7 +40,7 @@ async def test_what_rests_takes_no_memory_and_goes_on_where_it_was(base: Path, t
         assert steps[0] == steps[1]
 
 
-async def test_what_it_has_published_is_served_while_it_rests(base: Path, tmp_path: Path) -> None:
+async def test_a_resting_policys_revision_stays_served(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         published = await stub.Publish(pb.PublishRequest(policy="one", sequence=1))
@@ -55,7 +55,7 @@ async def test_what_it_has_published_is_served_while_it_rests(base: Path, tmp_pa
         assert scene.residency.report()["one"].source.uri == later.uri, "what another engine has published since"
 
 
-async def test_what_is_called_now_and_then_or_at_work_does_not_rest(base: Path, tmp_path: Path) -> None:
+async def test_policies_that_are_called_or_busy_do_not_rest(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await scene.server.register.rest(LONG_S)
@@ -75,9 +75,7 @@ async def resting(stub: Any, **page: Any) -> list[tuple[str, int, int, int]]:
     return [(each.policy, each.life, each.sequence, each.step) for each in told.policies]
 
 
-async def test_what_rests_is_listed_as_such_until_somebody_goes_on_with_it_or_drops_it(
-    base: Path, tmp_path: Path
-) -> None:
+async def test_a_resting_policy_is_listed_until_it_is_resumed_or_dropped(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         lives = {}
         for name in ("a", "team/b", "team/c"):
@@ -125,7 +123,7 @@ def test_the_longest_name_after_the_most_calls_can_rest(tmp_path: Path) -> None:
     assert there.after("") == [earlier]
 
 
-async def test_what_can_not_be_saved_stays(base: Path, tmp_path: Path) -> None:
+async def test_a_policy_that_cannot_be_saved_stays_in_memory(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         for name in ("one", "two"):
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))

@@ -51,7 +51,7 @@ async def test_a_policy_rests_though_what_it_has_saved_before_can_not_be_swept(
         assert len(list(checkpoints.iterdir())) == KEPT, "the next one sweeps"
 
 
-async def test_what_stays_is_not_left_though_its_record_has_said_so(
+async def test_a_policy_that_stays_is_not_released_although_its_record_said_so(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):

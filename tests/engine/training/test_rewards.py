@@ -142,9 +142,7 @@ async def test_a_schema_that_would_take_for_ever_is_an_error_in_bounded_time(
     ],
     ids=["schema", "pattern"],
 )
-async def test_what_is_checked_beside_the_engine_is_checked_again_where_its_process_was_lost(
-    reward: Reward, asked: Checker
-) -> None:
+async def test_a_check_is_repeated_after_its_process_was_lost(reward: Reward, asked: Checker) -> None:
     assert await worth(reward, '{"name": "Ada"}') == 1.0
     assert asked._running is not None
     process, _ = asked._running
@@ -192,7 +190,7 @@ def test_a_reward_that_can_not_be_used_is_refused_before_anything_is_scored(rewa
         (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "is not a valid JSON schema: 3 is not valid"),
     ],
 )
-async def test_what_is_no_pattern_or_schema_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
+async def test_invalid_patterns_and_schemas_are_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         await Scorer(reward).check()
 
@@ -382,7 +380,7 @@ async def test_a_service_that_hangs_is_away() -> None:
         (grpc.StatusCode.INVALID_ARGUMENT, r"refused completions with INVALID_ARGUMENT: \\x1b\[2Jnot now"),
     ],
 )
-async def test_what_is_no_reward_is_refused_by_name(answer: Any, why: str) -> None:
+async def test_an_invalid_reward_is_refused_by_name(answer: Any, why: str) -> None:
     async with serving(lambda _: answer) as (judge, address):
         with pytest.raises(BadReward, match=why) as refused:
             await scored(RewardService(address=address))

@@ -24,15 +24,15 @@ def order(*asked: tuple[str, int], turn: int = 8) -> str:
     return "".join(queue.admit().policy for _ in asked)
 
 
-def test_who_asks_for_little_is_served_in_the_order_of_asking() -> None:
+def test_small_requests_are_served_in_order() -> None:
     assert order(("a", 4), ("a", 4), ("b", 4), ("c", 4), ("b", 4)) == "aabbc"
 
 
-def test_who_asks_for_much_goes_behind_the_others_each_turn() -> None:
+def test_large_requests_go_behind_the_others_after_each_turn() -> None:
     assert order(*[("a", 4)] * 6, ("b", 4), ("c", 2), ("c", 2)) == "aabccaaaa"
 
 
-def test_who_gives_up_waiting_holds_nobody_up() -> None:
+def test_a_request_that_stops_waiting_delays_nobody() -> None:
     queue = RolloutQueue[str](8)
     first, second, third = QueuedGroup("a", 4, "1"), QueuedGroup("a", 4, "2"), QueuedGroup("b", 4, "3")
     for group in (first, second, third):

@@ -143,7 +143,7 @@ def test_until_its_first_change_a_step_is_given_up_without_a_trace() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.usefixtures("short")
-def test_what_is_not_finite_at_the_very_end_is_found_before_anything_changes(bad: float) -> None:
+def test_non_finite_values_at_the_very_end_are_found_before_anything_changes(bad: float) -> None:
     trainer = trainer_of()
     ready(trainer)
     policy = trainer.policy("p/0")

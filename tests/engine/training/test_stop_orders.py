@@ -80,7 +80,7 @@ async def stopped(scene: Scene, order: Order, stage: Stage) -> int:
 
 @pytest.mark.parametrize(("order", "stage"), ORDERS)
 @pytest.mark.parametrize("evaluations", [False, True])
-async def test_who_waits_for_a_reward_service_that_hangs_stops_in_a_moment_where_its_last_step_ended(
+async def test_a_course_that_waits_for_a_hanging_reward_service_stops_at_its_last_step(
     base: Path, tmp_path: Path, order: Order, stage: Stage, *, evaluations: bool
 ) -> None:
     """It also stops asking the service; otherwise it would wait for two hours."""
@@ -138,7 +138,7 @@ async def test_a_service_that_answers_in_a_moment_has_its_step_count(
 
 
 @pytest.mark.parametrize(("order", "stage"), ORDERS)
-async def test_who_finds_no_room_for_its_rollouts_stops_in_a_moment(
+async def test_a_course_without_room_for_rollouts_stops_at_once(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order, stage: Stage
 ) -> None:
     """This holds however long the refusal tells it to wait before asking again."""
@@ -172,7 +172,7 @@ async def test_who_waits_is_given_no_longer_when_told_once_more_and_as_long_as_i
         assert wait.when() is None
 
 
-async def test_who_is_to_stop_already_waits_for_nothing() -> None:
+async def test_a_course_told_to_stop_waits_for_nothing() -> None:
     with pytest.raises(Halted):
         async with Halt(lambda: True).within(0.0):
             await asyncio.Event().wait()

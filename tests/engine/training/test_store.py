@@ -184,7 +184,7 @@ def test_where_no_checkpoint_can_be_read_nobody_takes_it_for_there_being_none(st
         checkpoints.newest()
 
 
-def test_what_was_written_can_be_read_however_much_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_any_size_can_be_read_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the record's size bounds a read: a rank-16 policy of a 30B-A3B is 10 GB. The record has every reward."""
     checkpoints, blob = Checkpoints(store, "acme/one"), b"state"
     rewards = (-1.2345678901234567e100,) * MOST_STEPS
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read_though_its_record_does_not_t
     assert found[1] == blob
 
 
-def test_what_was_half_read_once_is_read_again_and_storage_that_is_away_is_told(
+def test_a_partial_read_is_repeated_and_unavailable_storage_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints, read, half = Checkpoints(store, "acme/one"), store.read, [""]

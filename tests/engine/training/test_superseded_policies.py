@@ -130,7 +130,7 @@ async def test_a_checkpoint_that_is_acknowledged_while_another_engine_reads_the_
         assert (await other.ResumePolicy(resume())).sequence == 3
 
 
-async def test_of_two_engines_that_resume_a_policy_at_once_one_has_it(base: Path, tmp_path: Path) -> None:
+async def test_exactly_one_of_two_engines_resumes_a_policy(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await saved(stub)
         await scene.server.register.rest(0.0)

@@ -76,7 +76,7 @@ async def test_who_finds_what_it_writes_gone_and_no_newer_lease_is_told_that(
 
 
 @pytest.mark.parametrize("synced", [False, True])
-async def test_of_two_who_sweep_at_once_neither_misses_what_the_other_has_removed(
+async def test_two_concurrent_sweeps_do_not_miss_files_that_the_other_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch, *, synced: bool
 ) -> None:
     """One is removing a file whose folder the other then removes."""

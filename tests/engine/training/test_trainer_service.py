@@ -115,7 +115,7 @@ async def test_a_gap_and_a_forgotten_repeat_are_refused(base: Path, tmp_path: Pa
         assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "OutOfOrder"
 
 
-async def test_what_is_saved_is_gone_on_from_with_the_same_numbers(base: Path, tmp_path: Path) -> None:
+async def test_a_saved_policy_resumes_with_the_same_numbers(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (_, stub):
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.ForwardBackward(lesson("one", 1))

@@ -107,7 +107,7 @@ def check_waits(updates: list[Update], *, of_long: bool) -> None:
 
 
 @given(_UPDATES)
-def test_nobody_waits_for_more_than_one_turn_of_each_other_and_all_come_to_their_end(updates: list[Update]) -> None:
+def test_updates_wait_for_at_most_one_turn_of_each_other_and_all_end(updates: list[Update]) -> None:
     play(updates, 1000)
     check_waits(updates, of_long=True)
 

@@ -137,9 +137,7 @@ def test_examples_that_make_no_sense_fail_their_policy_alone() -> None:
 
 
 @pytest.mark.parametrize("bound", ["MOST_ROWS", "MOST_BYTES"])
-def test_so_many_rows_or_gradients_that_they_would_fill_the_memory_are_learnt_from_in_turn(
-    monkeypatch: pytest.MonkeyPatch, bound: str
-) -> None:
+def test_updates_that_would_fill_the_memory_are_computed_in_turn(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """The results are the same as when they are learnt together."""
     saved = []
     for most in (1 << 30, 1):
@@ -160,7 +158,7 @@ def test_so_many_rows_or_gradients_that_they_would_fill_the_memory_are_learnt_fr
 
 
 @pytest.mark.parametrize("computes", [True, False])
-def test_what_fails_has_the_device_looked_at_and_only_a_broken_one_is_somebody_elses_trouble(
+def test_a_failure_has_the_device_checked_and_only_a_broken_device_affects_others(
     monkeypatch: pytest.MonkeyPatch, *, computes: bool
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -301,7 +299,7 @@ async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it
     assert len(tried) == 2, "the last when it is time for that"
 
 
-def test_what_is_to_be_handed_off_later_is_told_of_an_end_that_comes_before() -> None:
+def test_a_deferred_handoff_is_told_when_the_engine_ends_first() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     updates, told, postponed = Updates(trainer), list[Learnt | MintError](), list[Callable[[], None]]()

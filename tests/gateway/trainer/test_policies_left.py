@@ -56,7 +56,7 @@ async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(sch
     assert policy.step == 2
 
 
-async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: School, patient: Client) -> None:
+async def test_unsaved_steps_of_a_killed_engine_are_reported_lost(school: School, patient: Client) -> None:
     policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     await policy.save_state()

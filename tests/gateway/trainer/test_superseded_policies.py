@@ -41,9 +41,7 @@ async def resume_on(school: School, engine: str, policy: str) -> None:
         await TrainerStub(channel).ResumePolicy(pb.ResumePolicyRequest(policy=policy))
 
 
-async def test_what_is_dropped_does_not_come_back_from_an_engine_that_was_away(
-    school: School, patient: Client
-) -> None:
+async def test_a_dropped_policy_does_not_return_from_an_absent_engine(school: School, patient: Client) -> None:
     policy = await patient.create_policy("acme/a", rank=4)
     await learn(policy)
     await policy.save_state()

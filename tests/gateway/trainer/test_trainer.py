@@ -156,7 +156,7 @@ async def test_the_later_of_two_lives_of_a_policy_is_meant(school: School, monke
     assert earlier.life == min(lives.values())
 
 
-async def test_what_a_policy_publishes_by_the_gateway_is_asked_for_there(school: School) -> None:
+async def test_a_revision_published_by_the_gateway_is_served_by_its_engine(school: School) -> None:
     client = school.scene.client
     policy = await client.create_policy("acme/a", rank=4)
     await learn(policy)
@@ -168,7 +168,7 @@ async def test_what_a_policy_publishes_by_the_gateway_is_asked_for_there(school:
     assert school.has("acme/a") == []
 
 
-async def test_what_was_answered_is_learnt_by_its_advantage(school: School) -> None:
+async def test_answers_are_learnt_by_their_advantage(school: School) -> None:
     prompt, client = [5, 6, 7], school.scene.client
     request = question(prompt, base_model=BASE, max_tokens=6, temperature=1.0, seed=3, logprobs=0)
     answer = await client.answer(request)
