@@ -197,7 +197,8 @@ class Process:
         fit = Fit(slots.modules, settings.max_rank, settings.base_names, unused_linears(base.model))
         loader = Loader(disk, fit, slots.dtype)
         host = HostTier(settings.host_bytes, pinned=slots.device.type == "cuda")
-        residency = Residency(slots, loader, host, store=settings.store)
+        gpu = self._server.policy_device(base)
+        residency = Residency(slots, loader, host, store=settings.store, policy_gpu=gpu)
         residency.on_change, residency.on_aside = self.agent.changed, self._server.check
         residency.in_flight, residency.trained = self._server.tenants, lambda: self._server.training_bytes
         residency.follows = self._server.follows_arrivals

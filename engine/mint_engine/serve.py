@@ -13,18 +13,21 @@ from pathlib import Path
 
 import grpc
 import structlog
+import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
+from mint_contracts.errors import CapacityExceeded
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
-from mint_engine.build import build
+from mint_engine.build import Equip, build
 from mint_engine.examples.ending import ends_of
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
 from mint_engine.model.experts import route_shape
+from mint_engine.model.files import first_line
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.handshake import RanksEndpoint
 from mint_engine.policies.register import Register
@@ -35,12 +38,15 @@ from mint_engine.policies.training_context import TrainingContext, TrainingResid
 from mint_engine.policies.updates import Updates
 from mint_engine.requests.grammar import Grammars
 from mint_engine.residency.holding import Holder, Tenant
+from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
 from mint_engine.sources.load_progress import LoadProgress
+from mint_engine.training.generic_pass import kept_bytes
+from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Lead, Trainer
 
 MakeHolder = Callable[[Base, Slots], Holder]
@@ -150,16 +156,7 @@ class EngineServer:
             with contextlib.suppress(RuntimeError):  # the loop has closed: everything has ended
                 post(self.lost.set)
 
-        base, slots, generation = await asyncio.to_thread(
-            build,
-            self._settings,
-            base_path,
-            self._limits,
-            equip,
-            on_lost,
-            endpoint=self._endpoint,
-            progress=progress,
-        )
+        base, slots, generation = await self._build(base_path, equip, on_lost, progress)
         try:
             holder = make_holder(base, slots)
         except BaseException:  # other ranks would remain beside those that the next load starts
@@ -185,6 +182,27 @@ class EngineServer:
         )
         return holder
 
+    async def _build(
+        self,
+        base_path: Path,
+        equip: Equip,
+        on_lost: Callable[[], None],
+        progress: LoadProgress | None,
+    ) -> tuple[Base, Slots, Generation]:
+        """Build it as `build` does. Raises CapacityExceeded if the GPU is full before all is there."""
+        settings = self._settings
+        try:
+            return await asyncio.to_thread(
+                build, settings, base_path, self._limits, equip, on_lost, endpoint=self._endpoint, progress=progress
+            )
+        except torch.OutOfMemoryError as error:
+            full = first_line(error)
+        raise CapacityExceeded(  # outside the handler, which keeps the tensors alive
+            f"base {settings.source.uri!r}",
+            f"does not fit its GPU ({full}); use larger GPUs or more of them (tensorParallelSize), or lower "
+            "deviceSlots, maxRank or kvCacheMemory",
+        )
+
     def _trainer_over(self, base: Base, slots: Slots, lead: Lead | None) -> Trainer:
         settings = self._settings
         return Trainer(
@@ -195,6 +213,12 @@ class EngineServer:
             settings.target_modules,
             lead=lead,
         )
+
+    def policy_device(self, base: Base) -> PolicyDevice | None:
+        """Return the GPU's memory for policies, once all else is there; None if no policies are trained on a GPU."""
+        if self._settings.training_store is None or base.device.type == "cpu":
+            return None
+        return PolicyDevice(base.device, PIECE_ROWS * kept_bytes(base.config, base.dtype))
 
     def training_context(self, residency: TrainingResidency) -> TrainingContext | None:
         """Return the context that policies are trained with; None if this engine only serves."""

@@ -175,6 +175,15 @@ class Bringing(_Record, frozen=True):
         return round((self.total - self.done) / self.per_s) if self.total and self.per_s > 0 else None
 
 
+class DeviceRoom(_Record, frozen=True):
+    """How much of a GPU's memory policies in training may take, and how much each of them takes; see `PolicyRoom`."""
+
+    budget: int  # bytes that base, slots, cache, activations and other processes leave
+    own: int  # bytes per weight that a policy takes while it trains
+    calls: int = 0
+    shared: Mapping[str, int] = {}  # only what the first rank holds, since each has a GPU of its own
+
+
 class PolicyRoom(_Record, frozen=True):
     """How much of an engine's host memory policies in training may take, and how much each of them takes.
 
@@ -189,6 +198,7 @@ class PolicyRoom(_Record, frozen=True):
     calls_copies: int = 0  # and the bytes that saving the largest of these needs beside
     # Bytes that ranks hold for a policy of rank 1 beside its `own`, by the module's name; a single rank holds none.
     shared: Mapping[str, int] = {}
+    device: DeviceRoom | None = None  # the GPU's memory, if policies train there
 
 
 MOST_TOLD = 16  # number of adapters whose demand an engine reports: those that fill at least a quarter of a batch

@@ -4,9 +4,10 @@
         ...
     device.waits, device.copies
 
-It stands in for a device's placement, and for nothing else: its numbers are the CPU's own, in its time. A tensor on
-"cuda" is a wrapper around one of the CPU. What CUDA refuses is refused: operations on tensors of both memories, and
-reading the device's from the host. What makes the host wait for what was computed before is counted, by its kind.
+It stands in for a device's placement and memory, and for nothing else: its numbers are the CPU's own, in its time. A
+tensor on "cuda" is a wrapper around one of the CPU. What CUDA refuses is refused: operations on tensors of both
+memories, and reading the device's from the host. What makes the host wait for what was computed before is counted, by
+its kind. How much memory the device has, and others take of it, can be set; nothing is refused for lack of it.
 
 It is made of torch's means for classes of tensors, and of other functions in the place of those that make tensors.
 To torch itself the wrappers are on "meta", a device that it does nothing for: its code in C++ knows no other device
@@ -19,12 +20,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakValueDictionary
 
 import torch
 from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
+MEMORY = 80 << 30
 CUDA, META, HOST = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 
 _FACTORIES = (
@@ -43,12 +46,21 @@ class Seen:
 
     waits: Counter[str] = field(default_factory=Counter)  # by what for
     copies: Counter[str] = field(default_factory=Counter)  # to the device: "pinned" or "pageable"
+    memory: int = MEMORY  # the device's, in bytes
+    others: int = 0  # of it, taken by other processes
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the tensors that are on the device now, each storage once."""
+        storages = [each.untyped_storage() for each in _present.values()]
+        return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
     def forget(self) -> None:
         self.waits.clear()
         self.copies.clear()
 
 
+_present = WeakValueDictionary[int, torch.Tensor]()  # what is on the device
 _seen, _pinned = Seen(), set[int]()
 # torch's own; of any type, as what stands in for them is
 _plain_to: Any = torch.Tensor.to
@@ -74,6 +86,7 @@ class OnDevice(torch.Tensor):
             cls, host.size(), host.stride(), host.storage_offset(), dtype=host.dtype, device=META
         )
         made.host = host
+        _present[id(host)] = host
         return made
 
     @classmethod
@@ -300,10 +313,13 @@ def standing_in() -> Iterator[Seen]:
     put += [(functional, "scaled_dot_product_attention", _attend)]
     found: dict[str, Any] = {
         "device_count": lambda: 1, "set_device": lambda _: None, "get_device_capability": lambda _: (9, 0),
+        "mem_get_info": lambda _: (_seen.memory - _seen.others - _seen.allocated, _seen.memory),
+        "memory_allocated": lambda _: _seen.allocated, "memory_reserved": lambda _: _seen.allocated,
         "current_stream": _Stream, "Stream": _Stream, "stream": lambda _: nullcontext(), "empty_cache": lambda: None,
     }  # fmt: skip
     patches = [patch.object(*each) for each in (*put, *((torch.cuda, name, each) for name, each in found.items()))]
     _seen.forget()
+    _seen.memory, _seen.others = MEMORY, 0
     for each in patches:
         each.start()
     try:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_contracts.records import EngineView, PolicyRoom
+from mint_contracts.records import DeviceRoom, EngineView, PolicyRoom
 from mint_contracts.resources import Serve
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import Stage
@@ -126,6 +126,44 @@ def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
     complete(world, "team/first-0")
     world.step()
     assert set(leased(world)) >= {"team/w-0", "team/w-1"}
+
+
+ON_GPU = msgspec.structs.replace(ROOM, own=0, device=DeviceRoom(1000, own=3, shared={"mlp.up_proj": 2}))
+
+
+def test_on_a_gpu_a_policy_takes_its_memory_and_the_hosts_for_copies() -> None:
+    """Beside its own numbers, a part of several ranks' during an update."""
+    assert needs(Policy(name="x", rank=2), ON_GPU) == Taken(0, 20, 64)
+    assert needs(Policy(name="x", rank=2, target_modules=["v_proj"]), ON_GPU) == Taken(0, 2, 6)
+    revision = Starts({"acme/all": Size(2, 2 * 20 + 4096)}, item_bytes=2)
+    assert needs(Policy(name="x", start_from="acme/all"), ON_GPU, revision) == Taken(0, 20, 67), "at most"
+    assert needs(Policy(name="x", rank=32), ON_GPU) == Taken(), "more than the GPU has: its engine says so"
+
+
+def test_a_gang_waits_for_a_gpus_memory_and_says_how_much_there_is() -> None:
+    device = DeviceRoom(1000, own=3, calls=100)
+    world = World(base(), [wave("first", 10)], [heard(engines(1)[0], msgspec.structs.replace(ON_GPU, device=device))])
+    world.step()
+    world.waves.append(wave("w", 11, 11, gang=True))
+    world.step()
+    assert set(leased(world)) == {"team/first-0"}
+    assert condition(world, "w", "Admitted")[2].startswith(
+        "needs 660 bytes of GPU memory to train its policies; the ready engines have 600 bytes of 1000 bytes free "
+        "(at most 600 bytes on one engine); "
+    )
+    complete(world, "team/first-0")
+    world.step()
+    assert set(leased(world)) >= {"team/w-0", "team/w-1"}
+
+
+def test_policies_of_a_gang_are_spread_by_what_gpus_have_left() -> None:
+    """The large one first, or it would find no GPU that has enough for it."""
+    rooms = [msgspec.structs.replace(ON_GPU, device=DeviceRoom(most, own=3)) for most in (600, 310)]
+    heard_of = [heard(*each) for each in zip(engines(2), rooms, strict=True)]
+    world = World(base(2, 2), [wave("w", 10, 20, gang=True)], heard_of)
+    world.step()
+    found = leased(world)
+    assert (found["team/w-1"], found["team/w-0"]) == tuple(each.engine for each in engines(2))
 
 
 @pytest.mark.parametrize("calls", [0, 900])

@@ -9,8 +9,9 @@ from mint_engine.model.modules import find_modules
 from mint_engine.parallel.shard import share_of
 from mint_engine.parallel.shares import cuts_of
 from mint_engine.residency.host import HostTier
+from mint_engine.residency.policy_device import RESERVE
 from mint_engine.residency.policy_memory import PolicyMemory
-from mint_engine.training import lean_pass, pieces
+from mint_engine.training import generic_pass, lean_pass, pieces
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.kernels import lay_choice
 from mint_engine.training.llama import read_llama
@@ -79,6 +80,17 @@ def test_ranks_hold_the_engines_bytes_for_policies_in_updates(family: str, targe
     assert found.policy + found.policy_parts == needs.own
     assert found.held[0].training == room.lasting
     assert bool(found.policy_parts) == (ranks > 1)
+
+
+def test_what_policies_take_of_a_gpu() -> None:
+    """As an engine there counts it: beside the reserve, and what transformers' modules keep for the way back."""
+    base, shape = base_of("llama", torch.bfloat16), read_shape(config_fields(FAMILIES["llama"]))
+    maker = Maker(find_modules(base.model), FormLimits(16), base.dtype, torch.device("cuda"))
+    mix = msgspec.structs.replace(MIX, targets="all", context=16, policies=3, policy_rank=4)
+    found = make_plan(shape, DEVICES["h200"], 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
+    assert found.training == 3 * maker.needs("p", PolicySettings(rank=4)).device
+    assert found.activations == pieces.PIECE_ROWS * generic_pass.kept_bytes(base.config, base.dtype)
+    assert fit.RESERVE == RESERVE
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

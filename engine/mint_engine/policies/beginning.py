@@ -21,7 +21,7 @@ MOST_DRAWN = 1 << 14  # examples checked in advance at most, if the steps do not
 
 
 def holder_of(policy: str) -> str:
-    """Return the name under which a wave's policy holds host memory (see `PolicyMemory`)."""
+    """Return the name under which a wave's policy holds memory (see `PolicyMemory`)."""
     return f"policy {policy!r}"
 
 
@@ -59,7 +59,7 @@ def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Exam
 
 
 async def reserve(context: TrainingContext, terms: Terms) -> int:
-    """Reserve host memory and a slot for a new policy of these terms; returns the slot.
+    """Reserve memory and a slot for a new policy of these terms; returns the slot.
 
     Memory comes first: waiting for memory then occupies no slot, and a failed wait for a slot returns the memory.
     Raises as `TrainingResidency.reserve` and `PolicyMemory.take`.

@@ -27,7 +27,7 @@ class CallContext:
 
     @property
     def room(self) -> PolicyMemory:
-        """The host memory that policies take."""
+        """The memory that policies take."""
         return self.training.residency.room
 
     def copying(self, calls: Calls) -> AbstractAsyncContextManager[None]:
@@ -36,8 +36,8 @@ class CallContext:
 
     async def replace(self, calls: Calls, read: Policy) -> None:
         """Replace a policy by a state that was read; meanwhile the larger of the two counts as its memory."""
-        needs = self.training.step_thread.maker.needs_for(read)
-        if needs.own > self.room.of(calls.holder).own:
+        needs, before = self.training.step_thread.maker.needs_for(read), self.room.of(calls.holder)
+        if (needs.own, needs.device) > (before.own, before.device):
             self.room.take(calls.holder, needs)
         await self.training.step_thread.call(lambda trainer: trainer.replace(read))
         self.room.take(calls.holder, needs)

@@ -48,15 +48,21 @@ class Register:
 
     @property
     def room(self) -> PolicyRoom | None:
-        """The host memory that waves' policies may take beside Trainer API ones; None until the base is loaded."""
+        """The memory that waves' policies may take beside Trainer API ones; None until the base is loaded."""
         if self.context is None:
             return None
-        needs = [self.context.room.of(calls.holder) for calls in self._calls.values()]
+        memory, room = self.context.room, self.context.training.step_thread.maker.room
+        needs = [memory.of(calls.holder) for calls in self._calls.values()]
+        device = None
+        if room.device is not None and memory.device is not None:
+            calls = sum(each.device for each in needs)
+            device = msgspec.structs.replace(room.device, budget=memory.device.budget, calls=calls)
         return msgspec.structs.replace(
-            self.context.training.step_thread.maker.room,
-            budget=self.context.room.budget,
+            room,
+            budget=memory.budget,
             calls=sum(each.own for each in needs),
             calls_copies=max((each.copies for each in needs), default=0),
+            device=device,
         )
 
     @property

@@ -16,6 +16,7 @@ from mint_engine.residency.climb import Climber
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.host import Key
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
@@ -38,11 +39,12 @@ class Lending:
         source_stat: SourceStat,
         spawn: Spawn,
         on_offer: Callable[[], None],
+        policy_device: PolicyDevice | None,
     ) -> None:
         self._books, self._table, self._climber = books, table, climber
         self._loader, self._source_stat = loader, source_stat
         self._spawn, self._on_offer = spawn, on_offer
-        self.room = PolicyMemory(books.host, self._evicted)
+        self.room = PolicyMemory(books.host, self._evicted, device=policy_device)
         self.offered: dict[str, Assignment] = {}
 
     async def reserve(self, adapter: str) -> int:

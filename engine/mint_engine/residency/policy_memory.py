@@ -1,4 +1,6 @@
-"""Accounts for the host memory of policies, which comes out of the host tier's budget; cold adapters are evicted.
+"""Accounts for the memory that policies take: host memory comes out of the host tier's budget, from cold adapters.
+
+On a GPU, policies' own tensors are in its memory instead, within its budget.
 
 A policy's own tensors count for as long as it is here. Copies of them, made while it is saved, loaded or published,
 count while they exist. Room for the copies of the largest policy is always kept, so that any number of policies can
@@ -14,6 +16,7 @@ from functools import partial
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_engine.residency.host import HostTier, Key
+from mint_engine.residency.policy_device import PolicyDevice
 
 RETRY_S = 5.0
 WAIT_S = 10.0  # how long to wait for others' copies before raising Overloaded
@@ -21,24 +24,31 @@ WAIT_S = 10.0  # how long to wait for others' copies before raising Overloaded
 
 @dataclass(frozen=True)
 class Needs:
-    """The most bytes of host memory that one policy takes."""
+    """The most bytes of memory that one policy takes: of the host's, and of a GPU's."""
 
     own: int  # for as long as it is here
     copies: int  # in addition, while it is saved or another state of it is loaded
     published: int  # while it is published
+    device: int = 0  # on a GPU, for as long as it is here
 
 
 NOTHING = Needs(0, 0, 0)
 
 
 class PolicyMemory:
-    """One engine's host memory for policies. `on_evicted` gets the keys of adapters that have left the host tier.
+    """One engine's memory for policies. `on_evicted` gets the keys of adapters that have left the host tier.
 
-    Belongs to the event loop.
+    `device` is the GPU's, if the engine trains on one. Belongs to the event loop.
     """
 
-    def __init__(self, host: HostTier, on_evicted: Callable[[Iterable[Key]], None], wait_s: float = WAIT_S) -> None:
-        self._host, self._on_evicted, self._wait_s = host, on_evicted, wait_s
+    def __init__(
+        self,
+        host: HostTier,
+        on_evicted: Callable[[Iterable[Key]], None],
+        wait_s: float = WAIT_S,
+        device: PolicyDevice | None = None,
+    ) -> None:
+        self._host, self._on_evicted, self._wait_s, self.device = host, on_evicted, wait_s, device
         self._needs: dict[str, Needs] = {}
         self._copied = 0
         self._line = asyncio.Lock()  # held by the first that waits for room for copies
@@ -46,12 +56,12 @@ class PolicyMemory:
 
     @property
     def budget(self) -> int:
-        """Bytes that adapters and policies may take together."""
+        """Bytes of host memory that adapters and policies may take together."""
         return self._host.ledger.budget
 
     @property
     def policies(self) -> int:
-        """Bytes of all policies' own tensors."""
+        """Bytes of all policies' own tensors in host memory."""
         return sum(each.own for each in self._needs.values())
 
     @property
@@ -64,6 +74,7 @@ class PolicyMemory:
 
         Raises CapacityExceeded if the budget can never hold it, and Overloaded if others have taken the room.
         """
+        self._check_device(holder, needs)
         before = self._needs.get(holder, NOTHING)
         self._needs[holder] = needs
         if self._settle():
@@ -129,6 +140,27 @@ class PolicyMemory:
         if policies > self.policies:
             return f"policies have {policies} bytes and have taken {self.policies}"
         return ""
+
+    def _check_device(self, holder: str, needs: Needs) -> None:
+        """Raise as `take` if the policies do not fit on the GPU once this one takes more there than before."""
+        others = [each.device for name, each in self._needs.items() if name != holder]
+        more = needs.device > self._needs.get(holder, NOTHING).device
+        if self.device is None or not more or sum(others) + needs.device <= (budget := self.device.budget):
+            return
+        most, hint = needs.device, "lower kvCacheMemory or deviceSlots, or use larger GPUs"
+        if most > self.device.most:
+            there = in_units(self.device.most)
+            raise CapacityExceeded(
+                holder,
+                f"needs {in_units(most)} of GPU memory; base, slots and cache leave {there} for policies; {hint}",
+            )
+        raise Overloaded(
+            holder,
+            f"needs {in_units(most)} of GPU memory; {len(others)} other policies have "
+            f"{in_units(sum(others))} of {in_units(budget)} that are left for policies; "
+            f"retry later, train fewer at once, {hint}",
+            retry_after_s=RETRY_S,
+        )
 
     @property
     def _reserve(self) -> int:

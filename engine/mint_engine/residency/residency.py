@@ -29,6 +29,7 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.load_queue import LoadQueue
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.residency.polling import POLL_S, Poller
 from mint_engine.residency.prefetch import Prefetcher
 from mint_engine.residency.rate import LoadRate
@@ -59,7 +60,8 @@ class Residency:
 
     `on_aside` is called when a slot could not be cleared: its device may be broken. `in_flight` returns what requests
     expect in their slots, from their start until their end is reported, and `trained` the host memory that policies
-    have. `follows` returns whether a request may begin while its adapter arrives.
+    have. `follows` returns whether a request may begin while its adapter arrives. `policy_gpu` is the memory of a
+    GPU on which policies train.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Residency:
         host: HostTier,
         *,
         store: Source | None = None,
+        policy_gpu: PolicyDevice | None = None,
         workers: int = WORKERS,
         remote_workers: int = REMOTE_WORKERS,
         loads_waiting: int = LOADS_WAITING,
@@ -96,7 +99,7 @@ class Residency:
         watch = Watch(self.books, self._source_stat, self._start)
         self._poller = Poller(memory, self._climber.clear_again, watch, self._changed, poll_s)
         self.lending = Lending(
-            self.books, self.slots, self._climber, loader, self._source_stat, self._spawn, self._want_anew
+            self.books, self.slots, self._climber, loader, self._source_stat, self._spawn, self._want_anew, policy_gpu
         )
         evidence = Evidence(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
         self._audit = Audit(self.books, self.slots, evidence, audit_s)

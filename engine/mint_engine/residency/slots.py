@@ -7,7 +7,7 @@ targets fit side by side without padding, and loading one means putting one run 
 Letters in shapes: S slots, M modules, W elements of a slot, P parts of one adapter, R the largest rank.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -96,11 +96,8 @@ class Slots:
         self.dtype = dtype
         self.device = device
         self.index = {path: at for at, path in enumerate(self.modules)}
-        held = [(module, (cuts or {}).get(path, ModuleCut())) for path, module in self.modules.items()]
-        self.shapes = [_shape(module, cut) for module, cut in held]
-        self.experts = [cut.experts.size if cut.experts else max(module.experts, 1) for module, cut in held]
-        per_rank = sum(many * sum(shape) for many, shape in zip(self.experts, self.shapes, strict=True))
-        self._widest = max_rank * per_rank
+        self.shapes, self.experts = _held(self.modules, cuts)
+        self._widest = max_rank * _elements(self.shapes, self.experts)
         self._rows = SlotRows(count, self._widest, dtype, device)
         self.memory = self._rows.memory  # [S, W]
         # The tables are always in host memory, where steps are planned.
@@ -255,6 +252,31 @@ def _note_present(arrival: Arrival, begin: Callable[[int], None], start: int, nb
     if not arrival.begun:
         begin(start)
     arrival.reach(nbytes)
+
+
+def slots_bytes(
+    modules: Mapping[str, Module],
+    count: int,
+    max_rank: int,
+    dtype: torch.dtype,
+    cuts: Mapping[str, ModuleCut] | None = None,
+) -> int:
+    """Return the bytes that `Slots` of these arguments take on their device."""
+    return count * max_rank * _elements(*_held(modules, cuts)) * dtype.itemsize
+
+
+def _held(
+    modules: Mapping[str, Module], cuts: Mapping[str, ModuleCut] | None
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return each module's inputs and outputs, and its number of experts or 1; or the rank's share of them."""
+    held = [(module, (cuts or {}).get(path, ModuleCut())) for path, module in modules.items()]
+    experts = [cut.experts.size if cut.experts else max(module.experts, 1) for module, cut in held]
+    return [_shape(module, cut) for module, cut in held], experts
+
+
+def _elements(shapes: Sequence[tuple[int, int]], experts: Sequence[int]) -> int:
+    """Return the elements of an adapter of rank 1 on all modules."""
+    return sum(many * sum(shape) for many, shape in zip(experts, shapes, strict=True))
 
 
 def _shape(module: Module, cut: ModuleCut) -> tuple[int, int]:

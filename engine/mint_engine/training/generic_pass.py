@@ -162,6 +162,11 @@ class GenericPass:
             self._current.batch = None
 
 
+def kept_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Return the bytes per row that a text model keeps from the forward for the backward: each layer's input."""
+    return int(config.num_hidden_layers) * int(config.hidden_size) * dtype.itemsize
+
+
 class _Relay(nn.Module):
     """Replaces every decoder layer of a body: records their arguments, and returns what was computed before."""
 

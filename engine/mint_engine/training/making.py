@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import msgspec
 import torch
 
 from mint_contracts.errors import RankTooLarge
-from mint_contracts.records import PolicyRoom
+from mint_contracts.records import DeviceRoom, PolicyRoom
 from mint_contracts.targets import within_layer
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.cut import cut_layout
@@ -37,21 +38,22 @@ class Maker:
     ) -> None:
         """`cuts`: which parts of the modules each rank of this node holds; empty if one rank has all of them."""
         self._modules, self._limits, self._dtype, self._device = dict(modules), limits, dtype, device
-        self._cuts = tuple(cuts)
+        # Of the ranks that share this one's memory: on GPUs, each has its own.
+        self._cuts = tuple(cuts) if device.type == "cpu" else tuple(cuts)[:1]
         self._needs = WeakKeyDictionary[Form, Needs]()  # cached: counting takes a while for a form with many modules
         self._lock = threading.Lock()
         self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
 
     def needs(self, name: str, settings: PolicySettings) -> Needs:
-        """Return the most host memory that a new policy takes. Raises as `fresh`."""
+        """Return the most memory that a new policy takes. Raises as `fresh`."""
         return self._needs_in(self._form(name, settings).layout)
 
     def needs_from(self, start: Packed) -> Needs:
-        """Return the most host memory that a policy takes that begins with a revision's weights."""
+        """Return the most memory that a policy takes that begins with a revision's weights."""
         return self._needs_in(start.header.layout)
 
     def needs_for(self, policy: Policy) -> Needs:
-        """Return the most host memory that a made policy takes."""
+        """Return the most memory that a made policy takes."""
         with self._lock:
             found = self._needs.get(policy.form)
             if found is None:
@@ -60,16 +62,20 @@ class Maker:
 
     @cached_property
     def room(self) -> PolicyRoom:
-        """The memory that policies of any form take, for admission; the budget is left 0."""
+        """The memory that policies of any form take, for admission; budgets are left 0."""
         layout = lay_out(self._modules, dict.fromkeys(trainable(self._modules), 1))
         weights, shared = Counter[str](), Counter[str]()
         for place in layout.places:
             weights[within_layer(self._modules[place.path].name)] += place.elements
         each, part = (needs_of(*counts, self._dtype, self._device) for counts in ((1, 0), (0, 1)))
-        for cuts in self._cuts if part.own else ():
+        for cuts in self._cuts:
             for place in cut_layout(layout, cuts).places:
-                shared[within_layer(self._modules[place.path].name)] += place.elements * part.own
-        return PolicyRoom(budget=0, weights=dict(weights), own=each.own, copies=each.copies, shared=dict(shared))
+                shared[within_layer(self._modules[place.path].name)] += place.elements * (part.own or part.device)
+        found = PolicyRoom(budget=0, weights=dict(weights), own=each.own, copies=each.copies)
+        if self._device.type == "cpu":
+            return msgspec.structs.replace(found, shared=shared)
+        device = DeviceRoom(budget=0, own=each.device, shared=shared)
+        return msgspec.structs.replace(found, device=device)
 
     def fresh(self, name: str, settings: PolicySettings) -> Policy:
         """Make a new policy, initialised as by PEFT. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""

@@ -83,15 +83,17 @@ class Policy:
 
 
 def needs_of(elements: int, shared: int, dtype: torch.dtype, device: torch.device) -> Needs:
-    """Return the most host memory of a policy with `elements` weights; its own numbers may be on a device instead.
+    """Return the most memory of a policy with `elements` weights: the host's, or the device's for its own numbers.
 
-    With several ranks, each holds a part during an update, rounded and with its gradient: `shared` weights in all.
-    Saving and loading take a copy and a file's bytes; publishing takes a rounded copy and its bytes.
+    With several ranks, each holds a part during an update, rounded and with its gradient: `shared` weights in all
+    that are in the same memory. Saving and loading take a copy and a file's bytes in host memory; publishing takes a
+    rounded copy and its bytes.
     """
     vectors, rounded = _VECTORS * elements * torch.float32.itemsize, elements * dtype.itemsize
-    parts = shared * (dtype.itemsize + torch.float32.itemsize)
-    own = vectors + rounded + parts if device.type == "cpu" else 0
-    return Needs(own, _COPIES * vectors, 2 * rounded)
+    own = vectors + rounded + shared * (dtype.itemsize + torch.float32.itemsize)
+    if device.type == "cpu":
+        return Needs(own, _COPIES * vectors, 2 * rounded)
+    return Needs(0, _COPIES * vectors, 2 * rounded, device=own)
 
 
 def trainable(modules: Mapping[str, Module]) -> dict[str, Module]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_operator.training.memory import Memory, Taken
+from mint_operator.training.memory import Free, Memory, Taken
 from mint_operator.training.stand import PolicyStand
 
 MOST_POLICIES = 256  # as many as a list may have; policies from a count are all alike and need no search
@@ -20,15 +20,16 @@ class _Room(msgspec.Struct, frozen=True):
     """What an engine has left: slots, bytes not used by policies' own numbers, and the largest policy's copies."""
 
     slots: int
-    left: int
+    left: Free
     copies: int
 
     def less(self, needed: Taken) -> "_Room | None":
         """Return the room after `needed` is taken; None if there is not enough."""
-        copies = max(self.copies, needed.copies)
-        if self.slots < 1 or (needed.total and needed.own + copies > self.left):
+        taken = needed.plus(Taken(copies=self.copies))
+        if self.slots < 1 or (needed.total and not taken.within(self.left)):
             return None
-        return _Room(self.slots - 1, self.left - needed.own, copies)
+        left = Free(self.left.host - needed.own, self.left.device - needed.device)
+        return _Room(self.slots - 1, left, taken.copies)
 
 
 def packed(
@@ -47,8 +48,10 @@ def packed(
     if alike or len(policies) > MOST_POLICIES:
         return None
     rooms = {name: _Room(slots, *memory.left(name)) for name, slots in free.items()}
-    least = sum(min(taken.own for taken in of.values()) for of in needed.values())
-    if least > sum(max(0, room.left) for room in rooms.values()):
+    left = [room.left for room in rooms.values()]
+    host = sum(min(taken.own for taken in of.values()) for of in needed.values())
+    device = sum(min(taken.device for taken in of.values()) for of in needed.values())
+    if host > sum(max(0, each.host) for each in left) or device > sum(max(0, each.device) for each in left):
         return None
     search = _Search(policies, needed, rooms, near, rank_keys)
     return search.found if search.place(0) else None

@@ -145,10 +145,11 @@ async def training(
     server = await listen(settings_for(base, **(options | settings)), engine, 0)
     disk = DiskTier(folder / "disk", 64 << 20)
 
-    def make(_: Base, slots: Slots) -> Residency:
+    def make(loaded: Base, slots: Slots) -> Residency:
         loader = Loader(disk, Fit(slots.modules, slots.max_rank), slots.dtype)
         host = HostTier(server._settings.host_bytes, pinned=slots.device.type == "cuda")
-        return Residency(slots, loader, host, store=Source(f"file://{folder}/adapters"))
+        adapters, device = Source(f"file://{folder}/adapters"), server.policy_device(loaded)
+        return Residency(slots, loader, host, store=adapters, policy_gpu=device)
 
     residency = await server.load(base, make)
     assert isinstance(residency, Residency)
