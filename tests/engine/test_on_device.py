@@ -134,7 +134,8 @@ async def test_a_step_waits_for_the_device_a_few_times(
     """For what it is told, for the tokens, and for the pairs of each layer's experts that have adapters.
 
     Groups of layers that keep the same pages of a past are told of them apart, and so are adapters of other ranks;
-    latent attention has adapters of its own. A sampled step is told how, and asks for what was drawn.
+    latent attention has adapters of its own. A sampled step is told how, and asks for what was drawn; so is one with
+    penalties.
     """
     base, adapters = save(name, tmp_path)
     latent = name.startswith("deepseek")
@@ -150,6 +151,9 @@ async def test_a_step_waits_for_the_device_a_few_times(
         assert await waits(engine, device, *bare * 4) == 2 + groups, "the same for more of a kind"
         sampled = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
         assert await waits(engine, device, *[sampled] * 4) == 2 + groups + 7
+        penalised = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "logit_bias": {9: 1.5}}
+        assert await waits(engine, device, penalised) == 2 + groups + 4
+        assert await waits(engine, device, *[penalised] * 4) == 2 + groups + 4, "however many are penalised"
 
 
 def tier_of(engine: Engine, adapter: str) -> Tier | None:

@@ -14,7 +14,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsPro
 
 from mint_contracts.sampling_pb2 import SamplingParams
 from mint_engine.requests.parameters import read_sampling
-from mint_engine.requests.penalties import penalise
+from mint_engine.requests.penalties import change_together, penalise
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.scheduling.request import Sampling
 from tests.engine.running import Running, ask, running, save_adapter
@@ -120,6 +120,38 @@ def test_each_row_is_its_own_and_the_logits_stay_as_they_are() -> None:
     assert changed.dtype == torch.float32
     assert torch.nonzero(changed[0] != before[0].float()).flatten().tolist() == [2]
     assert torch.nonzero(changed[1] != before[1].float()).flatten().tolist() == [7]
+
+
+ROWS = st.tuples(
+    tokens,
+    tokens,
+    st.builds(
+        Sampling,
+        st.just(9),
+        st.just(0.0),
+        repetition_penalty=st.one_of(st.just(1.0), st.floats(0.1, 10)),
+        frequency_penalty=st.one_of(st.just(0.0), st.floats(-2, 2)),
+        presence_penalty=st.one_of(st.just(0.0), st.floats(-2, 2)),
+        logit_bias=st.dictionaries(st.integers(0, VOCABULARY - 1), st.floats(-100, 100)).map(
+            lambda found: tuple(found.items())
+        ),
+    ),
+)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=6), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 9))
+def test_rows_that_are_changed_together_get_the_bits_of_each_changed_alone(
+    rows: list[tuple[list[int], list[int], Sampling]], dtype: torch.dtype, seed: int
+) -> None:
+    asked = [
+        (sampling, TokenCounts().take(prompt + completion, len(prompt))) for prompt, completion, sampling in rows
+    ]
+    logits = logits_of(seed, 2 * len(rows), dtype)[::2]
+    expected, together = penalise(logits, asked), logits.to(torch.float32, copy=True).contiguous()
+    change_together(together, asked)
+    assert torch.equal(together, expected)
+    for at, each in enumerate(asked):
+        assert torch.equal(penalise(logits[at : at + 1], [each])[0], expected[at])
 
 
 @pytest.fixture(scope="module")
