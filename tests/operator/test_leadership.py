@@ -11,6 +11,7 @@ from mint_operator import epoch
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.kube import KubeError
 from tests.operator.stage import Stage, until
+from tests.waiting import PATIENCE_S
 
 LEASE = "mint-operator"
 
@@ -49,7 +50,7 @@ def candidate(stage: Stage, identity: str = "one") -> Leadership:
 
 async def test_a_leader_that_misses_an_answer_leads_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     api, leader = Lossy(stage, monkeypatch), candidate(stage)
-    await leader.acquire()
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
     keeping = asyncio.create_task(leader.renew_forever())
     api.losses, before = 1, api.answered
 
@@ -69,7 +70,7 @@ async def test_a_candidate_that_misses_the_answer_leads_at_once(
     monkeypatch.setattr(epoch, "LEASE_S", 86_400)  # nobody waits for the lease to run out
     api, leader = Lossy(stage, monkeypatch), candidate(stage)
     api.losses = 1
-    found = await leader.acquire()
+    found = await asyncio.wait_for(leader.acquire(), PATIENCE_S)
     lease = await stage.get("Lease", LEASE)
     assert lease is not None
     assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("one", found)
@@ -80,9 +81,9 @@ async def test_a_candidate_that_misses_the_answer_leads_at_once(
 )
 async def test_a_leader_whose_lease_is_not_as_it_holds_it_leads_no_more(stage: Stage, theirs: dict[str, Any]) -> None:
     leader = candidate(stage)
-    await leader.acquire()
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
     lease = await stage.get("Lease", LEASE)
     assert lease is not None
     await stage.kube.replace(lease | {"spec": lease["spec"] | theirs})
     with pytest.raises(LeadershipLost, match="taken over or removed"):
-        await leader.renew_forever()
+        await asyncio.wait_for(leader.renew_forever(), PATIENCE_S)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -14,7 +15,7 @@ from mint_engine.parallel.files import Files, make_files
 from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.rank import Rank
 from tests.engine.parallel.processes import followers
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import PATIENCE_S, join, until
 
 HEAVY = ("torch", "transformers", "numpy")
 
@@ -109,5 +110,8 @@ def test_a_process_that_cannot_start_is_reported_with_its_own_status(
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
     forked = ForkClient().fork((0, 0, 0, 0))
+    waiting = threading.Thread(target=forked.wait)
+    waiting.start()
     asked.touch()
-    assert forked.wait() == 3
+    join(waiting)
+    assert forked.status == 3
