@@ -97,6 +97,17 @@ class MapView(msgspec.Struct, frozen=True):
             return None
         return held
 
+    def answers_with(self, adapter: str, engine: str, uri: str) -> bool:
+        """Return whether requests for the name get what a Trainer call has published at `uri`, or something newer.
+
+        An engine that alone has a copy answers with the newest revision of its lease, even before it reports that.
+        """
+        known = self.published.get(adapter)
+        if known is None or known.uri >= uri:
+            return known is not None
+        holders = [name for name, each in self.engines.items() if self.copy(each, adapter)]
+        return holders == [engine] and known.uri.rpartition("-")[0] == uri.rpartition("-")[0]
+
     def is_held(self, adapter: str) -> bool:
         """Return whether any engine has a usable copy."""
         return any(self.copy(engine, adapter) for engine in self.engines.values())

@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts.errors import MintError
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
 from mint_contracts.source import Source
+from mint_engine.holdings_link import HoldingsLink
 from mint_engine.policies.calls import Calls
 from mint_gateway.policy import Policy, example
 from tests.engine.training import training_engine
@@ -56,6 +58,9 @@ class TrainingEngine:
         self._reporter = MapReporter(self._redis, BASE, self.name)
         self._beating = asyncio.create_task(self._beat())
 
+    def _described(self, sequence: int) -> EngineRecord:
+        return msgspec.structs.replace(self.record(), sequence=sequence)
+
     async def leave(self) -> None:
         """Leave the map; requests to the engine are still answered."""
         self._beating.cancel()
@@ -85,12 +90,15 @@ class TrainingEngine:
             self.relay.heal()
 
     async def _beat(self) -> None:
-        full = True
+        changed, residency = asyncio.Event(), self.trains.residency
+        residency.on_change = changed.set
+        link = HoldingsLink(self._reporter, self.name, self._described)
         while True:
+            changed.clear()
             with suppress(MintError):
-                over = 0 if full else 1
-                full = not await self._reporter.report(self.record(), [], [], full=full, over=over)
-            await asyncio.sleep(0.0 if full else HEARTBEAT_S)
+                await link.bring(residency.report())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
 
 
 NAMES = ("e-0", "e-1")

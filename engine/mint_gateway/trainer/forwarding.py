@@ -6,13 +6,21 @@ engine answers; its sequence number makes that harmless.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import msgspec
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import EngineUnavailable, InvalidRequest, Overloaded, PermissionDenied, PolicyNotFound
+from mint_contracts.errors import (
+    EngineUnavailable,
+    InvalidRequest,
+    MintError,
+    Overloaded,
+    PermissionDenied,
+    PolicyNotFound,
+)
 from mint_contracts.names import check_adapter
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
@@ -26,6 +34,8 @@ from mint_gateway.trainer.resting import resting
 from mint_gateway.view import Engine, MapView, incomplete
 
 RETRY_S = 2.0
+SHOWN_S = 3.0  # that a Publish waits for its engine's report, which is usually sent and read within 0.1 s
+SHOWN_LOOK_S = 0.01
 
 Request = (
     pb.CreatePolicyRequest
@@ -76,10 +86,14 @@ class Forwarding:
             view = self._view(request, trail)
             request.base_model = view.base
             try:
-                return await self._round(view, request, retries, trail)
+                answer = await self._round(view, request, retries, trail)
             except EngineUnavailable:
                 if not await retries.wait():
                     raise
+                continue
+            if isinstance(answer, pb.PublishResponse) and answer.uri:
+                await self._shown(trail, answer.uri, retries)
+            return answer
 
     async def list(self, base_model: str, within_s: float = ASK_S) -> pb.ListPoliciesResponse:
         """List the policies on all engines, of one base or of all, within the key's scope."""
@@ -97,6 +111,20 @@ class Forwarding:
     async def resting(self, request: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
         """Return a page of resting policies. Raises InvalidRequest."""
         return await resting(self._router, self._channels, request)
+
+    async def _shown(self, trail: CallTrail, uri: str, retries: Retries) -> None:
+        """Wait until requests for the name get what was published at `uri`; at most SHOWN_S: it is published anyway.
+
+        The engine has it, but this gateway only learns that from the engine's next report.
+        """
+        remaining, loop = retries.remaining_s(), asyncio.get_running_loop()
+        until = loop.time() + (SHOWN_S if remaining is None else min(SHOWN_S, 0.9 * remaining))
+        with suppress(MintError):
+            while loop.time() < until:
+                view = self._router.find(trail.base_model)
+                if self._router.now(view).map_away or view.answers_with(trail.policy, trail.engine, uri):
+                    return
+                await asyncio.sleep(SHOWN_LOOK_S)
 
     async def _list(self, engine: Engine, within_s: float) -> pb.ListPoliciesResponse | None:
         async with self._channels.use(engine.record.address) as stubs:
