@@ -17,6 +17,8 @@ from mint_engine.training.policy import PolicySettings
 
 DRAIN_RETRY_S = 1.0
 REMEMBERED = 16  # answers; a client retries a call before it has made this many newer ones
+# Appended to the error for a number that somebody has used.
+ANOTHER = " (another program trains it, too, or yours has restarted: continue with what GetPolicy returns)"
 REMEMBERED_BYTES = 2 << 20  # of all answers together; the last one is remembered whatever its size
 
 M = TypeVar("M", bound=Message)
@@ -162,16 +164,14 @@ class Calls:
             if sequence in self._answers:
                 asked, answer = self._answers[sequence]
                 if asked != digest:
-                    reason = (
-                        f"call {sequence} was already used for a different request; the next is {self.sequence + 1}"
-                    )
-                    raise OutOfOrder(f"policy {self._policy!r}", reason)
+                    raise self._misnumbered(f"call {sequence} was already used for a different request", ANOTHER)
                 return cast(M, answer)
+            if sequence < 1:
+                raise self._misnumbered(f"has no call {sequence}: calls are numbered from 1")
+            if sequence <= self.sequence:
+                raise self._misnumbered(f"call {sequence} is too old: its answer is no longer kept", ANOTHER)
             if sequence != self.sequence + 1:
-                what = "is too old: its answer is no longer kept" if sequence <= self.sequence else "comes too early"
-                raise OutOfOrder(
-                    f"policy {self._policy!r}", f"call {sequence} {what}; the next is {self.sequence + 1}"
-                )
+                raise self._misnumbered(f"call {sequence} comes too early")
             await self._revert_rest()
             try:
                 given = await work()
@@ -192,6 +192,9 @@ class Calls:
         while len(self._answers) > REMEMBERED or (self._nbytes > REMEMBERED_BYTES and len(self._answers) > 1):
             _, (_, oldest) = self._answers.popitem(last=False)
             self._nbytes -= oldest.ByteSize()
+
+    def _misnumbered(self, what: str, why: str = "") -> OutOfOrder:
+        return OutOfOrder(f"policy {self._policy!r}", f"{what}; the next is {self.sequence + 1}{why}")
 
     def _refuse_ended(self) -> None:
         self.check_present()

@@ -58,7 +58,7 @@ class Checkpoints:
     """One policy's checkpoints in one run. All methods block the calling thread."""
 
     def __init__(self, store: Store, policy: str, run: str = "", kept: int = KEPT) -> None:
-        self._store, self._policy = store, policy
+        self._store, self._policy, self._kept = store, policy, kept
         self.folder = f"policies/{policy}/{run or NO_RUN}"
         self._series = Series(store, policy, self.folder, RECORD, kept)
 
@@ -146,7 +146,8 @@ class Checkpoints:
                 return self._read(found)[1]
         except SourceNotFound:
             found = None
-        raise SourceNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", "does not exist, or was swept")
+        reason = f"does not exist, or was swept: the newest {self._kept} are kept"
+        raise SourceNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", reason)
 
     def _read(self, name: Name) -> tuple[Record, bytes]:
         for _ in range(READS - 1):

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import cast, get_args
 
 from mint_contracts import training_pb2 as pb
@@ -74,10 +75,8 @@ def _not_finite(example: Example) -> str:
 def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
     if request.loss not in get_args(LossType):
         raise InvalidRequest("loss", f"is {request.loss[:40]!r}; it is one of {', '.join(get_args(LossType))}")
+    _check_numbers("loss", request, ("clip_low", "clip_high", "kl_coefficient", "ratio_low", "ratio_high"))
     low, high = request.ratio_low, request.ratio_high
-    values = (request.clip_low, request.clip_high, request.kl_coefficient, low, high)
-    if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise InvalidRequest("loss", "has a value that is negative or not finite")
     if 0 < high < low:
         raise InvalidRequest("loss", f"has ratio_low {low:g} above ratio_high {high:g}, which leaves no tokens")
     return Loss(
@@ -88,6 +87,13 @@ def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
         ratio_low=low,
         ratio_high=high,
     )
+
+
+def _check_numbers(subject: str, request: Ordered, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(request, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise InvalidRequest(subject, f"has {name} {value:g}; give a finite number that is not negative")
 
 
 def digest_of_request(request: Ordered) -> bytes:
@@ -101,11 +107,10 @@ def digest_of_request(request: Ordered) -> bytes:
 
 def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
     """Return the optimizer's settings; unset fields get Tinker's defaults. Raises InvalidRequest."""
-    values = (request.learning_rate, request.weight_decay, request.max_grad_norm, request.epsilon)
-    if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise InvalidRequest("optimizer", "has a value that is negative or not finite")
-    if not all(0 <= beta < 1 for beta in (request.beta1, request.beta2)):
-        raise InvalidRequest("optimizer", "has a beta outside of 0 to 1")
+    _check_numbers("optimizer", request, ("learning_rate", "weight_decay", "max_grad_norm", "epsilon"))
+    for name, beta in (("beta1", request.beta1), ("beta2", request.beta2)):
+        if not 0 <= beta < 1:
+            raise InvalidRequest("optimizer", f"has {name} {beta:g}; give a number from 0 to less than 1")
     return Optimizer(
         learning_rate=request.learning_rate if request.HasField("learning_rate") else 1e-4,
         beta1=request.beta1 or 0.9,

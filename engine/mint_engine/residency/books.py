@@ -246,10 +246,9 @@ class Books:
             source = self.announced.get(adapter)
         if source is None:
             if self.store is None:
-                raise AdapterNotFound(
-                    f"adapter {adapter!r}",
-                    "is not in any wave, and the base model has no adapter store; add it to a wave",
-                )
+                reason = "is not in any wave, and the base model has no adapter store"
+                todo = "add it to a wave, or publish it if it is a policy"
+                raise AdapterNotFound(f"adapter {adapter!r}", f"{reason}; {todo}")
             source = child(self.store, adapter)
         copy = self.copy_of((adapter, source))
         if not copy.requested:  # an earlier request may have resolved to another source
@@ -261,10 +260,9 @@ class Books:
     def for_client(self, copy: Copy, error: MintError) -> MintError:
         """Return a load's error as a request must see it: an unplaced name that no store holds is unknown."""
         if isinstance(error, SourceNotFound) and not self.wanted(copy):
-            return AdapterNotFound(
-                f"adapter {copy.adapter!r}",
-                f"is neither in a wave nor in the adapter store ({error}); check its name",
-            )
+            reason = f"is neither in a wave nor in the adapter store ({error})"
+            todo = "check its name, or publish it if it is a policy"
+            return AdapterNotFound(f"adapter {copy.adapter!r}", f"{reason}; {todo}")
         return error
 
     def next_retry_s(self) -> float | None:

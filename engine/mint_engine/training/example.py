@@ -96,17 +96,27 @@ def needs_sampler(loss: Loss) -> bool:
 def _problem(example: Example, loss: Loss, vocabulary: int, context: int) -> str:
     count = len(example.tokens)
     if not count or (context and count > context):
-        return f"has {count} tokens; give at least 1, and no more than {context or 'the call may have'}"
+        most = f"{context} (the base's engine.contextLength)" if context else "the call may have"
+        return f"has {count} tokens; give at least 1, and no more than {most}"
     arrays = {"targets": example.targets, "weights": example.weights}
     if needs_sampler(loss):
         arrays |= {"sampler_logprobs": example.sampler_logprobs, "advantages": example.advantages}
     for name, array in arrays.items():
         if len(array) != count:
             return f"has {len(array)} {name} for {count} tokens; give one each"
-    if any(min(each) < 0 or max(each) >= vocabulary for each in (example.tokens, example.targets)):
-        return f"has a token that is not below {vocabulary}, the base's vocabulary"
+    if problem := _no_token(example, vocabulary):
+        return problem
     if example.routes is not None and len(example.routes) != count:
         return f"has routes of {len(example.routes)} tokens for {count}; give each token's"
     if not all(map(math.isfinite, example.weights)):
         return "has a weight that is not finite"
+    return ""
+
+
+def _no_token(example: Example, vocabulary: int) -> str:
+    for name, array in (("tokens", example.tokens), ("targets", example.targets)):
+        if min(array) < 0 or max(array) >= vocabulary:
+            at = next(at for at, token in enumerate(array) if not 0 <= token < vocabulary)
+            problem = f"has {array[at]} in {name}[{at}]; the base's tokens are 0 to {vocabulary - 1}"
+            return problem + "; to leave a position out, give it any of them and weight 0" * (name == "targets")
     return ""

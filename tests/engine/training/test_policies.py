@@ -325,7 +325,12 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
     (InvalidRequest, "has two batches", lambda t: t.begin([PolicyBatch("p/0", []), PolicyBatch("p/0", [])])),
     (InvalidRequest, "example 0: has 0 tokens", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[])])])),
     (InvalidRequest, "has 300 tokens", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[1] * 300)])])),
-    (InvalidRequest, "not below 128", lambda t: t.begin([PolicyBatch("p/0", [over(targets=[1, 128])])])),
+    (InvalidRequest, r"has -1 in tokens\[1\];", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[1, -1])])])),
+    (
+        InvalidRequest,
+        r"has -100 in targets\[0\]; the base's tokens are 0 to 127; to leave a position out, give it .* weight 0",
+        lambda t: t.begin([PolicyBatch("p/0", [over(targets=[-100, 128])])]),
+    ),
     (InvalidRequest, "has 1 advantages for 2", lambda t: t.begin([PolicyBatch("p/0", [over(advantages=[1])])])),
     (InvalidRequest, "weight that is not", lambda t: t.begin([PolicyBatch("p/0", [over(weights=[0, torch.inf])])])),
     (InvalidRequest, "needs completion_tokens", lambda t: t.begin([PolicyBatch("p/0", [over()], Loss("dr_grpo"))])),

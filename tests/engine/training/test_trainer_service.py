@@ -108,11 +108,17 @@ async def test_a_gap_and_a_forgotten_repeat_are_refused(base: Path, tmp_path: Pa
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         error = await refused(stub.ForwardBackward(lesson("one", 2)))
         assert (error.reason, "comes too early; the next is 1") == ("OutOfOrder", error.message.split("call 2 ")[1])
+        for unset in (0, -1):
+            error = await refused(stub.ForwardBackward(lesson("one", unset)))
+            assert error.reason == "OutOfOrder"
+            assert error.message.endswith(f"has no call {unset}: calls are numbered from 1; the next is 1")
         failed = await refused(stub.OptimStep(step("one", 1)))
         assert failed.reason == "InvalidRequest"
         for at in range(1, 20):
             await stub.ForwardBackward(lesson("one", at))
-        assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "OutOfOrder"
+        error = await refused(stub.ForwardBackward(lesson("one", 1)))
+        assert error.reason == "OutOfOrder"
+        assert "is too old: its answer is no longer kept; the next is 20 (another program trains it" in error.message
 
 
 async def test_a_saved_policy_resumes_with_the_same_numbers(base: Path, tmp_path: Path) -> None:
@@ -223,6 +229,28 @@ async def test_a_learning_rate_of_nothing_is_taken_at_its_word(base: Path, tmp_p
         assert await stub.ForwardBackward(lesson("one", 5)) != first
 
 
+async def test_a_number_that_a_call_may_not_have_is_named(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        for numbers, says in (
+            ({"clip_high": -0.5}, "has clip_high -0.5; give a finite number that is not negative"),
+            ({"clip_low": nan}, "has clip_low nan; give a finite number that is not negative"),
+            ({"kl_coefficient": inf}, "has kl_coefficient inf; give a finite number that is not negative"),
+            ({"ratio_low": 5.0, "ratio_high": 2.0}, "has ratio_low 5 above ratio_high 2, which leaves no tokens"),
+        ):
+            error = await refused(stub.ForwardBackward(lesson("one", 1, loss="ppo", **numbers)))
+            assert (error.reason, str(error)) == ("InvalidRequest", f"loss: {says}")
+        for name, number, says in (
+            ("learning_rate", nan, "nan; give a finite number that is not negative"),
+            ("weight_decay", -1.0, "-1; give a finite number that is not negative"),
+            ("beta2", 1.0, "1; give a number from 0 to less than 1"),
+        ):
+            wrong_step = step("one", 1)
+            setattr(wrong_step, name, number)
+            error = await refused(stub.OptimStep(wrong_step))
+            assert (error.reason, str(error)) == ("InvalidRequest", f"optimizer: has {name} {says}")
+
+
 async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "PolicyNotFound"
@@ -236,10 +264,6 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         wrong: list[dict[str, Any]] = [{"examples": many}, {"examples": []}, {"loss": "guess"}]
         for changes in wrong:
             assert (await refused(stub.ForwardBackward(lesson("one", 1, **changes)))).reason == "InvalidRequest"
-        band = {"ratio_low": 5.0, "ratio_high": 2.0}
-        for numbers in ({"clip_high": -0.5}, {"clip_low": nan}, {"kl_coefficient": inf}, band):
-            error = await refused(stub.ForwardBackward(lesson("one", 1, loss="ppo", **numbers)))
-            assert (error.reason, error.subject) == ("InvalidRequest", "loss")
         good: dict[str, Any] = {"sampler_logprobs": [nan, -1, -1], "advantages": [inf, 1, 1]}
         for name, number in (("sampler_logprobs", -inf), ("advantages", nan)):
             spoiled = good | {name: [0, 1, number]}
@@ -251,7 +275,8 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         error = await refused(
             stub.ForwardBackward(lesson("one", 1, examples=[pb.Example(tokens=long, targets=long)]))
         )
-        assert error.message.endswith(f"has {CONTEXT + 1} tokens; give at least 1, and no more than {CONTEXT}")
+        most = f"{CONTEXT} (the base's engine.contextLength)"
+        assert error.message.endswith(f"has {CONTEXT + 1} tokens; give at least 1, and no more than {most}")
         scene.want(assignment("acme/wave"), told=train(steps=1000))
         await until(lambda: scene.roster.progress()["acme/wave"].step)
         error = await refused(stub.DropPolicy(pb.DropPolicyRequest(policy="acme/wave")))

@@ -76,7 +76,7 @@ async def test_unsaved_steps_of_a_killed_engine_are_reported_lost(school: School
 async def test_a_checkpoint_that_is_not_there_is_no_engine_that_has_ended(school: School, patient: Client) -> None:
     policy = await patient.create_policy("acme/a", rank=4)
     saved = await policy.save_state()
-    with pytest.raises(errors.SourceNotFound, match="does not exist, or was swept"):
+    with pytest.raises(errors.SourceNotFound, match="does not exist, or was swept: the newest 16 are kept"):
         await policy.load_state(saved.replace("0001", "0009"))
     await learn(policy)
     assert policy.step == 1
