@@ -16,6 +16,10 @@ from mint_engine.training.example import Example, PolicyBatch, needs_sampler
 
 PIECE_ROWS = 1024  # fills the matrix products; with 256 rows they already run within 5% of their peak here
 
+_WEIGHTS, _EXAMPLES, _LONGEST = "weights", "examples", "examples times the longest"
+# What a loss's sum is divided by; those that are not here are plain sums.
+_DIVISORS = {"bnpo": _WEIGHTS, "dapo": _WEIGHTS, "cispo": _WEIGHTS, "grpo": _EXAMPLES, "dr_grpo": _LONGEST}
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -81,16 +85,22 @@ def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> Iterator[Piece]:
         yield draft.finish()
 
 
+def add_up(one: str, other: str) -> bool:
+    """Whether gradients of two types of loss may be added before a step: their sums are divided by the same."""
+    return _DIVISORS.get(one) == _DIVISORS.get(other)
+
+
 def normaliser(batch: PolicyBatch) -> float:
     """Return what a batch adds to its policy's normaliser, by which the sum of losses is divided, as in TRL.
 
     It is 0 for Tinker's losses, which are plain sums.
     """
-    if batch.loss.type in ("bnpo", "dapo", "cispo"):
+    divisor = _DIVISORS.get(batch.loss.type)
+    if divisor == _WEIGHTS:
         return float(sum(np.asarray(each.weights, dtype=np.float64).sum() for each in batch.examples))
-    if batch.loss.type == "grpo":
+    if divisor == _EXAMPLES:
         return float(len(batch.examples))
-    if batch.loss.type == "dr_grpo":
+    if divisor == _LONGEST:
         return float(len(batch.examples) * batch.completion_tokens)
     return 0.0
 

@@ -33,6 +33,7 @@ from mint_engine.training.example import PolicyBatch, check_examples
 from mint_engine.training.making import Maker
 from mint_engine.training.optimizer import check_rate
 from mint_engine.training.passes import choose_pass
+from mint_engine.training.pieces import add_up
 from mint_engine.training.policy import FormLimits, Policy
 from mint_engine.training.sharing import Sharing
 from mint_engine.training.stepping import Stepping
@@ -145,7 +146,7 @@ class Trainer:
         on in later works, passed in place of its batch; the policy is busy until its end.
 
         Raises as `policy`, and InvalidRequest for a policy that is in other unfinished work or whose gradient so far
-        is of another type of loss, and, unless they are `checked`, for invalid examples.
+        is of a loss that is divided differently, and, unless they are `checked`, for invalid examples.
         """
         fresh = [batch for batch in batches if isinstance(batch, PolicyBatch)]
         if len({batch.policy for batch in fresh}) != len(fresh):
@@ -178,10 +179,11 @@ class Trainer:
         policy = self.policy(batch.policy)
         if policy.busy:
             raise InvalidRequest(f"policy {policy.name}", "has unfinished work; wait for it to end")
-        if policy.gradient is not None and policy.sums != batch.loss.type:
+        if policy.gradient is not None and not add_up(policy.sums, batch.loss.type):
             raise InvalidRequest(
                 f"policy {policy.name}",
-                f"has a gradient of {policy.sums}; take a step before using {batch.loss.type}",
+                f"has a gradient of {policy.sums}, which is divided differently; take a step before using "
+                f"{batch.loss.type}",
             )
 
 

@@ -17,7 +17,7 @@ from mint_contracts.errors import (
     UnknownTargetModules,
     WrongBase,
 )
-from mint_contracts.training import Loss, Optimizer
+from mint_contracts.training import Loss, LossType, Optimizer
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_numbers, check_packed
 from mint_engine.adapters.packed import halves, is_finite
@@ -360,8 +360,30 @@ def test_a_policy_in_unfinished_work_is_left_alone() -> None:
             act()
     while work.advance():
         pass
-    with pytest.raises(InvalidRequest, match="has a gradient of dapo"):
+    with pytest.raises(InvalidRequest, match="has a gradient of dapo, which is divided differently; take a step"):
         trainer.begin([PolicyBatch("p/0", groups(1), Loss(type="grpo"))])
+
+
+@pytest.mark.parametrize("types", [("cross_entropy", "ppo"), ("cispo", "dapo")])
+def test_losses_that_are_divided_by_the_same_add_up_to_one_step(types: tuple[LossType, LossType]) -> None:
+    """Such as answers to imitate beside completions with advantages; their gradients are those of each alone."""
+    trainer = trainer_of()
+    policies(trainer, 1)
+
+    def learnt(*kinds: LossType) -> tuple[torch.Tensor, float]:
+        for kind in kinds:
+            work = trainer.begin([PolicyBatch("p/0", groups(1), Loss(type=kind))])
+            while work.advance():
+                pass
+        policy = trainer.policy("p/0")
+        assert policy.gradient is not None
+        found = policy.gradient.clone(), policy.normaliser
+        policy.forget_gradient()
+        return found
+
+    one, other, both = learnt(types[0]), learnt(types[1]), learnt(*types)
+    torch.testing.assert_close(both[0], one[0] + other[0])
+    assert both[1] == one[1] + other[1]
 
 
 def test_a_policy_of_another_base_is_refused() -> None:
