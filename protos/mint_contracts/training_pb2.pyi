@@ -301,7 +301,9 @@ class ForwardBackwardRequest(_message.Message):
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
-    """cross_entropy, importance_sampling, ppo, cispo, grpo, bnpo, dr_grpo or dapo."""
+    """cross_entropy, importance_sampling, ppo, cispo, grpo, bnpo, dr_grpo or dapo; docs/training.md has the formulas, and
+    what OptimStep divides the sums by. Losses whose divisors differ cannot be accumulated in one step.
+    """
     clip_low: _builtins.float
     """How far below and above 1 a probability ratio counts. 0 means 0.2 each, but no lower bound for cispo."""
     clip_high: _builtins.float
@@ -553,7 +555,7 @@ class SaveStateResponse(_message.Message):
 
     URI_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """Where the checkpoint is stored; the argument of LoadState."""
+    """Where the checkpoint is stored; the argument of LoadState. The policy's newest 16 are kept."""
     def __init__(
         self,
         *,

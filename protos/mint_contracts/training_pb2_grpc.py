@@ -120,8 +120,9 @@ class TrainerServicer:
     """
 
     def CreatePolicy(self, request, context):
-        """Creates a policy. A repeat changes nothing as long as no call has taken effect; one with other settings is refused
-        (INVALID_ARGUMENT).
+        """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
+        it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
+        that may have been restarted calls ResumePolicy first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

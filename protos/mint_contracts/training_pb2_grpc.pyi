@@ -49,8 +49,9 @@ class TrainerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainerAsyncStub: ...
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]
-    """Creates a policy. A repeat changes nothing as long as no call has taken effect; one with other settings is refused
-    (INVALID_ARGUMENT).
+    """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
+    it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
+    that may have been restarted calls ResumePolicy first.
     """
     ResumePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]
     """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
@@ -96,8 +97,9 @@ class TrainerAsyncStub(TrainerStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
-    """Creates a policy. A repeat changes nothing as long as no call has taken effect; one with other settings is refused
-    (INVALID_ARGUMENT).
+    """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
+    it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
+    that may have been restarted calls ResumePolicy first.
     """
     ResumePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
@@ -146,8 +148,9 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CreatePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
-        """Creates a policy. A repeat changes nothing as long as no call has taken effect; one with other settings is refused
-        (INVALID_ARGUMENT).
+        """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
+        it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
+        that may have been restarted calls ResumePolicy first.
         """
 
     @_abc_1.abstractmethod

@@ -64,7 +64,8 @@ class Calls:
         """Raise InvalidRequest unless the policy is still new and has these settings."""
         subject = f"policy {self._policy!r}"
         if self.sequence or self._settings is None:
-            raise InvalidRequest(subject, f"already exists, at call {self.sequence}; drop it first")
+            reason = f"already exists, at call {self.sequence}; continue with it (ResumePolicy), or drop it first"
+            raise InvalidRequest(subject, reason)
         given, known = asdict(settings), asdict(self._settings)
         if other := [f"{name} {known[name]!r}, not {given[name]!r}" for name in given if given[name] != known[name]]:
             raise InvalidRequest(

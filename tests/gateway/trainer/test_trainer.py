@@ -55,7 +55,7 @@ async def test_an_existing_policy_is_not_created_again_elsewhere(school: School)
     with pytest.raises(errors.InvalidRequest, match="exists with rank 4, not 8"):
         await client.create_policy("acme/a", rank=8)
     await learn(policy)
-    with pytest.raises(errors.InvalidRequest, match="exists, at call 2; drop it first"):
+    with pytest.raises(errors.InvalidRequest, match=r"exists, at call 2; continue with it \(ResumePolicy\), or drop"):
         await client.create_policy("acme/a", rank=4)
     assert len(school.has("acme/a")) == 1
 
