@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.device import choose_device, choose_dtype, count_threads, zeros
+from mint_contracts.errors import CapacityExceeded, UnsupportedBase
+from mint_contracts.layer_groups import group_layers
+from mint_engine.model.cache import KvCache
+from mint_engine.model.device import choose_device, choose_dtype, claiming, count_threads, zeros
+from mint_engine.residency.slots import Slots
+from tests.engine.slot_memory import MODULES
 
 CPU = torch.device("cpu")
 
@@ -35,3 +39,28 @@ def test_zeros_cost_memory_only_where_they_are_written() -> None:
     many[3].fill_(1)
     assert resident_bytes() - before < size // 4
     assert many[:8].sum() == 1 << 20
+
+
+def test_slots_that_no_machine_can_hold_are_refused_by_number_and_rank() -> None:
+    with pytest.raises(
+        CapacityExceeded,
+        match=r"^deviceSlots: of 100000000 with maxRank 512 needs \S+ TiB, which is more than this machine has free "
+        r"\(Cannot allocate memory\); lower one of the two$",
+    ):
+        Slots(MODULES, 10**8, 512, torch.bfloat16, CPU)
+
+
+def test_a_cache_that_no_machine_can_hold_is_refused_by_its_size() -> None:
+    with pytest.raises(
+        CapacityExceeded,
+        match=r"^kvCacheMemory: of \d+ TiB is more than this machine has free \(Cannot allocate memory\); lower it$",
+    ):
+        KvCache(group_layers((None,)), heads=8, head_dim=128, pages=2**32, dtype=torch.bfloat16, device=CPU)
+
+
+def test_memory_that_a_gpu_lacks_is_refused_likewise() -> None:
+    with (
+        pytest.raises(CapacityExceeded, match=r"^kvCacheMemory: of 90 GiB is more than this GPU has free \(out of"),
+        claiming("kvCacheMemory", "of 90 GiB"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")

@@ -13,6 +13,7 @@ Letters in shapes: L layers of a page, K key/value heads, P pages (page 0 is the
 W width of a token's row.
 """
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -22,10 +23,11 @@ import torch
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import PAGE_TOKENS, STEP_TOKENS, LayerGroups, pages_for
-from mint_engine.model.device import zeros
+from mint_engine.model.device import claiming, zeros
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import populate_zeros
 
+FIELD = "kvCacheMemory"  # of the settings, which decides how large a cache is
 PROBE_TOKENS = 40  # with which a pass is verified, in steps of fewer (see `reference`): they take pages too
 
 _log = structlog.get_logger(__name__)
@@ -39,7 +41,9 @@ class _Pages:
     ) -> None:
         self.groups = groups
         self.pages = pages
-        self.pool = zeros((groups.size, pages + 1, *page), dtype, device)
+        shape = (groups.size, pages + 1, *page)
+        with claiming(FIELD, f"of {in_units(math.prod(shape) * dtype.itemsize)}"):
+            self.pool = zeros(shape, dtype, device)
         self.routes: RouteCache | None = None  # if they are kept
 
     def of(self, layer: int) -> torch.Tensor:
@@ -60,11 +64,8 @@ class _Pages:
         if self.pool.device.type != "cpu":
             return
         began = time.perf_counter()
-        try:
+        with claiming(FIELD, f"of {in_units(self.bytes)}"):
             populate_zeros(self.pool.data_ptr(), self.pool.nbytes)
-        except OSError as error:
-            message = f"of {in_units(self.bytes)} is more than this machine has free ({error.strerror}); lower it"
-            raise CapacityExceeded("kvCacheMemory", message) from None
         _log.info("cache_in_memory", bytes=self.pool.nbytes, seconds=round(time.perf_counter() - began, 4))
 
     def wipe(self, pages: Sequence[int]) -> None:
@@ -133,7 +134,7 @@ def count_pages(budget_bytes: int, page: int, context_length: int, groups: Layer
     if pages < needed:
         shorter = " or lower contextLength" if context_length > PROBE_TOKENS else ""
         raise CapacityExceeded(
-            "kvCacheMemory",
+            FIELD,
             f"of {in_units(budget_bytes)} holds {max(pages, 0)} pages, but one request of {tokens} tokens needs "
             f"{needed}; give at least {(needed + 1) * page} bytes{shorter}",
         )

@@ -4,12 +4,13 @@ import ctypes
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from mint_contracts.errors import UnsupportedBase
+from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -67,6 +68,21 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+@contextmanager
+def claiming(field: str, size: str, lower: str = "it") -> Iterator[None]:
+    """Wrap the allocation of what a field of the settings requests, with its size and what to lower, as text.
+
+    Raises CapacityExceeded if the device does not have as much. A system that overcommits memory may notice that only
+    on first writes.
+    """
+    try:
+        yield
+    except (OSError, torch.OutOfMemoryError) as error:
+        where, why = ("machine", error.strerror) if isinstance(error, OSError) else ("GPU", "out of memory")
+        message = f"{size} is more than this {where} has free ({why}); lower {lower}"
+        raise CapacityExceeded(field, message) from None
 
 
 def lists_on(device: torch.device, *lists: Sequence[int]) -> list[torch.Tensor]:

@@ -17,11 +17,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import ShapeMismatch
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.cut import cut_layout, cut_packed
 from mint_engine.adapters.packed import Layout, Packed
+from mint_engine.model.device import claiming
 from mint_engine.parallel.shares import Cut, ModuleCut
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.reading import read
@@ -87,6 +89,7 @@ class Slots:
         self, modules: Mapping[str, Module], count: int, max_rank: int, dtype: torch.dtype, device: torch.device,
         cuts: Mapping[str, ModuleCut] | None = None, others: Others | None = None,
     ) -> None:  # fmt: skip
+        """Raises CapacityExceeded if the device does not have as much memory."""
         self.modules = dict(modules)
         self._cuts, self._others = cuts, others or Alone()
         self._fit = Fit(self.modules, max_rank)
@@ -98,7 +101,9 @@ class Slots:
         self.index = {path: at for at, path in enumerate(self.modules)}
         self.shapes, self.experts = _held(self.modules, cuts)
         self._widest = max_rank * _elements(self.shapes, self.experts)
-        self._rows = SlotRows(count, self._widest, dtype, device)
+        size = f"of {count} with maxRank {max_rank} needs {in_units(self.bytes)}, which"
+        with claiming("deviceSlots", size, lower="one of the two"):
+            self._rows = SlotRows(count, self._widest, dtype, device)
         self.memory = self._rows.memory  # [S, W]
         # The tables are always in host memory, where steps are planned.
         self.places = torch.full((len(self.shapes), count), ABSENT, dtype=torch.int64)  # [M, S], in elements
