@@ -9,9 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 import structlog
-from prometheus_client import start_http_server
 
-from mint_contracts.addresses import everywhere
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import (
     CorruptFile,
@@ -24,6 +22,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.functions import connect
 from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held, Tier
+from mint_contracts.scraping import expose
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
@@ -287,7 +286,7 @@ async def run(start: Start) -> int:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    start_http_server(start.metrics_port, everywhere())
+    expose(start.metrics_port)
     server = await listen(start.settings, start.engine, start.port, endpoint=start.endpoint)
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)

@@ -3,10 +3,8 @@
 import asyncio
 import signal
 
-from prometheus_client import start_http_server
-
-from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
+from mint_contracts.scraping import expose
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.server import OPEN, Limits, serve
@@ -24,7 +22,7 @@ async def run(port: int, http_port: int, metrics_port: int, security: DoorSecuri
     redis = connect()
     try:
         async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), security) as gateway:
-            metrics, thread = start_http_server(metrics_port, everywhere(), registry=gateway.metrics.registry)
+            metrics, thread = expose(metrics_port, gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
             await asyncio.wait([waiting, *gateway.lasting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()

@@ -7,14 +7,13 @@ from typing import Any
 
 import msgspec
 import structlog
-from prometheus_client import start_http_server
 
 from mint_contracts import functions
-from mint_contracts.addresses import everywhere
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
+from mint_contracts.scraping import expose
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
 from mint_operator import crds, kube, metrics, reach, settings
@@ -38,7 +37,7 @@ log = structlog.get_logger()
 
 async def run(config: settings.OperatorSettings) -> int:
     """Run the operator; returns its exit code. Raises InvalidRequest if it may read no configured namespace."""
-    start_http_server(config.metrics_port, everywhere())
+    expose(config.metrics_port)
     stop, broken, api = asyncio.Event(), asyncio.Event(), kube.connect()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
