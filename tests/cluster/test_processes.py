@@ -1,13 +1,15 @@
 """Processes are identified by pid and start time, and restarted with growing pauses."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from e2e.cluster.native.processes import child_of, end, identify
+from e2e.cluster.native.processes import child_of, detach, end, identify
 from e2e.cluster.native.supervise import BACKOFF_S, pause
 
 
@@ -55,3 +57,19 @@ def test_pauses_grow_to_a_limit_and_are_spread() -> None:
     assert steady == sorted(steady)
     assert steady[-1] == longest
     assert pause(1, 0.0) < pause(1, 1.0)
+
+
+def test_a_detached_program_has_its_log_and_none_of_the_files_that_its_caller_was_given(tmp_path: Path) -> None:
+    lock, log = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR), tmp_path / "log"
+    os.set_inheritable(lock, True)  # as a shell leaves it in `exec 9>lock; flock 9; make demo`
+    pid = detach(["sleep", "60"], log)
+    os.close(lock)
+    process = identify(pid)
+    assert process is not None
+    try:
+        opened = {each.name: os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+        assert [opened[each] for each in "012"] == [os.devnull, str(log), str(log)]
+        assert str(tmp_path / "lock") not in opened.values()
+        assert os.getsid(pid) == pid
+    finally:
+        end(process)

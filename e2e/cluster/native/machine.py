@@ -1,7 +1,6 @@
 """The supervisor from the machine's side: started in fresh namespaces, connected by a link, found by its pids."""
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from e2e.cluster.commands import run
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.native.layout import UPLINK, Layout
-from e2e.cluster.native.processes import Process, child_of, end, identify
+from e2e.cluster.native.processes import Process, child_of, detach, end, identify
 from e2e.cluster.paths import REPOSITORY
 
 RECORD = "supervisor.json"
@@ -44,10 +43,7 @@ class Supervisor:
 def start(layout: Layout, plan: Path) -> Supervisor:
     """Start the detached supervisor, record it, and connect its network to the machine's. Raises ClusterError."""
     command = [*UNSHARE, f"--wd={REPOSITORY}", sys.executable, "-m", "e2e.cluster.native.supervise", str(plan)]
-    log = os.open(layout.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    quiet = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2))]
-    outer = identify(os.posix_spawnp(command[0], command, os.environ, file_actions=quiet, setsid=True))
-    os.close(log)
+    outer = identify(detach(command, layout.logs / "supervisor.log"))
     if outer is None:
         raise ClusterError("the supervisor ended at once")
     supervisor = Supervisor(outer, _first_process(outer))

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,20 @@ def identify(pid: int) -> Process | None:
     if fields is None or fields[0] in {"Z", "X"}:
         return None
     return Process(pid, int(fields[19]))
+
+
+def detach(command: Sequence[str], log: Path) -> int:
+    """Start a program in a session of its own, with only a log that it appends to; return its pid.
+
+    It gets none of this process's other files: a lock that a caller holds (`flock FILE make demo`) would stay locked,
+    and a pipe open, for as long as it runs.
+    """
+    with log.open("ab") as appended:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=appended, stderr=appended, start_new_session=True
+        )
+    process.returncode = 0  # nobody here waits for it: without this, Popen would warn that it still runs
+    return process.pid
 
 
 def child_of(process: Process) -> Process | None:
