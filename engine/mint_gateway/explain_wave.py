@@ -95,7 +95,8 @@ def _copy(view: MapView, placement: Placement, name: str, record: WaveRecord) ->
     elif failure is not None or not engine.record.ready:
         lacks = f"{failure.reason}: {failure.message}" if failure else "its engine is not ready"
     elif held is None or held.source != placement.source or tier.warmth < record.residency.warmth:
-        lacks = f"loading; on {tier} now"
+        doing = "training, or loading what it published" if record.chosen_by == TRAIN else "loading"
+        lacks = f"{doing}; on {tier} now"
     return Copy(placement.adapter, name, tier, failure, lacks)
 
 

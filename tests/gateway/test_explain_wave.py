@@ -102,6 +102,18 @@ async def test_copies_that_are_colder_than_asked_for_or_on_silent_engines_are_mi
     }
 
 
+async def test_a_policy_that_trains_is_not_said_to_load(scene: Scene) -> None:
+    await write_waves(scene, WaveRecord(WAVE, "train", 1, 1, Tier.DEVICE, slots=1, admitted=True))
+    engine = await scene.engine("e-0")
+    await scene.place(PIRATE, "e-0")
+    await engine.hold(PIRATE, f"{STORE}/{PIRATE}", Tier.HOST)
+    await scene.open()
+    await scene.seen(engine)
+    why = await scene.client.explain_wave(WAVE)
+    assert [each.why for each in why.missing] == ["training, or loading what it published; on Host now"]
+    assert why.decided_by == "admitted; `mint wave watch` shows its policies"
+
+
 async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
     await write_waves(scene)
     await scene.open()
