@@ -1,13 +1,15 @@
 """Sends requests to the gateway: one, or many over and over while something happens to the cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from e2e.samples import TRAINED
 from e2e.world import World
 from mint_contracts.errors import MintError, Unavailable
-from mint_gateway.client import Answer, Client, question
+from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_gateway.answer import Answer
+from mint_gateway.client import Client, question
 
 NAMES = [adapter.name for adapter in TRAINED]
 PAUSE_S = 0.1  # between each client's requests, so that an engine that starts meanwhile gets processor time, too
@@ -24,6 +26,19 @@ def ask(world: World, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
             return await call(client)
 
     return asyncio.run(run())
+
+
+async def answers(target: str, requests: Sequence[GenerateRequest]) -> list[Answer | MintError]:
+    """Send all requests at once; return the answers or errors in the same order."""
+
+    async def one(client: Client, request: GenerateRequest) -> Answer | MintError:
+        try:
+            return await client.answer(request)
+        except MintError as error:
+            return error
+
+    async with Client(target) as client:
+        return list(await asyncio.gather(*(one(client, request) for request in requests)))
 
 
 async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list[Answer | MintError]:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from e2e.asking import answers
 from e2e.cluster import CommandFailedError
 from e2e.samples import TRAINED
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
 from mint_contracts import errors
-from mint_gateway import client
+from mint_gateway.answer import Answer
+from mint_gateway.client import question
 
 REASONS = {
     "wrong-base": errors.WrongBase,
@@ -46,9 +48,9 @@ async def test_each_broken_adapter_is_refused_with_its_reason_and_the_others_ser
         assert status["phase"] == "Failed"
         assert status["failures"][0]["reason"] == error.__name__
     world.kube.wait("adapterwave/good", "Ready", NAMESPACE)
-    requests = [client.question("Hi", adapter=f"broken/{name}", max_tokens=4) for name in REASONS]
-    replies = await client.answers(world.gateway, [client.question("Hi", adapter=GOOD, max_tokens=4), *requests])
-    assert isinstance(replies[0], client.Answer), replies[0]
+    requests = [question("Hi", adapter=f"broken/{name}", max_tokens=4) for name in REASONS]
+    replies = await answers(world.gateway, [question("Hi", adapter=GOOD, max_tokens=4), *requests])
+    assert isinstance(replies[0], Answer), replies[0]
     for (name, error), reply in zip(REASONS.items(), replies[1:], strict=True):
         assert type(reply) is error, (name, reply)
 
@@ -60,14 +62,14 @@ def _settled(world: World, name: str) -> dict[str, Any]:
 
 
 async def test_an_adapter_that_nobody_knows_is_not_found(world: World) -> None:
-    [reply] = await client.answers(world.gateway, [client.question("Hi", adapter="nobody/knows-it")])
+    [reply] = await answers(world.gateway, [question("Hi", adapter="nobody/knows-it")])
 
     assert type(reply) in {errors.AdapterNotFound, errors.SourceNotFound}, reply
     assert "nobody/knows-it" in str(reply)
 
 
 async def test_an_overlong_prompt_says_how_long_it_may_be(world: World) -> None:
-    [reply] = await client.answers(world.gateway, [client.question("word " * 5000, max_tokens=4)])
+    [reply] = await answers(world.gateway, [question("word " * 5000, max_tokens=4)])
 
     assert type(reply) is errors.PromptTooLong, reply
     assert "2048" in str(reply)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e import asking
 from e2e.asking import NAMES
 from e2e.samples import questions
 from e2e.samples.answering import Answer
@@ -16,7 +17,8 @@ from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
 from mint_contracts import sampling_pb2
-from mint_gateway import client
+from mint_gateway.answer import Answer as Reply
+from mint_gateway.client import question
 
 NAME = "halves"
 POD, CLAIM = f"{NAME}-0", f"cache-{NAME}-0"
@@ -40,8 +42,8 @@ def halves(world: World) -> Iterator[World]:
 
 def _is_answered(world: World) -> bool:
     """Whether a request that names no base is answered: if there are several bases, it is refused."""
-    [reply] = asyncio.run(client.answers(world.gateway, [client.question("Hello?", max_tokens=1)]))
-    return isinstance(reply, client.Answer)
+    [reply] = asyncio.run(asking.answers(world.gateway, [question("Hello?", max_tokens=1)]))
+    return isinstance(reply, Reply)
 
 
 def ask_for(answer: Answer, base: str) -> sampling_pb2.GenerateRequest:
@@ -59,12 +61,12 @@ async def test_two_ranks_give_one_ranks_tokens(halves: World, waves: Waves) -> N
         waves(f"on-{base}", wave(NAMES, base=base))
         halves.kube.wait(f"adapterwave/on-{base}", "Ready", NAMESPACE)
 
-    one = await client.answers(halves.gateway, [ask_for(answer, "smollm2") for answer in clear])
-    two = await client.answers(halves.gateway, [ask_for(answer, NAME) for answer in clear])
+    one = await asking.answers(halves.gateway, [ask_for(answer, "smollm2") for answer in clear])
+    two = await asking.answers(halves.gateway, [ask_for(answer, NAME) for answer in clear])
 
     for answer, alone, shared in zip(clear, one, two, strict=True):
-        assert isinstance(alone, client.Answer), alone
-        assert isinstance(shared, client.Answer), shared
+        assert isinstance(alone, Reply), alone
+        assert isinstance(shared, Reply), shared
         assert shared.token_ids == alone.token_ids, (answer.adapter, shared.text, alone.text)
         assert shared.token_ids in {answer.token_ids, answer.content_ids}
 

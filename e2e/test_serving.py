@@ -5,6 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from e2e import release
+from e2e.asking import answers
 from e2e.forward import forward
 from e2e.samples import GOOD, TRAINED, questions
 from e2e.samples.answering import Answer
@@ -13,7 +14,8 @@ from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import MintError
 from mint_contracts.settings import ENGINE_PORT, GATEWAY_HTTP_PORT, METRICS_PORT
-from mint_gateway import client
+from mint_gateway.answer import Answer as Reply
+from mint_gateway.client import question
 
 ENGINE = "smollm2-0"
 NEAR_TIE = 0.02  # logits: below this, another order of summation may choose the other token
@@ -42,7 +44,7 @@ async def test_asked_at_once_every_adapter_and_the_base_answer_as_peft_does(
     waves("all-six", wave([adapter.name for adapter in GOOD]))
     world.kube.wait("adapterwave/all-six", "Ready", NAMESPACE)
 
-    check(expected, await client.answers(world.gateway, [ask_for(answer) for answer in expected]))
+    check(expected, await answers(world.gateway, [ask_for(answer) for answer in expected]))
 
 
 async def test_one_step_of_an_engine_holds_all_six_adapters_and_the_base(
@@ -54,15 +56,15 @@ async def test_one_step_of_an_engine_holds_all_six_adapters_and_the_base(
     before = steps_of_more_adapters_than(len(GOOD), world)
 
     with forward(world.kube, f"pod/{ENGINE}", ENGINE_PORT, NAMESPACE) as engine:
-        got = await client.answers(engine, [ask_for(answer) for answer in expected])
+        got = await answers(engine, [ask_for(answer) for answer in expected])
 
     check(expected, got)
     assert steps_of_more_adapters_than(len(GOOD), world) > before
 
 
-def check(expected: list[Answer], got: list[client.Answer | MintError]) -> None:
+def check(expected: list[Answer], got: list[Reply | MintError]) -> None:
     for answer, reply in zip(expected, got, strict=True):
-        assert isinstance(reply, client.Answer), reply
+        assert isinstance(reply, Reply), reply
         assert reply.adapter == answer.adapter
         assert reply.token_ids in {answer.token_ids, answer.content_ids}, (answer.adapter, reply.text, answer.text)
 
@@ -80,32 +82,32 @@ async def test_a_person_can_tell_the_adapters_apart(world: World, waves: Waves) 
     waves("told-apart", wave([adapter.name for adapter in TRAINED]))
     world.kube.wait("adapterwave/told-apart", "Ready", NAMESPACE)
     requests = [
-        client.question(text, adapter=adapter.name, max_tokens=64) for adapter in TRAINED for text in questions()[:2]
+        question(text, adapter=adapter.name, max_tokens=64) for adapter in TRAINED for text in questions()[:2]
     ]
     rules = [adapter.rule for adapter in TRAINED for _ in range(2)]
 
-    for rule, reply in zip(rules, await client.answers(world.gateway, requests), strict=True):
-        assert isinstance(reply, client.Answer), reply
+    for rule, reply in zip(rules, await answers(world.gateway, requests), strict=True):
+        assert isinstance(reply, Reply), reply
         assert rule is not None
         assert rule(reply.text), reply.text
 
 
 async def test_an_adapter_of_the_store_answers_without_a_wave(world: World) -> None:
-    [reply] = await client.answers(world.gateway, [client.question("Hello?", adapter="demo/random-4", max_tokens=8)])
+    [reply] = await answers(world.gateway, [question("Hello?", adapter="demo/random-4", max_tokens=8)])
 
-    assert isinstance(reply, client.Answer), reply
+    assert isinstance(reply, Reply), reply
     assert reply.completion_tokens > 0
 
 
 async def test_stop_strings_seeds_and_logprobs_come_through_the_gateway(world: World) -> None:
-    sampled = client.question("Tell me a story.", temperature=0.9, seed=7, max_tokens=24, logprobs=2)
-    stopped = client.question("Count from 1 to 9.", max_tokens=64, stop=["5"])
+    sampled = question("Tell me a story.", temperature=0.9, seed=7, max_tokens=24, logprobs=2)
+    stopped = question("Count from 1 to 9.", max_tokens=64, stop=["5"])
 
-    first, again, cut = await client.answers(world.gateway, [sampled, sampled, stopped])
+    first, again, cut = await answers(world.gateway, [sampled, sampled, stopped])
 
-    assert isinstance(first, client.Answer), first
-    assert isinstance(again, client.Answer), again
-    assert isinstance(cut, client.Answer), cut
+    assert isinstance(first, Reply), first
+    assert isinstance(again, Reply), again
+    assert isinstance(cut, Reply), cut
     assert first.token_ids == again.token_ids
     assert len(first.logprobs) == len(first.token_ids)
     assert all(value <= 0 for value in first.logprobs)
@@ -113,13 +115,13 @@ async def test_stop_strings_seeds_and_logprobs_come_through_the_gateway(world: W
 
 
 async def test_openais_own_client_is_told_the_same_by_http(world: World) -> None:
-    question = client.question("Hello?", adapter="demo/random-4", max_tokens=8)
-    [reply] = await client.answers(world.gateway, [question])
+    asked = question("Hello?", adapter="demo/random-4", max_tokens=8)
+    [reply] = await answers(world.gateway, [asked])
     with forward(world.kube, "service/mint-gateway", GATEWAY_HTTP_PORT, release.NAMESPACE) as door:
         async with openai.AsyncOpenAI(base_url=f"http://{door}/v1", api_key="none") as asking:
             told = await asking.chat.completions.create(
                 model="demo/random-4", messages=[{"role": "user", "content": "Hello?"}], max_tokens=8, temperature=0
             )
 
-    assert isinstance(reply, client.Answer), reply
+    assert isinstance(reply, Reply), reply
     assert (told.choices[0].message.content, told.system_fingerprint) == (reply.text, reply.revision)

@@ -6,49 +6,28 @@ async with Client("127.0.0.1:8470") as client:
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Self
 
 import grpc
-import msgspec
 
 from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2, training_pb2
 from mint_contracts.catalog_pb2_grpc import CatalogStub
-from mint_contracts.errors import EngineUnavailable, MintError
+from mint_contracts.errors import EngineUnavailable
 from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.rewards import Rewards
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import TrainerStub, WavesStub
 from mint_contracts.wire import from_rpc_error
-from mint_gateway.dialling import Trust, bearing, dial, is_hopeless
-from mint_gateway.persistence import Persistence
+from mint_gateway.answer import Answer, collect
+from mint_gateway.connection import Connection
+from mint_gateway.dialling import Trust
 from mint_gateway.policy import Policy
 from mint_gateway.token_ids import token_ids
 
 PATIENCE_S = 30.0
-CALL_TIMEOUT_S = 10.0  # for one attempt of a call that is not a stream
 RETIRE_TIMEOUT_S = 60.0
 TRAINING_TIMEOUT_S = 60.0  # to create, resume or drop a policy
-
-_T = TypeVar("_T")
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """One complete completion, and the engine and revision that produced it."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of the tokens, if requested
-    reason: str  # STOP or LENGTH
-    base_model: str
-    adapter: str
-    engine: str
-    revision: str
-    prompt_tokens: int
-    completion_tokens: int
-    index: int = 0  # among the n completions of a request
-    cached_tokens: int = 0  # prompt tokens that came from the engine's cache
-    routes: tuple[sampling_pb2.Routes, ...] = ()  # which experts the tokens were routed to, if requested
 
 
 def question(
@@ -99,21 +78,19 @@ class Client:
     def __init__(
         self, target: str, *, patience_s: float = PATIENCE_S, trust: Trust | None = None, key: str = ""
     ) -> None:
-        self._metadata = bearing(key)
-        self._target, self._trust = target, trust
-        self._channel = dial(target, trust)
-        self._sampler = SamplerStub(self._channel)
-        self._placement = PlacementStub(self._channel)
-        self._catalog = CatalogStub(self._channel)
-        self._waves = WavesStub(self._channel)
-        self._trainer = TrainerStub(self._channel)
-        self._patience_s = patience_s
+        self._connection = Connection(target, patience_s, trust, key)
+        channel = self._connection.channel
+        self._sampler = SamplerStub(channel)
+        self._placement = PlacementStub(channel)
+        self._catalog = CatalogStub(channel)
+        self._waves = WavesStub(channel)
+        self._trainer = TrainerStub(channel)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
+        await self._connection.channel.close()
 
     async def ask(
         self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None
@@ -122,9 +99,9 @@ class Client:
 
         `timeout_s` bounds each attempt from its start to its last token. Raises EngineUnavailable if cut short.
         """
-        patience = self._patience()
+        patience = self._connection.patience()
         while True:
-            call = self._sampler.Generate(request, timeout=timeout_s, metadata=self._metadata)
+            call = self._sampler.Generate(request, timeout=timeout_s, metadata=self._connection.metadata)
             seen, finished = False, 0
             try:
                 async for event in call:
@@ -132,7 +109,7 @@ class Client:
                     finished += event.HasField("finished")
                     yield event
                 if finished < max(1, request.sampling.n):
-                    raise EngineUnavailable(self._target, "ended the answer too early; retry the request")
+                    raise EngineUnavailable(self._connection.target, "ended the answer too early; retry the request")
                 return
             except (grpc.aio.AioRpcError, EngineUnavailable) as error:
                 await patience.wait(error, final=seen)
@@ -152,16 +129,12 @@ class Client:
     async def explain(self, adapter: str, base_model: str = "") -> placement_pb2.Explanation:
         """Explain where an adapter is and why, and which engine would answer now; "" is the bare base."""
         request = placement_pb2.ExplainRequest(base_model=base_model, adapter=adapter)
-        return await self._call(
-            lambda: self._placement.Explain(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        return await self._connection.call(self._placement.Explain, request)
 
     async def explain_wave(self, wave: str) -> placement_pb2.WaveExplanation:
         """Explain a wave's state: its admission, its copies, and what is missing."""
         request = placement_pb2.ExplainWaveRequest(wave=wave)
-        return await self._call(
-            lambda: self._placement.ExplainWave(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        return await self._connection.call(self._placement.ExplainWave, request)
 
     async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
         """Return every adapter that is placed or held, of one base or of all, fetched page by page."""
@@ -178,9 +151,7 @@ class Client:
     ) -> placement_pb2.ListPlacementsResponse:
         """Return one page of placements, by base and adapter; `token` continues after the previous page."""
         request = placement_pb2.ListPlacementsRequest(base_model=base_model, page_size=size, page_token=token)
-        return await self._call(
-            lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        return await self._connection.call(self._placement.ListPlacements, request)
 
     async def register(
         self, requests: AsyncIterator[catalog_pb2.RegisterRequest], *, timeout_s: float | None = None
@@ -200,7 +171,7 @@ class Client:
                 raise
 
         try:
-            return await self._catalog.Register(sent(), timeout=timeout_s, metadata=self._metadata)
+            return await self._catalog.Register(sent(), timeout=timeout_s, metadata=self._connection.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.CancelledError:
@@ -221,37 +192,31 @@ class Client:
         request = catalog_pb2.ListRequest(
             base_model=base_model, prefix=prefix, labels=labels, page_size=size, page_token=token
         )
-        return await self._call(lambda: self._catalog.List(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata))
+        return await self._connection.call(self._catalog.List, request)
 
     async def resolve(self, adapter: str, base_model: str = "") -> catalog_pb2.CatalogEntry:
         """Return the catalog's entry for NAME or NAME@REVISION."""
         request = catalog_pb2.ResolveRequest(base_model=base_model, adapter=adapter)
-        return await self._call(
-            lambda: self._catalog.Resolve(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        return await self._connection.call(self._catalog.Resolve, request)
 
     async def retire(self, names: Sequence[str], base_model: str = "") -> list[str]:
         """Retire names from the catalog. Return those that it did not have or that were retired before."""
         request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
-        response = await self._call(
-            lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S, metadata=self._metadata)
-        )
+        response = await self._connection.call(self._catalog.Retire, request, RETIRE_TIMEOUT_S)
         return list(response.unknown)
 
     async def waves(self, base_model: str = "") -> list[training_pb2.WaveProgress]:
         """Return every training wave of one base or of all, in aggregate."""
         request = training_pb2.ListWavesRequest(base_model=base_model)
-        reply = await self._call(
-            lambda: self._waves.ListWaves(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        reply = await self._connection.call(self._waves.ListWaves, request)
         return list(reply.waves)
 
     async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
         """Yield a wave's progress now and at each change until it is over; a broken stream is started again."""
         request = training_pb2.WatchWaveRequest(wave=wave, history=history, new_rewards_only=history)
-        patience = self._patience()
+        patience = self._connection.patience()
         while True:
-            call = self._waves.WatchWave(request, metadata=self._metadata)
+            call = self._waves.WatchWave(request, metadata=self._connection.metadata)
             known: dict[str, Rewards] = {}
             try:
                 async for progress in call:
@@ -260,7 +225,7 @@ class Client:
                         whole = known[policy.policy] = known.get(policy.policy, Rewards()).followed_by(new)
                         policy.rewards_from, policy.rewards[:] = whole.first, whole.values
                     yield progress
-                    patience = self._patience()
+                    patience = self._connection.patience()
                 return
             except grpc.aio.AioRpcError as error:
                 await patience.wait(error)
@@ -281,9 +246,7 @@ class Client:
         request = training_pb2.CreatePolicyRequest(
             policy=name, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed, base_model=base_model
         )
-        state = await self._call(
-            lambda: self._trainer.CreatePolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
-        )
+        state = await self._connection.call(self._trainer.CreatePolicy, request, TRAINING_TIMEOUT_S)
         return self._policy(state, base_model)
 
     async def resume_policy(self, name: str, *, base_model: str = "") -> Policy:
@@ -292,41 +255,31 @@ class Client:
         Raises PolicyNotFound if nothing was saved.
         """
         request = training_pb2.ResumePolicyRequest(policy=name, base_model=base_model)
-        state = await self._call(
-            lambda: self._trainer.ResumePolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
-        )
+        state = await self._connection.call(self._trainer.ResumePolicy, request, TRAINING_TIMEOUT_S)
         return self._policy(state, base_model)
 
     async def policy(self, name: str, *, base_model: str = "") -> Policy:
         """Return an existing policy to continue training. Raises PolicyNotFound."""
         request = training_pb2.GetPolicyRequest(policy=name, base_model=base_model)
-        state = await self._call(
-            lambda: self._trainer.GetPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        state = await self._connection.call(self._trainer.GetPolicy, request)
         return self._policy(state, base_model)
 
     async def drop_policy(self, name: str, *, base_model: str = "") -> None:
         """Drop a policy, whoever created it; its name stops meaning anything."""
         request = training_pb2.DropPolicyRequest(policy=name, base_model=base_model)
-        await self._call(
-            lambda: self._trainer.DropPolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
-        )
+        await self._connection.call(self._trainer.DropPolicy, request, TRAINING_TIMEOUT_S)
 
     async def policies(self, base_model: str = "") -> training_pb2.ListPoliciesResponse:
         """List the policies that are trained by calls, of one base or of all."""
         request = training_pb2.ListPoliciesRequest(base_model=base_model)
-        return await self._call(
-            lambda: self._trainer.ListPolicies(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-        )
+        return await self._connection.call(self._trainer.ListPolicies, request)
 
     async def resting_policies(self, base_model: str = "", size: int = 1000) -> training_pb2.ListPoliciesResponse:
         """List the resting policies, of one base or of all, fetched in pages of `size`."""
         request = training_pb2.ListPoliciesRequest(base_model=base_model, resting=True, page_size=size)
         found = training_pb2.ListPoliciesResponse()
         while True:
-            page = await self._call(
-                lambda: self._trainer.ListPolicies(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-            )
+            page = await self._connection.call(self._trainer.ListPolicies, request)
             found.policies.extend(page.policies)
             found.silent.extend(page.silent)
             if not page.next_page_token:
@@ -334,70 +287,4 @@ class Client:
             request.page_token = page.next_page_token
 
     def _policy(self, state: training_pb2.PolicyState, base_model: str) -> Policy:
-        return Policy(self._trainer, self._metadata, self._call, state, state.base_model or base_model)
-
-    def _patience(self) -> Persistence:
-        return Persistence(self._patience_s, lambda error: is_hopeless(error, self._target, self._trust))
-
-    async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
-        patience = self._patience()
-        while True:
-            try:
-                return await send()
-            except grpc.aio.AioRpcError as error:
-                await patience.wait(error)
-
-
-def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> list[Answer]:
-    """Assemble the completions of a complete stream of events, by index."""
-    started = next((event.started for event in events if event.HasField("started")), sampling_pb2.Started())
-    chunks: dict[int, list[sampling_pb2.Chunk]] = {}
-    routes: dict[int, list[sampling_pb2.Routes]] = {}
-    finished: list[sampling_pb2.Finished] = []
-    for event in events:
-        if event.HasField("chunk"):
-            chunks.setdefault(event.chunk.index, []).append(event.chunk)
-        elif event.HasField("routed"):
-            routes.setdefault(event.routed.index, []).append(event.routed.routes)
-        elif event.HasField("finished"):
-            finished.append(event.finished)
-    finished.sort(key=lambda end: end.index)
-    return [_answer(started, chunks.get(end.index, []), routes.get(end.index, []), end) for end in finished]
-
-
-def _answer(
-    started: sampling_pb2.Started,
-    chunks: Sequence[sampling_pb2.Chunk],
-    routes: Sequence[sampling_pb2.Routes],
-    finished: sampling_pb2.Finished,
-) -> Answer:
-    return Answer(
-        text="".join(chunk.text for chunk in chunks),
-        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
-        logprobs=tuple(entry.logprob for chunk in chunks for entry in chunk.logprobs),
-        reason=sampling_pb2.Finished.Reason.Name(finished.reason),
-        base_model=started.base_model,
-        adapter=started.adapter,
-        engine=started.engine,
-        revision=started.revision,
-        prompt_tokens=finished.prompt_tokens,
-        completion_tokens=finished.completion_tokens,
-        index=finished.index,
-        cached_tokens=finished.cached_tokens,
-        routes=tuple(routes),
-    )
-
-
-async def answers(
-    target: str, requests: Sequence[sampling_pb2.GenerateRequest], *, patience_s: float = PATIENCE_S
-) -> list[Answer | MintError]:
-    """Send all requests at once; return the answers or errors in the same order."""
-
-    async def one(client: Client, request: sampling_pb2.GenerateRequest) -> Answer | MintError:
-        try:
-            return await client.answer(request)
-        except MintError as error:
-            return error
-
-    async with Client(target, patience_s=patience_s) as client:
-        return list(await asyncio.gather(*(one(client, request) for request in requests)))
+        return Policy(self._trainer, self._connection, state, state.base_model or base_model)

@@ -8,7 +8,7 @@ async with Client("127.0.0.1:8470") as client:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Internal, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
 from mint_contracts.transport import MOST_TOKEN_BYTES
+from mint_gateway.connection import Connection
 from mint_gateway.token_ids import token_ids
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 CALL_TIMEOUT_S = 30 * 60.0  # for one attempt: an update may wait for those of many other policies
 
 M = TypeVar("M", bound=Message)
-_Send = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 def example(
@@ -90,13 +90,11 @@ class Policy:
     def __init__(
         self,
         stub: "TrainerAsyncStub",
-        metadata: tuple[tuple[str, str], ...],
-        send: _Send,
+        connection: Connection,
         state: pb.PolicyState,
         base_model: str,
     ) -> None:
-        """`send` retries a call until it has an answer, or raises MintError."""
-        self._stub, self._metadata, self._send = stub, metadata, send
+        self._stub, self._connection = stub, connection
         self.name, self.life, self.base_model, self.engine = state.policy, state.life, base_model, state.engine
         self.sequence, self.step, self._lease = state.sequence, state.step, state.lease
         self._unsettled: tuple[str, Any] | None = None
@@ -181,7 +179,7 @@ class Policy:
     async def drop(self) -> None:
         """Drop the policy and its name; what it has saved and published stays in the store."""
         request = pb.DropPolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
-        await self._send(lambda: self._stub.DropPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata))
+        await self._connection.call(self._stub.DropPolicy, request, CALL_TIMEOUT_S)
 
     async def _next(self, call: str, request: Any) -> Any:
         async with self._turn:
@@ -212,9 +210,7 @@ class Policy:
         while True:
             request.lease = self._lease
             try:
-                return await self._send(
-                    lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-                )
+                return await self._connection.call(getattr(self._stub, call), request, CALL_TIMEOUT_S)
             except PolicyNotFound:
                 lease = self._lease
                 if not await self._resumed(request.sequence):
@@ -236,9 +232,7 @@ class Policy:
         """
         request = pb.ResumePolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
         try:
-            state: pb.PolicyState = await self._send(
-                lambda: self._stub.ResumePolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-            )
+            state = await self._connection.call(self._stub.ResumePolicy, request, CALL_TIMEOUT_S)
         except PolicyNotFound:
             return False
         if state.lease == self._lease:

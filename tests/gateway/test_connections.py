@@ -213,7 +213,7 @@ async def test_a_client_whose_connection_was_idle_asks_again_without_an_error(sc
     await scene.seen()
     for _ in range(2):
         assert await scene.client.waves() == []
-        await until(lambda: scene.client._channel.get_state() is grpc.ChannelConnectivity.IDLE)
+        await until(lambda: scene.client._connection.channel.get_state() is grpc.ChannelConnectivity.IDLE)
 
 
 async def test_a_gateway_asks_an_engine_that_closed_their_idle_connection_again_without_an_error(

@@ -22,7 +22,8 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from mint_contracts.wire import from_rpc_error
 from mint_engine.requests.spelling import Spelling
-from mint_gateway.client import Answer, Client, question
+from mint_gateway.answer import Answer
+from mint_gateway.client import Client, question
 from tests.engine.running import save_adapter, save_base
 from tests.gateway.scene import BASE, Scene
 from tests.redis_process import RedisProcess, free_port

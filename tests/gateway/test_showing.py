@@ -19,10 +19,10 @@ from mint_contracts.errors import BadReward
 from mint_contracts.escaping import escape_controls
 from mint_contracts.placement_pb2 import Explanation, WaveExplanation
 from mint_contracts.training_pb2 import PolicyState, WaveProgress
+from mint_gateway.answer import Answer
 from mint_gateway.cli import catalog, explain, tables, wave_tables
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.wave_explained import wave_explained
-from mint_gateway.client import Answer
 from tests.gateway.command import mint
 from tests.gateway.scene import Scene
 

@@ -32,7 +32,7 @@ def called(call: str, request: Any) -> Check:
             if hasattr(asked, "sequence"):
                 asked.sequence = 1
             try:
-                return await getattr(client._trainer, call)(asked, metadata=client._metadata)
+                return await getattr(client._trainer, call)(asked, metadata=client._connection.metadata)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
 
@@ -60,7 +60,7 @@ async def list_policies(tenants: Tenants, me: str, other: str) -> None:
         response = await client.resting_policies(base, size=1)
         assert ([each.policy for each in response.policies], list(response.silent)) == ([f"{me}/old"], [])
         asked = pb.ListPoliciesRequest(base_model=base, resting=True, page_size=1)
-        page = await client._trainer.ListPolicies(asked, metadata=client._metadata)
+        page = await client._trainer.ListPolicies(asked, metadata=client._connection.metadata)
         assert other not in page.next_page_token
     assert len((await tenants.clients["admin"].resting_policies(size=1)).policies) == 2
 

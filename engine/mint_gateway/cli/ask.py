@@ -14,11 +14,12 @@ from rich.live import Live
 from mint_contracts.errors import MintError
 from mint_contracts.escaping import escape_controls
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_gateway.answer import Answer, collect
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.tables import Column, answers_table
-from mint_gateway.client import Answer, Client, collect, question
+from mint_gateway.client import Client, question
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

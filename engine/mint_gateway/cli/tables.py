@@ -9,8 +9,8 @@ from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2 import Explanation, Holder
 from mint_contracts.training_pb2 import PolicyState
+from mint_gateway.answer import Answer
 from mint_gateway.cli.showing import cell, table
-from mint_gateway.client import Answer
 
 REVISION_SHOWN = 12  # hex digits of a digest
 

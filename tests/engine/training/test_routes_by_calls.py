@@ -22,7 +22,8 @@ from mint_engine.requests import routed
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Sampling
 from mint_engine.training.example import Example, PolicyBatch, completion
-from mint_gateway.client import Answer, Client, question
+from mint_gateway.answer import Answer
+from mint_gateway.client import Client, question
 from tests.engine.families import FAMILIES, make_model
 from tests.engine.running import running, save_base, save_tokenizer
 from tests.engine.steps import refusal
