@@ -1,7 +1,6 @@
 """The gRPC services of one engine: Sampler streams completions, Engine reports the engine's state."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -20,7 +19,6 @@ from mint_contracts.records import Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.wire import to_status
-from mint_engine import metrics
 from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import prompt_logprobs, routed
@@ -32,6 +30,7 @@ from mint_engine.requests.parameters import check_prompt_logprobs, read_sampling
 from mint_engine.requests.prompts import read_form, read_prompt
 from mint_engine.requests.reading import Reading
 from mint_engine.requests.spelling import Spelling
+from mint_engine.requests.tally import Tally
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, budget
@@ -104,7 +103,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         self, request: sampling_pb2.GenerateRequest, context: _Context
     ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
         """Stream a request's completions."""
-        arrived, outcome = time.monotonic(), "cancelled"
+        tally = Tally()
         life: asyncio.Task[None] | None = None
         scored = self._scored.share()
         try:
@@ -115,33 +114,18 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                 life = asyncio.create_task(run_request(asked, parts.holder, parts.stepper, inbox))
                 self._taken.add(life)
                 life.add_done_callback(self._taken.discard)
-                first, ended = True, 0
                 async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
-                    kind = event.WhichOneof("event")
-                    if first and kind in {"chunk", "finished"}:  # a request for no tokens has only an end
-                        metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
-                        if kind == "chunk":
-                            metrics.FIRST_TOKEN.observe(time.monotonic() - arrived)
-                        first = False
-                    if kind == "chunk":
-                        metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
-                    elif kind == "finished":
-                        ended += 1
-                        if ended == 1:
-                            metrics.TOKENS.labels("cached").inc(event.finished.cached_tokens)
-                        if ended == asked.sampling.n:
-                            outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
+                    tally.count(event, asked)
                     yield event
         except MintError as error:
-            outcome = error.reason
+            tally.outcome = error.reason
             _log.info("request_failed", reason=error.reason, adapter=request.adapter[:200], message=str(error))
             await context.abort_with_status(to_status(error))
         finally:
-            if life is not None and outcome == "cancelled":
+            if life is not None and tally.outcome == "cancelled":
                 life.cancel()
             scored.fill(0)
-            metrics.REQUESTS.labels(outcome).inc()
-            metrics.DURATION.observe(time.monotonic() - arrived)
+            tally.close()
 
     async def GetInfo(  # noqa: N802
         self, request: engine_pb2.GetInfoRequest, context: _Context
@@ -237,9 +221,16 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
             offsets = await self._prompts.run(nbytes, prompt_offsets, request, prompt, tokenizer, parts.spelling)
-        name, params = request.request_id or uuid.uuid4().hex, request.sampling
-        calls = read_form(request.chat, tokenizer)
-        salt = request.cache_salt
         return CheckedRequest(
-            name, adapter, prompt, sampling, source, params.routes, params.echo, offsets, grammar, calls, salt
+            request_id=request.request_id or uuid.uuid4().hex,
+            adapter=adapter,
+            prompt=prompt,
+            sampling=sampling,
+            source=source,
+            routes=request.sampling.routes,
+            echo=request.sampling.echo,
+            offsets=offsets,
+            grammar=grammar,
+            calls=read_form(request.chat, tokenizer),
+            salt=request.cache_salt,
         )
