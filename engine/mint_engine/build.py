@@ -127,7 +127,9 @@ def _build_rank_0(
         # with what transformers computes from it.
         admit = partial(check_config, settings)
         dtype, keep = choose_dtype(settings.dtype), settings.quantised_experts
-        base, reference = load_part(base_path, dtype, part, admit, progress, ranks.listen, quantised_experts=keep)
+        base, reference = load_part(
+            base_path, dtype, part, admit, progress, ranks.listen, quantised_experts=keep, device=device
+        )
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group, settings.ranks_per_node))

@@ -197,11 +197,20 @@ def test_plans_stay_within_the_limits_of_a_base_model() -> None:
 
 
 def test_loading_takes_the_host_each_ranks_share_and_layers_that_the_first_has_whole() -> None:
-    one, eight = planned(KIMI_K2, 1), planned(KIMI_K2, 8)
-    assert one.loading == one.weights
+    shape, mix = read_shape(KIMI_K2), Mix(adapters=1, rank=1, targets="attention", requests=1, context=1024)
+    one, eight = (make_plan(shape, DEVICES["cpu"], ranks, mix, "bfloat16", STORAGE) for ranks in (1, 8))
+    assert one.loading == one.held[0].weights
     experts = 2 * 384 * 3 * 7168 * 2048
-    beside = eight.loading - sum(each.weights for each in eight.held)
-    assert beside == pytest.approx(WHOLE_LAYERS * experts, rel=0.05)
+    assert eight.loading - eight.held[0].weights == pytest.approx(WHOLE_LAYERS * experts, rel=0.05)
+
+
+def test_loading_onto_gpus_takes_the_host_what_is_being_read() -> None:
+    """Of a base that is larger than all the memory of the host."""
+    one, eight = planned(KIMI_K2, 1), planned(KIMI_K2, 8)
+    experts, outside = 2 * 384 * 3 * 7168 * 2048, 2 * 2 * 163840 * 7168
+    assert one.loading == pytest.approx(experts + outside, rel=0.05)
+    assert eight.loading == pytest.approx(WHOLE_LAYERS * experts + 8 * outside, rel=0.05)
+    assert eight.loading < one.weights / 10
 
 
 async def mint_plan(*arguments: str) -> tuple[int, str, str]:

@@ -104,7 +104,8 @@ def load_base(
 ) -> Base:
     """Load the base at `path`, or a part of it, in evaluation mode and without gradients.
 
-    With `quantised_experts`, routed experts stay quantised as in the files, see `kept`.
+    Each tensor is on the device as soon as it is read, except those of a GGUF file and those of a `part`, which
+    decides about them. With `quantised_experts`, routed experts stay quantised as in the files, see `kept`.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
     whatever `admit` raises, which is called before any weight is read. No code from the folder is run, and nothing is
@@ -119,8 +120,11 @@ def load_base(
     if files.gguf is None:
         check_tensors(files, quantisation)
     tokenizer = read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
-    model = _read_model(files, config, quantisation, dtype, part, progress or LoadProgress(), keep=quantised_experts)
-    move(model, device)
+    model = _read_model(
+        files, config, quantisation, (dtype, device), part, progress or LoadProgress(), keep=quantised_experts
+    )
+    if part is None:  # of the model, what was not read from tensors
+        move(model, device)
     model.train(False)
     model.requires_grad_(False)
     _check_read(files, {}, every_weight(model) if part is None else part.unchecked(model))
@@ -157,12 +161,14 @@ def _read_model(
     files: BaseFiles,
     config: PreTrainedConfig,
     quantisation: Quantisation | None,
-    dtype: torch.dtype,
+    kind: tuple[torch.dtype, torch.device],
     part: Part | None,
     progress: LoadProgress,
     *,
     keep: bool,
 ) -> PreTrainedModel:
+    dtype, device = kind
+
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         check_enough(files, model, tensors)
         tensors = counted(tensors, progress)
@@ -171,7 +177,7 @@ def _read_model(
         if keep:
             tensors = keep_experts(tensors, files.subject)
             model.set_experts_implementation("eager")  # the eager implementation takes one expert at a time
-        return fill(model, tensors, loading) if part is None else part.fill(model, tensors, loading)
+        return fill(model, tensors, loading, device=device) if part is None else part.fill(model, tensors, loading)
 
     # Mismatched shapes are reported below, by name.
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -197,6 +203,8 @@ def _read_model(
             return model  # type: ignore[no-any-return]
         if part is not None:
             part.finish(model, partial(_check_read, files))
+    except torch.OutOfMemoryError:
+        raise
     except LIBRARY_ERRORS as error:
         raise UnsupportedBase(files.subject, f"cannot be loaded: {first_line(error)}") from None
     return model  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import torch
 
 from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 
+HOST = torch.device("cpu")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")

@@ -1,8 +1,10 @@
 """Fills models from a base's tensors, the way transformers loads them."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
     Concatenate,
@@ -15,6 +17,7 @@ from transformers.core_model_loading import (
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.device import HOST
 from mint_engine.model.kept import EXPERT, Kept, Place, kind_of, put_stacks
 from mint_engine.model.stored import Stored, open_tensors
 
@@ -65,18 +68,20 @@ def fill(
     loading: Any,
     names: Mapping[str, Name] | None = None,
     mixed: Set[str] | None = None,
+    device: torch.device = HOST,
 ) -> LoadStateDictInfo:
     """Read tensors into a model, merged as the model needs; return what of the model they do not fill.
 
-    `names` are found if not given, as are the `mixed` stacks; pass `mixed` if not all of a stack's tensors are here.
-    Raises UnsupportedBase for experts that cannot be kept quantised.
+    Each tensor is put on the `device` as it is read, and merged there: host memory then holds only the few that are
+    being read. `names` are found if not given, as are the `mixed` stacks; pass `mixed` if not all of a stack's
+    tensors are here. Raises UnsupportedBase for experts that cannot be kept quantised, and OutOfMemoryError.
     """
     if not any(isinstance(each, Kept) for each in tensors.values()):
-        return _convert(model, tensors, loading)
+        return _convert(model, tensors, loading, device)
     known = Naming(model, loading).of_all(tensors) if names is None else names
     kept, others = _divide(tensors, known, find_mixed(tensors, known) if mixed is None else mixed)
-    put_stacks(model, [(known[key].own, _place(key, known[key]), tensor) for key, tensor in kept.items()])
-    return _convert(model, others, loading)
+    put_stacks(model, [(known[key].own, _place(key, known[key]), tensor) for key, tensor in kept.items()], device)
+    return _convert(model, others, loading, device)
 
 
 def _place(key: str, name: Name) -> Place:
@@ -115,8 +120,14 @@ def _divide(
     return kept, others
 
 
-def _convert(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any) -> LoadStateDictInfo:
-    info: LoadStateDictInfo = convert_and_load_state_dict_in_model(model, dict(tensors), loading)[0]
+def _convert(
+    model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any, device: torch.device
+) -> LoadStateDictInfo:
+    placed = replace(loading, device_map={"": device}) if device != HOST else loading
+    info: LoadStateDictInfo = convert_and_load_state_dict_in_model(model, dict(tensors), placed)[0]
+    for problem in info.conversion_errors.values():  # where transformers puts what merging raised
+        if "out of memory" in problem:
+            raise torch.OutOfMemoryError(problem)
     return info
 
 

@@ -262,8 +262,8 @@ def kind_of(tensor: Quantised) -> Hashable:
     return tensor.form, *((tuple(each.get_shape()), each.get_dtype()) for each in parts)
 
 
-def put_stacks(model: PreTrainedModel, tensors: Iterable[tuple[str, Place, Kept]]) -> None:
-    """Replace a model's stacks with kept tensors, given with names and places; reads them into host memory.
+def put_stacks(model: PreTrainedModel, tensors: Iterable[tuple[str, Place, Kept]], device: torch.device) -> None:
+    """Replace a model's stacks with kept tensors, given with names and places; reads them into a device's memory.
 
     Tensors of one place are of one kind. Those of no stack are left out, e.g. of layers that predict further tokens.
     Raises UnsupportedBase.
@@ -279,10 +279,12 @@ def put_stacks(model: PreTrainedModel, tensors: Iterable[tuple[str, Place, Kept]
         linears = [
             [each for _, each in sorted(orders[at].items(), key=lambda item: item[0])] for at in sorted(orders)
         ]
-        _put(model, path, linears, room)
+        _put(model, path, linears, room, device)
 
 
-def _put(model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised]], room: _Room) -> None:
+def _put(
+    model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised]], room: _Room, device: torch.device
+) -> None:
     parent, _, name = path.rpartition(".")
     module: Any = model.get_submodule(parent)
     count, *expected = getattr(module, name).shape
@@ -292,11 +294,11 @@ def _put(model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised
         problem = f"has {least} experts of {shape}, and by its config.json {count} of {expected}"
         raise UnsupportedBase(path, f"{problem}; get its files again")
     delattr(module, name)
-    setattr(module, name, KeptStack([_read(experts) for experts in linears], room))
+    setattr(module, name, KeptStack([_read(experts, device) for experts in linears], room))
 
 
-def _read(experts: Sequence[Quantised]) -> _Linear:
-    """Read tensors of one kind into memory, one after another. Raises UnsupportedBase if they do not match."""
+def _read(experts: Sequence[Quantised], device: torch.device) -> _Linear:
+    """Read tensors of one kind, one after another, onto a device. Raises UnsupportedBase if they do not match."""
     parts: tuple[torch.Tensor, ...] = ()
     for at, expert in enumerate(experts):
         expert.check()
@@ -305,7 +307,9 @@ def _read(experts: Sequence[Quantised]) -> _Linear:
                 "quantisedExperts", f"is true, but of experts of one layer one is {first}, one {shape}"
             )
         read = [each[...] for each in expert.parts()]
-        parts = parts or tuple(each.new_empty((len(experts), *each.shape)) for each in read)
+        parts = parts or tuple(
+            torch.empty((len(experts), *each.shape), dtype=each.dtype, device=device) for each in read
+        )
         for part, own in zip(parts, read, strict=True):
             part[at] = own
     one = experts[0]

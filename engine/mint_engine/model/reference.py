@@ -21,10 +21,11 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
+from mint_engine.model.device import HOST
 from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, first_line
 from mint_engine.model.fill import Name, Naming, fill
-from mint_engine.model.kept import every_weight
+from mint_engine.model.kept import every_weight, move
 from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Stored
 from mint_engine.parallel.part import Part
@@ -81,15 +82,16 @@ def load_part(
     listen: Callable[[], None] = lambda: None,
     *,
     quantised_experts: bool = False,
+    device: torch.device = HOST,
 ) -> tuple[Base, Reference]:
-    """Load a rank's part of a base into host memory, and what the complete base computes. Raises as `load_base` does.
+    """Load a rank's part of a base, and what the complete base computes. Raises as `load_base` does.
 
-    A GGUF file is read completely; the caller must cut it. `listen` is called before each layer is read, and raises
-    if loading has become pointless.
+    Each layer is computed in host memory, and then only the rank's part of it is kept, on the `device`. What is
+    outside layers stays in host memory. A GGUF file is read completely; the caller must cut it. `listen` is called
+    before each layer is read, and raises if loading has become pointless.
     """
-    streamed = _Streamed(part, listen)
-    cpu = torch.device("cpu")
-    base = load_base(path, dtype, cpu, streamed, admit, progress, quantised_experts=quantised_experts)
+    streamed = _Streamed(part, listen, device)
+    base = load_base(path, dtype, HOST, streamed, admit, progress, quantised_experts=quantised_experts)
     return base, streamed.reference or find_reference(base)
 
 
@@ -100,8 +102,8 @@ class _Streamed:
     twice.
     """
 
-    def __init__(self, part: Part, listen: Callable[[], None]) -> None:
-        self._part, self._listen = part, listen
+    def __init__(self, part: Part, listen: Callable[[], None], device: torch.device) -> None:
+        self._part, self._listen, self._device = part, listen, device
         self._loading: Any = None
         self._later: dict[str, dict[str, Stored]] = {}  # by layer path
         self._names: dict[str, Name] = {}
@@ -147,6 +149,8 @@ class _Streamed:
     def _cut_layer(self, path: str, read: "_Layers", layer: nn.Module, *_: Any) -> None:
         assert self._part.share is not None  # noqa: S101 - see `fill`
         shard_layer(path, layer, self._part.share)
+        if self._device != HOST:
+            move(layer, self._device)
         read.step()
 
 

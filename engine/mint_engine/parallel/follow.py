@@ -22,7 +22,7 @@ from mint_contracts.logs import log_as_json
 from mint_engine.adapters.mapped import Opener
 from mint_engine.kernels.library import instruction_set
 from mint_engine.model.base import empty_model, load_base
-from mint_engine.model.device import choose_device, choose_dtype
+from mint_engine.model.device import HOST, choose_device, choose_dtype
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
@@ -111,10 +111,10 @@ def _load(begin: Begin) -> Member:
     torch.set_num_threads(begin.threads)
     settings = begin.settings
     device = choose_device(settings.device, begin.rank % settings.ranks_per_node)
-    part = Part(begin.rank, begin.count, settings.target_modules)
-    cpu, keep = torch.device("cpu"), settings.quantised_experts
+    part = Part(begin.rank, begin.count, settings.target_modules, device)
+    keep = settings.quantised_experts
     admit = partial(_admit, begin.instructions)
-    base = load_base(Path(begin.base), choose_dtype(settings.dtype), cpu, part, admit, quantised_experts=keep)
+    base = load_base(Path(begin.base), choose_dtype(settings.dtype), HOST, part, admit, quantised_experts=keep)
     return lay_member(settings, base, part, device)
 
 

@@ -13,6 +13,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
+from mint_engine.model.device import HOST
 from mint_engine.model.fill import Naming, fill, find_mixed
 from mint_engine.model.kept import EXPERT, Kept, every_weight
 from mint_engine.model.modules import find_modules, layers_prefix
@@ -27,8 +28,11 @@ _ALL: list[_Part] = [()]
 class Part:
     """A rank's part of a base: first cuts the model, then fills it from the files."""
 
-    def __init__(self, rank: int, count: int, target_modules: Iterable[str] = ()) -> None:
-        self._rank, self._count, self._targets = rank, count, tuple(target_modules)
+    def __init__(
+        self, rank: int, count: int, target_modules: Iterable[str] = (), device: torch.device = HOST
+    ) -> None:
+        """On the `device` is put what is read, unless it has to be cut first."""
+        self._rank, self._count, self._targets, self._device = rank, count, tuple(target_modules), device
         self.share: Share | None = None
         self.modules: Mapping[str, Module] = {}  # that adapters may target, uncut
 
@@ -51,7 +55,7 @@ class Part:
         if not all(names[key].keeps for key in inside):
             return fill(model, tensors, loading, names)
         mixed = find_mixed(tensors, names)  # over all experts: another rank's may make a stack mixed
-        return fill(model, _select(tensors, inside, self.cut(model)), loading, names, mixed)
+        return fill(model, _select(tensors, inside, self.cut(model)), loading, names, mixed, self._device)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """Do nothing: everything has been read."""

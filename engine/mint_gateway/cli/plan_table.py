@@ -27,7 +27,10 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
         "weights", size(plan.weights), most["weights"], f"{plan.parameters / 1e9:,.2f} billion parameters{repeated}"
     )
     alone = "all weights, and most again as MinT's kernels lay them out" if plan.repeated else "all weights"
-    loading = "each rank's share, and one layer that the first rank reads whole" if ranks > 1 else alone
+    if not device.one_memory:
+        alone = "the tensors that are being read, at most; each goes to the GPU at once"
+    shares = "each rank's share" if device.one_memory else "the tensors that ranks are reading, at most"
+    loading = f"{shares}, and one layer that the first rank reads whole" if ranks > 1 else alone
     table.add_row("while it loads", size(plan.loading), "", f"of host memory: {loading}")
     tokens = mix.requests * mix.context
     behind = ", less what is outside sliding windows" if plan.cache < tokens * plan.token else ""

@@ -93,7 +93,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     parameters: int
     files: int  # of the weights, as published; 0 if unknown
-    loading: int  # host memory while ranks load: their shares, and the layers that the first one holds completely
+    loading: int  # host memory while ranks load: see `_loading`
     weights: int
     token: int  # of the cache, with the experts that it was routed to if training replays them
     cache: int  # for the mix's requests
@@ -263,9 +263,15 @@ def usable(device: Device) -> int:
 
 
 def _loading(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> int:
-    shares = sum(_resident(share, device, mix, dtype) for share in share_out(shape, ranks))
-    whole = WHOLE_LAYERS * shape.layer_bytes(DTYPE_BYTES[dtype]) if ranks > 1 else 0
-    return shares + int(whole)
+    """Return the most host memory that loading takes. A GPU gets each tensor as soon as a rank has read it.
+
+    What ranks are reading then is at most what is outside layers, and of one rank a layer.
+    """
+    size = DTYPE_BYTES[dtype]
+    whole = int(WHOLE_LAYERS * shape.layer_bytes(size)) if ranks > 1 else 0
+    if device.one_memory:
+        return whole + sum(_resident(share, device, mix, dtype) for share in share_out(shape, ranks))
+    return (whole or shape.layer_bytes(size)) + ranks * (shape.vocabulary + shape.head_rows) * shape.hidden * size
 
 
 def _candidates(device: Device) -> Iterable[int]:
