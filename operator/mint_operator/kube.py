@@ -256,15 +256,12 @@ def connect(kubeconfig: str | None = None) -> Kube:
 def _received(answer: urllib3.BaseHTTPResponse, until: float) -> bytes:
     """Read an answer's body. Raises HTTPError if that takes until then: no limit of a silence ends a trickle."""
     pieces: list[bytes] = []
-    try:
-        while piece := answer.read1(_PIECE):
-            pieces.append(piece)
-            if time.monotonic() > until:
-                came = sum(map(len, pieces))
-                raise urllib3.exceptions.HTTPError(f"its answer took too long; {came} bytes of it came")
-    except BaseException:
-        answer.close()
-        raise
+    while piece := answer.read1(_PIECE):
+        pieces.append(piece)
+        if time.monotonic() > until:
+            answer.close()
+            came = sum(map(len, pieces))
+            raise urllib3.exceptions.HTTPError(f"its answer took too long; {came} bytes of it came")
     answer.release_conn()
     return b"".join(pieces)
 
