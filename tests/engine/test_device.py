@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 from mint_contracts.layer_groups import group_layers
 from mint_engine.model.cache import KvCache
 from mint_engine.model.device import choose_device, choose_dtype, claiming, count_threads, zeros
+from mint_engine.model.kept import move
 from mint_engine.residency.slots import Slots
 from tests.engine.slot_memory import MODULES
 
@@ -64,3 +66,12 @@ def test_memory_that_a_gpu_lacks_is_refused_likewise() -> None:
         claiming("kvCacheMemory", "of 90 GiB"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")
+
+
+def test_a_base_that_a_gpu_lacks_memory_for_is_refused_with_what_to_use_instead() -> None:
+    class TooLarge(torch.nn.Module):
+        def _apply(self, *_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")
+
+    with pytest.raises(CapacityExceeded, match=r"^base: needs more memory than this GPU has free; .*mint plan"):
+        move(TooLarge(), torch.device("cuda"))

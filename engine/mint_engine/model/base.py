@@ -107,9 +107,9 @@ def load_base(
     Each tensor is on the device as soon as it is read, except those of a GGUF file and those of a `part`, which
     decides about them. With `quantised_experts`, routed experts stay quantised as in the files, see `kept`.
 
-    Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
-    whatever `admit` raises, which is called before any weight is read. No code from the folder is run, and nothing is
-    fetched. `progress` is notified of what is read.
+    Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights, UnsupportedBase or
+    CapacityExceeded, and whatever `admit` raises, which is called before any weight is read. No code from the folder
+    is run, and nothing is fetched. `progress` is notified of what is read.
     """
     fit_products(dtype, device)
     files = find_files(path)

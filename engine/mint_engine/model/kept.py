@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mint_contracts.errors import UnsupportedBase
+from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 from mint_engine.kernels.expert_structs import Codes, Stack
 from mint_engine.model.stored import Stored
 
@@ -317,13 +317,20 @@ def _read(experts: Sequence[Quantised], device: torch.device) -> _Linear:
 
 
 def move(model: nn.Module, device: torch.device) -> None:
-    """Move all of a model to a device's memory."""
-    nn.Module.to(model, device)
-    room = _Room()
-    for module in model.modules():
-        for name in _STACKS:
-            if isinstance(stack := getattr(module, name, None), KeptStack):
-                setattr(module, name, stack.to(device, room))
+    """Move all of a model to a device's memory. Raises CapacityExceeded if it does not fit there."""
+    try:
+        nn.Module.to(model, device)
+        room = _Room()
+        for module in model.modules():
+            for name in _STACKS:
+                if isinstance(stack := getattr(module, name, None), KeptStack):
+                    setattr(module, name, stack.to(device, room))
+    except torch.OutOfMemoryError:
+        raise CapacityExceeded(
+            "base",
+            "needs more memory than this GPU has free; use larger GPUs or more of them (tensorParallelSize), or a "
+            "quantised base with quantisedExperts; `mint plan` says what fits",
+        ) from None
 
 
 def every_weight(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
