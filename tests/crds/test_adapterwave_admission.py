@@ -91,7 +91,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (source(uri="https://host/x?key=1"), "uri must carry no credentials"),
     (source(uri="pvc://more/../x"), "uri must be a plain path"),
     (source(uri="file://relative/x"), "a file source must be absolute"),
-    (source(uri="gs:///x"), "uri must name a claim, bucket"),
+    (source(uri="gs:///x"), "uri must name a bucket"),
     (source(uri="pvc://More/x"), "a pvc source must name a PersistentVolumeClaim"),
     ({"serve": {"engines": [0], "replicas": 2}}, "each copy of an adapter needs its own engine"),
     *(({"serve": {"ttl": ttl}}, "must be from 1s to a year") for ttl in ("0s", "0d", "366d", "8760h1s", "999999m")),

@@ -161,8 +161,8 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     ({"source": {"uri": "pvc://models/two words"}}, "uri must be a plain path"),
     ({"source": {"uri": "file://models/base"}}, "a file source must be absolute"),
     ({"source": {"uri": "file:///"}}, "a file source must be absolute"),
-    ({"source": {"uri": "s3:///base"}}, "uri must name a claim, bucket"),
-    ({"source": {"uri": "https://"}}, "uri must name a claim, bucket"),
+    ({"source": {"uri": "s3:///base"}}, "uri must name a bucket"),
+    ({"source": {"uri": "https://"}}, "uri must name a bucket"),
     ({"source": {"uri": "pvc://Models/base"}}, "a pvc source must name a PersistentVolumeClaim"),
     (adapters(store={"uri": "pvc:///adapters"}), "a pvc source must name a PersistentVolumeClaim"),
     (training(uri="https://host/runs"), "a training store must be one that engines can write"),
@@ -256,6 +256,15 @@ def test_accepted(admission: Admission, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("changes", "why"), BY_RULE + BY_SCHEMA, ids=repr)
 def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> None:
     assert why in admission.refusal(resource("BaseModel", merged(SMALLEST, changes)))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["models/base", "ftp://host/base", "HF://a/b", "pvc:/models/base", "file:/base", "s3:///base", "pvc:///base"],
+)
+def test_a_wrong_uri_is_refused_for_one_reason(admission: Admission, uri: str) -> None:
+    refusal = admission.refusal(resource("BaseModel", {"source": {"uri": uri, "revision": "v1"}}))
+    assert refusal.count("spec.source.uri") == 1, refusal
 
 
 @pytest.mark.parametrize("name", ["smollm2", "a", "qwen3-30b-a3b", "x" * 48])
