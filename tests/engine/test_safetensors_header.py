@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mint_contracts.errors import CorruptFile, MintError, UnsafeFormat
-from mint_engine.adapters.header import DTYPE_BYTES, LENGTH_BYTES, MAX_HEADER_BYTES, Header, header_bytes, parse
+from mint_engine.adapters.header import DTYPE_BYTES, LENGTH_BYTES, MAX_HEADER_BYTES, TensorTable, header_bytes, parse
 
 GOOD = save({"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, metadata={"format": "pt"})
 
 
-def read(blob: bytes) -> Header:
+def read(blob: bytes) -> TensorTable:
     length = header_bytes(blob, "file")
     return parse(blob[LENGTH_BYTES : LENGTH_BYTES + length], "file", file_bytes=len(blob))
 

@@ -16,9 +16,8 @@ from mint_contracts.errors import (
 from mint_contracts.targets import endings
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, pattern_name, targeted_parameters, tensor_paths, weight_of
-from mint_engine.adapters.header import DTYPE_BYTES, Header, TensorSpec
-from mint_engine.adapters.packed import Header as PackedHeader
-from mint_engine.adapters.packed import lay_out
+from mint_engine.adapters.header import DTYPE_BYTES, TensorSpec, TensorTable
+from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
 from mint_engine.adapters.unused import MODEL, TEXT_MODEL
 
@@ -86,13 +85,13 @@ def check_admitted(config: LoraConfig, fit: Fit, subject: str) -> None:
         )
 
 
-def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) -> tuple[Part, ...]:
+def check_tensors(config: LoraConfig, table: TensorTable, fit: Fit, subject: str) -> tuple[Part, ...]:
     """Return the parts of the adapter, in the order of the base's modules.
 
     Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
     """
     parameters = targeted_parameters(config, fit.modules)
-    halves = _halves(header, fit, tensor_paths(parameters), subject)
+    halves = _halves(table, fit, tensor_paths(parameters), subject)
     unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
         raise UnknownTargetModules(subject, _elsewhere(unknown, fit) or _unknown(unknown, fit))
@@ -132,7 +131,7 @@ def check_skipped(count: int, fit: Fit, subject: str) -> None:
         )
 
 
-def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
+def check_packed(header: Header, fit: Fit, subject: str) -> None:
     """Check that each part of a packed adapter fits this base; `parse` has checked that paths and places are valid.
 
     Raises UnknownTargetModules, RankTooLarge, ShapeMismatch or CorruptFile.
@@ -154,7 +153,7 @@ def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
         _check_scaling(scaling, place.path, subject)
 
 
-def check_numbers(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
+def check_numbers(header: Header, config: LoraConfig, fit: Fit, subject: str) -> None:
     """Check that a packed adapter's ranks and scalings are those that its own config gives. Raises CorruptFile.
 
     A packed adapter does not record which of a module's experts had tensors. So all experts that the config names
@@ -193,7 +192,7 @@ def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
 
 
 def _halves(
-    header: Header, fit: Fit, fused: Mapping[str, str], subject: str
+    table: TensorTable, fit: Fit, fused: Mapping[str, str], subject: str
 ) -> dict[tuple[str, int], dict[str, TensorSpec]]:
     """Return the tensors by module path and expert (`PLAIN` if there is none), then by "A" and "B".
 
@@ -201,7 +200,7 @@ def _halves(
     """
     sees = any(path.startswith(TEXT_MODEL) for path in fit.modules)
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
-    for name, spec in header.tensors.items():
+    for name, spec in table.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
         if suffix is None or not name.startswith(PREFIX):
             raise UnsupportedAdapter(

@@ -29,7 +29,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Header:
+class TensorTable:
     """All tensors by name, and the size that the file must have."""
 
     tensors: dict[str, TensorSpec]
@@ -48,7 +48,7 @@ def header_bytes(start: bytes, subject: str) -> int:
     return length
 
 
-def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> Header:
+def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> TensorTable:
     """Parse a header (only its JSON).
 
     `file_bytes` is the file's true size, if known. Raises CorruptFile if names repeat, a dtype is not F32, F16 or
@@ -71,7 +71,7 @@ def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> Head
     if file_bytes is not None and file_bytes != end:
         problem = "is truncated" if file_bytes < end else "has bytes beyond its tensors"
         raise CorruptFile(subject, f"{problem}: {file_bytes} bytes, and its header gives {end}; upload it again")
-    return Header(tensors=tensors, file_bytes=end)
+    return TensorTable(tensors=tensors, file_bytes=end)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

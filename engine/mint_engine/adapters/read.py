@@ -24,8 +24,7 @@ from mint_engine.adapters.check import (
     check_tensors,
 )
 from mint_engine.adapters.fused import unstack
-from mint_engine.adapters.header import Header as Table
-from mint_engine.adapters.header import TensorSpec
+from mint_engine.adapters.header import TensorSpec, TensorTable
 from mint_engine.adapters.packed import (
     Header,
     Packed,
@@ -168,24 +167,24 @@ def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known:
         raise CorruptFile(subject, f"has more bytes than the {size} that its header gives; upload it again")
 
 
-def _size(table: Table) -> int:
+def _size(table: TensorTable) -> int:
     """Return the total bytes of the tensors."""
     return sum(spec.end - spec.begin for spec in table.tensors.values())
 
 
-def _in_order(table: Table) -> list[TensorSpec]:
+def _in_order(table: TensorTable) -> list[TensorSpec]:
     """Return the tensors in the order in which they are in the file."""
     return sorted(table.tensors.values(), key=lambda spec: (spec.begin, spec.end))
 
 
-def _begins(asked: Table) -> dict[str, int]:
+def _begins(asked: TensorTable) -> dict[str, int]:
     """Return by name where each tensor begins if they are concatenated without those that were skipped."""
     specs = _in_order(asked)
     ends = accumulate((spec.end - spec.begin for spec in specs), initial=0)
     return {spec.name: begin for spec, begin in zip(specs, ends, strict=False)}
 
 
-def _fill_asked(blob: memoryview, table: Table, asked: Table, file: BinaryIO) -> int:
+def _fill_asked(blob: memoryview, table: TensorTable, asked: TensorTable, file: BinaryIO) -> int:
     """Read the requested tensors one after another; return how many bytes of all tensors were read.
 
     The others are read and discarded, because not every server can send a file from the middle.

@@ -4,7 +4,7 @@ from typing import BinaryIO
 
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat
 from mint_engine.adapters import header
-from mint_engine.adapters.header import Header
+from mint_engine.adapters.header import TensorTable
 from mint_engine.sources.copying import read_up_to
 from mint_engine.sources.storage import Folder
 
@@ -32,7 +32,7 @@ def adapter_files(folder: Folder) -> dict[str, int | None]:
     return found
 
 
-def read_header(file: BinaryIO, subject: str, file_bytes: int | None) -> Header:
+def read_header(file: BinaryIO, subject: str, file_bytes: int | None) -> TensorTable:
     """Read a safetensors file's header, all bytes before its tensors. Raises CorruptFile or UnsafeFormat."""
     start = read_up_to(file, header.LENGTH_BYTES)
     length = header.header_bytes(start, subject)
