@@ -121,8 +121,8 @@ class TrainerServicer:
 
     def CreatePolicy(self, request, context):
         """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
-        it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
-        that may have been restarted calls ResumePolicy first.
+        it is refused (INVALID_ARGUMENT), and so is a name that Publish would refuse. A new policy takes the name of one at
+        rest, whose checkpoints stay: a program that may have been restarted calls ResumePolicy first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

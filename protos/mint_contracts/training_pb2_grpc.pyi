@@ -50,8 +50,8 @@ class TrainerStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerAsyncStub: ...
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]
     """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
-    it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
-    that may have been restarted calls ResumePolicy first.
+    it is refused (INVALID_ARGUMENT), and so is a name that Publish would refuse. A new policy takes the name of one at
+    rest, whose checkpoints stay: a program that may have been restarted calls ResumePolicy first.
     """
     ResumePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]
     """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
@@ -98,8 +98,8 @@ class TrainerAsyncStub(TrainerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
-    it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
-    that may have been restarted calls ResumePolicy first.
+    it is refused (INVALID_ARGUMENT), and so is a name that Publish would refuse. A new policy takes the name of one at
+    rest, whose checkpoints stay: a program that may have been restarted calls ResumePolicy first.
     """
     ResumePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
@@ -149,8 +149,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
         """Creates a policy. A repeat changes nothing as long as no call has taken effect; after that, or with other settings,
-        it is refused (INVALID_ARGUMENT). A new policy takes the name of one at rest, whose checkpoints stay: a program
-        that may have been restarted calls ResumePolicy first.
+        it is refused (INVALID_ARGUMENT), and so is a name that Publish would refuse. A new policy takes the name of one at
+        rest, whose checkpoints stay: a program that may have been restarted calls ResumePolicy first.
         """
 
     @_abc_1.abstractmethod

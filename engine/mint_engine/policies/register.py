@@ -96,7 +96,8 @@ class Register:
     async def create(self, name: str, settings: PolicySettings) -> Calls:
         """Create a policy, or return an existing one that is still new and has the same settings.
 
-        Raises InvalidRequest for any other existing one, and Overloaded."""
+        Raises InvalidRequest for any other existing one and for a name that could not be published, and Overloaded.
+        """
         await self._refuse_dropped(name)
         here, known = self.here, self._calls.get(name)
         if known is None:
@@ -313,6 +314,7 @@ class Register:
     async def _fresh(self, here: CallContext, calls: Calls, name: str, settings: PolicySettings) -> None:
         step_thread = here.training.step_thread
         await step_thread.call(lambda trainer: trainer.refuse_known(name))
+        await here.refuse_taken(name)  # now, not when it is published: what it has learnt cannot change its name
         earlier = await call_checkpoints.latest_lease(here, name)
         self._raise_lease(calls, earlier)
         if earlier:

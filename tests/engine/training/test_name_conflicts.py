@@ -1,10 +1,12 @@
-"""A client's policy whose name is already taken cannot be published; the error says who has the name."""
+"""A client's policy cannot have a name that is already taken; the error says who has it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from mint_contracts import training_pb2 as pb
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.errors import InvalidRequest
@@ -16,6 +18,8 @@ from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training_records import TrainChange, WaveTraining, published_in
 from mint_engine.policies.name_conflicts import NameConflicts
 from tests.contracts.catalogs import make_complete
+from tests.engine.running import save_base
+from tests.engine.training.calling import called, refused
 from tests.engine.training.training_engine import train
 from tests.redis_process import free_port
 
@@ -96,3 +100,23 @@ async def test_policies_are_published_while_the_map_does_not_answer() -> None:
     away = connect(f"redis://127.0.0.1:{free_port()}/0")
     await name_conflicts(away).refuse(POLICY)
     await away.aclose()
+
+
+async def test_a_policy_is_not_even_created_under_a_name_that_it_could_not_publish(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    """What it had learnt by then could not be given another name."""
+    adapter = tmp_path / "adapters" / POLICY
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    create = pb.CreatePolicyRequest(policy=POLICY, rank=4)
+    (tmp_path / "base").mkdir()
+    async with called(save_base(tmp_path / "base"), tmp_path) as (scene, stub):
+        here, names = scene.server.register.here, name_conflicts(redis_client, Source(f"file://{tmp_path}/adapters"))
+        scene.server.register.context = replace(here, refuse_taken=names.refuse)
+        error = await refused(stub.CreatePolicy(create))
+        assert error.reason == "InvalidRequest"
+        assert f"adapter {POLICY!r} in the store of {BASE} has its name; create it under another name" in str(error)
+        assert (await refused(stub.GetPolicy(pb.GetPolicyRequest(policy=POLICY)))).reason == "PolicyNotFound"
+        (adapter / "adapter_config.json").unlink()
+        await stub.CreatePolicy(create)
