@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.kernels.constants import ITEM_ROWS
 from mint_engine.kernels.expert_structs import Stack
-from mint_engine.kernels.library import ROWS, find_kernels
+from mint_engine.kernels.library import find_kernels
 from mint_engine.model.expert_lora import add_expert_lora, plan_experts, sort_pairs
 from mint_engine.model.lora import Segment
 from mint_engine.parallel.shares import Cut, ModuleCut
@@ -53,7 +54,8 @@ def naive(
 @pytest.mark.parametrize("compiled", [False, True], ids=["torch", "kernel"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 2 * ROWS + 1), st.integers(NO_SLOT, SLOTS - 1)), min_size=1, max_size=5),
+@given(st.lists(
+           st.tuples(st.integers(1, 2 * ITEM_ROWS + 1), st.integers(NO_SLOT, SLOTS - 1)), min_size=1, max_size=5),
        st.integers(1, 3), st.integers(0, 1 << 20),
        st.sampled_from([ALL, Cut(0, 2), Cut(2, 5), Cut(3, 4)]))  # fmt: skip
 def test_equals_the_naive_product(
@@ -113,7 +115,7 @@ def test_experts_stay_differentiable() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.integers(0, 4 * ROWS + 1), min_size=1, max_size=5), SIZES, SIZES, st.integers(0, 1 << 20),
+    st.lists(st.integers(0, 4 * ITEM_ROWS + 1), min_size=1, max_size=5), SIZES, SIZES, st.integers(0, 1 << 20),
 )  # fmt: skip
 def test_the_bases_product(
     dtype: torch.dtype, tolerance: float, counts: list[int], wide: int, high: int, seed: int

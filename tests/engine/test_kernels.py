@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.adapters.adapter import Module
-from mint_engine.kernels.attention_structs import HeadNorms, Heads, Joint, Sight
+from mint_engine.kernels.attention_structs import AttentionVariant, HeadNorms, Heads, Joint
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
-from mint_engine.kernels.library import ROWS, Kernels, find_kernels
+from mint_engine.kernels.constants import ITEM_ROWS
+from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.model.head_layers import CHUNK_TOKENS
@@ -141,7 +142,7 @@ def test_argmax_tells_of_nan(dtype: torch.dtype) -> None:
 @given(
     shape=st.tuples(st.integers(1, 80), st.integers(1, 80)),
     ranks=st.lists(st.integers(0, 33) | st.sampled_from((64, 128, 512)), min_size=4, max_size=4),
-    lengths=st.lists(st.integers(1, ROWS), min_size=1, max_size=9),
+    lengths=st.lists(st.integers(1, ITEM_ROWS), min_size=1, max_size=9),
     seed=st.integers(0, 9),
 )
 def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], lengths: list[int], seed: int) -> None:
@@ -234,31 +235,31 @@ def test_rope_and_attention(
     if past:
         compute(past)
     for table, (at, _) in zip(tables, lengths, strict=True):
-        if shape.sight.window:
-            pool[table[: first_seen(at, shape.sight.window)]] = torch.nan
+        if shape.variant.window:
+            pool[table[: first_seen(at, shape.variant.window)]] = torch.nan
     found = compute([(n, at, count) for n, (at, count) in enumerate(lengths)])
     expected = torch.cat([plain(whole[n], shape)[at : at + count] for n, (at, count) in enumerate(lengths)])
     torch.testing.assert_close(found.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=3 * CLOSE[dtype]["atol"])
 
 
-def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> tuple[HeadNorms, Sight]:
-    """The norms and sight of some family's heads."""
+def styled(style: str, heads: tuple[int, int], dim: int, dtype: torch.dtype) -> tuple[HeadNorms, AttentionVariant]:
+    """The norms and variant of some family's heads."""
     sinks, (query, key) = draw(heads[0], dtype=torch.float32, seed=8), heads
-    sight = {
-        "window": Sight(37, sinks, 2.0),
-        "one token": Sight(1, sinks),
-        "page": Sight(PAGE_TOKENS),
-        "exact": Sight(sinks=sinks),
-        "joint": Sight(cap=5.0),
-    }.get(style, Sight())
+    variant = {
+        "window": AttentionVariant(37, sinks, 2.0),
+        "one token": AttentionVariant(1, sinks),
+        "page": AttentionVariant(PAGE_TOKENS),
+        "exact": AttentionVariant(sinks=sinks),
+        "joint": AttentionVariant(cap=5.0),
+    }.get(style, AttentionVariant())
     if style == "joint":
         queries, keys = Norm(draw(query * dim, dtype=dtype)), Norm(draw(key * dim, dtype=dtype))
-        return HeadNorms(queries, keys, 1e-6, Joint(query * dim, key * dim)), sight
+        return HeadNorms(queries, keys, 1e-6, Joint(query * dim, key * dim)), variant
     if style == "exact":
         return HeadNorms(
             Norm(exact=draw(dim, dtype=torch.float32)), Norm(exact=draw(dim, dtype=torch.float32, seed=2)), 1e-6
-        ), sight
-    return HeadNorms(Norm(draw(dim, dtype=dtype)), Norm(draw(dim, dtype=dtype)), 1e-6), sight
+        ), variant
+    return HeadNorms(Norm(draw(dim, dtype=dtype)), Norm(draw(dim, dtype=dtype)), 1e-6), variant
 
 
 def plain(qkv: torch.Tensor, of: Heads) -> torch.Tensor:
@@ -270,15 +271,15 @@ def plain(qkv: torch.Tensor, of: Heads) -> torch.Tensor:
     q, k = (turn(each, norm, of, dtype) for each, norm in ((q, norms.query), (k, norms.key)))
     k, v = (each.repeat_interleave(query // key, dim=1).transpose(0, 1) for each in (k, v))
     scores = (q.transpose(0, 1) @ k.transpose(1, 2)) * dim**-0.5
-    if of.sight.cap:
-        scores = of.sight.cap * torch.tanh(scores / of.sight.cap)
+    if of.variant.cap:
+        scores = of.variant.cap * torch.tanh(scores / of.variant.cap)
     at = torch.arange(count)
     hidden = at[None] > at[:, None]
-    if of.sight.window:
-        hidden |= at[None] <= at[:, None] - of.sight.window
+    if of.variant.window:
+        hidden |= at[None] <= at[:, None] - of.variant.window
     scores.masked_fill_(hidden, -torch.inf)
-    if of.sight.sinks is not None:
-        scores = torch.cat([scores, of.sight.sinks.float()[:, None, None].expand(-1, count, 1)], dim=-1)
+    if of.variant.sinks is not None:
+        scores = torch.cat([scores, of.variant.sinks.float()[:, None, None].expand(-1, count, 1)], dim=-1)
     attended: torch.Tensor = (scores.softmax(-1)[..., :count] @ v).transpose(0, 1).reshape(count, query * dim)
     return attended
 

@@ -13,7 +13,7 @@ from mint_engine.residency.policy_device import RESERVE
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.training import generic_pass, lean_pass, pieces
 from mint_engine.training.example import PolicyBatch
-from mint_engine.training.kernels import lay_choice
+from mint_engine.training.kernels import allocate_mask
 from mint_engine.training.llama import read_llama
 from mint_engine.training.making import Maker
 from mint_engine.training.pieces import Tree
@@ -125,7 +125,7 @@ def test_choices_of_an_indexer_are_counted_with_the_activations(family: str) -> 
     read, tokens = read_llama(base, find_modules(base.model)), 1 << 12
     assert shape.choice_bytes(shape.indexer_top_k) == 0
     choosing = [layer.latent.indexer for layer in read.layers if layer.latent and layer.latent.indexer]
-    choices = [lay_choice([Tree(0, tokens, ())], each.most) for each in choosing]
+    choices = [allocate_mask([Tree(0, tokens, ())], each.top_k) for each in choosing]
     kept = sum(choice.bits.nbytes for choice in choices if choice is not None)
     assert kept == pytest.approx(tokens * shape.choice_bytes(tokens), rel=0.05)
     mix = msgspec.structs.replace(MIX, context=tokens, policies=1, policy_rank=4)

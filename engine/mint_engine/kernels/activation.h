@@ -11,7 +11,7 @@ struct Activation {
 
 // 1 / (1 + e^-x), computed from e^-|x| so that nothing overflows.
 inline float sigmoid(float x) {
-  const float e = exp_down(-std::fabs(x));
+  const float e = exp_below_zero(-std::fabs(x));
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
@@ -23,8 +23,8 @@ template <typename T>
 void gelu_mul(const T* gate, const T* up, T* out, int64_t size) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
-    const float g = wide(gate[i]);
-    out[i] = narrow<T>(wide(narrow<T>(g * sigmoid(gelu_twice(g)))) * wide(up[i]));
+    const float g = widen(gate[i]);
+    out[i] = narrow<T>(widen(narrow<T>(g * sigmoid(gelu_twice(g)))) * widen(up[i]));
   }
 }
 
@@ -32,10 +32,10 @@ template <typename T>
 void clamped_mul(const T* gate, const T* up, T* out, int64_t size, float alpha, float limit) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
-    float g = wide(gate[i]), u = wide(up[i]);
+    float g = widen(gate[i]), u = widen(up[i]);
     g = g > limit ? limit : g;  // in this order NaN stays NaN
     u = u > limit ? limit : u < -limit ? -limit : u;
-    out[i] = narrow<T>((u + 1.0f) * wide(narrow<T>(g * sigmoid(g * alpha))));
+    out[i] = narrow<T>((u + 1.0f) * widen(narrow<T>(g * sigmoid(g * alpha))));
   }
 }
 

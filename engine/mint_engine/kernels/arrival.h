@@ -8,9 +8,9 @@
 #include <thread>
 
 struct Arrival {
-  const std::atomic<int64_t>* come;  // bytes of the slot's row that are in memory; LOST: no more will come
-  const int64_t* needed;             // [layers]: how many bytes each layer needs
-  float patience_s;                  // how long a step waits in total
+  const std::atomic<int64_t>* loaded;  // bytes of the slot's row that are in memory; LOST: no more will come
+  const int64_t* needed;               // [layers]: how many bytes each layer needs
+  float timeout_s;                     // how long a step waits in total
 };
 static_assert(sizeof(std::atomic<int64_t>) == sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free,
               "an interpreter's thread writes it as a number");
@@ -22,10 +22,10 @@ inline bool await(const Arrival& arrival, int64_t layer, std::chrono::steady_clo
   using Clock = std::chrono::steady_clock;
   const auto began = Clock::now() - waited;
   for (;;) {
-    const int64_t come = arrival.come->load(std::memory_order_acquire);
+    const int64_t loaded = arrival.loaded->load(std::memory_order_acquire);
     waited = Clock::now() - began;
-    if (come >= arrival.needed[layer]) return true;
-    if (come == LOST || std::chrono::duration<float>(waited).count() >= arrival.patience_s) return false;
+    if (loaded >= arrival.needed[layer]) return true;
+    if (loaded == LOST || std::chrono::duration<float>(waited).count() >= arrival.timeout_s) return false;
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
 }

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <vector>
 #include "aligned.h"
-#include "number.h"
-#include "head_squares.h"
-#include "sight.h"
-#include "state.h"
+#include "bf16.h"
+#include "amx_attention.h"
+#include "attention_variant.h"
+#include "softmax_state.h"
 
-constexpr int MOST_ROWS = 1024;  // most query rows of one key/value head in a work item; the caller refuses more
+constexpr int MAX_QUERY_ROWS = 1024;  // of one key/value head in a work item; the caller refuses more
 
 // scores [rows][16] of one page; `q` points to the query rows, each of dim numbers.
 template <typename T>
@@ -19,16 +19,16 @@ void score(const T* const* q, int rows, const T* keys, const T*, int64_t dim, fl
   for (int row = 0; row < rows; ++row)
     for (int t = 0; t < PAGE; ++t) {
       float sum = 0;
-      for (int64_t d = 0; d < dim; ++d) sum += wide(q[row][d]) * wide(keys[(d / 2) * 32 + t * 2 + d % 2]);
+      for (int64_t d = 0; d < dim; ++d) sum += widen(q[row][d]) * widen(keys[(d / 2) * 32 + t * 2 + d % 2]);
       scores[row * PAGE + t] = sum * scale;
     }
 }
 
 // Turns the scores of the page's seen tokens into weights; returns the factor by which earlier sums shrink.
-inline float weigh(float* scores, Seen seen, State& state) {
+inline float softmax_page(float* scores, VisibleTokens seen, SoftmaxState& state) {
   float peak = state.peak;
   for (int t = seen.from; t < seen.to; ++t) peak = std::max(peak, scores[t]);
-  const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
+  const float shrink = state.peak == NO_SCORE ? 0.0f : std::exp(state.peak - peak);
   float sum = 0;
   for (int t = 0; t < PAGE; ++t) {
     scores[t] = seen.from <= t && t < seen.to ? std::exp(scores[t] - peak) : 0.0f;
@@ -39,11 +39,11 @@ inline float weigh(float* scores, Seen seen, State& state) {
 }
 
 template <typename T>
-void gather(const float* weights, Seen seen, const T* values, int64_t dim, float shrink, float* out) {
+void accumulate(const float* weights, VisibleTokens seen, const T* values, int64_t dim, float shrink, float* out) {
   for (int64_t d = 0; d < dim; ++d) {
     float sum = out[d] * shrink;
     for (int t = seen.from; t < seen.to; ++t)
-      sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
+      sum += widen(narrow<T>(weights[t])) * widen(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
     out[d] = sum;
   }
 }
@@ -72,20 +72,20 @@ inline void score_block(const bf16* const* q, const bf16* keys, const bf16* next
 
 template <>
 inline void score<bf16>(const bf16* const* q, int rows, const bf16* keys, const bf16* next, int64_t dim, float scale,
-                 float* scores) {
+                        float* scores) {
   int row = 0;
   for (; row + 6 <= rows; row += 6) score_block<6>(q + row, keys, next, dim, scale, scores + row * PAGE);
   for (; row + 3 <= rows; row += 3) score_block<3>(q + row, keys, next, dim, scale, scores + row * PAGE);
   for (; row < rows; ++row) score_block<1>(q + row, keys, next, dim, scale, scores + row * PAGE);
 }
 
-inline float weigh_fast(float* scores, Seen seen, State& state) {
-  const __mmask16 mask = first16(seen.to) & ~first16(seen.from);
+inline float softmax_page_fast(float* scores, VisibleTokens seen, SoftmaxState& state) {
+  const __mmask16 mask = mask16(seen.to) & ~mask16(seen.from);
   const __m512 raw = _mm512_loadu_ps(scores);
   const float peak = std::max(state.peak, _mm512_mask_reduce_max_ps(mask, raw));
   const __m512 both = exp_below_zero(_mm512_sub_ps(raw, _mm512_set1_ps(peak)));
   const __m512 weights = _mm512_maskz_mov_ps(mask, both);
-  const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
+  const float shrink = state.peak == NO_SCORE ? 0.0f : std::exp(state.peak - peak);
   _mm512_storeu_ps(scores, weights);
   state = {peak, state.sum * shrink + _mm512_reduce_add_ps(weights)};
   return shrink;
@@ -99,8 +99,8 @@ inline __m512bh load_tokens(const bf16* from, bool both) {
 
 // 32 numbers of a head at a time for N rows, over the `visible` tokens in pairs: as many as the last row sees.
 template <int N>
-inline void gather_block(const uint32_t* pairs, int visible, const bf16* values, const bf16* next, int64_t dim,
-                         const float* shrink, float* out) {
+inline void accumulate_block(const uint32_t* pairs, int visible, const bf16* values, const bf16* next, int64_t dim,
+                             const float* shrink, float* out) {
   for (int64_t d = 0; d < dim; d += 32) {
     __m512 one[N], two[N];
     for (int n = 0; n < N; ++n) {
@@ -128,38 +128,39 @@ inline void gather_block(const uint32_t* pairs, int visible, const bf16* values,
 }
 #endif
 
-// Weighs and gathers `rows` rows of one page. Each row sees a range of its tokens; the range's end never decreases.
+// Turns the scores of `rows` rows of one page into weights and accumulates its values. Each row sees a range of its
+// tokens; the range's end never decreases.
 template <typename T>
-void gather_rows(float* scores, const Seen* seen, State* states, int rows, const T* values, const T*, int64_t dim,
-                 float* out) {
+void accumulate_page(float* scores, const VisibleTokens* seen, SoftmaxState* states, int rows, const T* values,
+                     const T*, int64_t dim, float* out) {
   for (int row = 0; row < rows; ++row) {
-    const float shrink = weigh(scores + row * PAGE, seen[row], states[row]);
-    gather<T>(scores + row * PAGE, seen[row], values, dim, shrink, out + row * dim);
+    const float shrink = softmax_page(scores + row * PAGE, seen[row], states[row]);
+    accumulate<T>(scores + row * PAGE, seen[row], values, dim, shrink, out + row * dim);
   }
 }
 #ifdef MINT_AVX512_BF16
 template <>
-inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, int rows, const bf16* values,
-                       const bf16* next, int64_t dim, float* out) {
+inline void accumulate_page<bf16>(float* scores, const VisibleTokens* seen, SoftmaxState* states, int rows,
+                                  const bf16* values, const bf16* next, int64_t dim, float* out) {
   if (dim % 32) {
     for (int row = 0; row < rows; ++row) {
-      const float shrink = weigh_fast(scores + row * PAGE, seen[row], states[row]);
-      gather<bf16>(scores + row * PAGE, seen[row], values, dim, shrink, out + row * dim);
+      const float shrink = softmax_page_fast(scores + row * PAGE, seen[row], states[row]);
+      accumulate<bf16>(scores + row * PAGE, seen[row], values, dim, shrink, out + row * dim);
     }
     return;
   }
-  uint32_t pairs[MOST_ROWS * PAGE / 2];
-  float shrink[MOST_ROWS];
+  uint32_t pairs[MAX_QUERY_ROWS * PAGE / 2];
+  float shrink[MAX_QUERY_ROWS];
   for (int row = 0; row < rows; ++row) {
-    shrink[row] = weigh_fast(scores + row * PAGE, seen[row], states[row]);
+    shrink[row] = softmax_page_fast(scores + row * PAGE, seen[row], states[row]);
     _mm256_storeu_si256((__m256i*)(pairs + row * (PAGE / 2)),
                         (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(scores + row * PAGE)));
   }
   int row = 0;
   for (; row + 3 <= rows; row += 3)
-    gather_block<3>(pairs + row * (PAGE / 2), seen[row + 2].to, values, next, dim, shrink + row, out + row * dim);
+    accumulate_block<3>(pairs + row * (PAGE / 2), seen[row + 2].to, values, next, dim, shrink + row, out + row * dim);
   for (; row < rows; ++row)
-    gather_block<1>(pairs + row * (PAGE / 2), seen[row].to, values, next, dim, shrink + row, out + row * dim);
+    accumulate_block<1>(pairs + row * (PAGE / 2), seen[row].to, values, next, dim, shrink + row, out + row * dim);
 }
 #endif
 
@@ -171,35 +172,35 @@ inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, in
 template <typename T>
 void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,
                   const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale,
-                  const Sight& sight, T* out, int64_t out_width) {
+                  const AttentionVariant& variant, T* out, int64_t out_width) {
 #ifdef MINT_AMX
-  if constexpr (BY_MATRICES<T>)
-    if (HeadSquares::takes(dim)) {
-      const Matrices registers;
-      const HeadSquares squares(dim, int(group), tokens, position, scale, sight);
+  if constexpr (USES_AMX<T>)
+    if (AmxAttention::takes(dim)) {
+      const TileConfig registers;
+      const AmxAttention attention(dim, int(group), tokens, position, scale, variant);
       for (int64_t head = first; head < last; ++head)
-        squares.attend(q + head * group * dim, width, pool + head * PAGE * dim, 2 * kv_heads * PAGE * dim, kv_heads, table,
-                       head * group, out + head * group * dim, out_width);
+        attention.attend(q + head * group * dim, width, pool + head * PAGE * dim, 2 * kv_heads * PAGE * dim, kv_heads,
+                         table, head * group, out + head * group * dim, out_width);
       return;
     }
 #endif
   const int rows = tokens * int(group), heads = int(last - first);
   // Kept from call to call: there is a call for each sequence and layer, and most have a single token.
   static thread_local Aligned<float> sums, scores;
-  static thread_local std::vector<Seen> seen;
-  static thread_local std::vector<State> states;
+  static thread_local std::vector<VisibleTokens> seen;
+  static thread_local std::vector<SoftmaxState> states;
   static thread_local std::vector<const T*> queries;
   sums.assign(heads * rows * dim, 0.0f), scores.resize(rows * PAGE), seen.resize(rows);
-  states.assign(heads * rows, State{NEVER, 0.0f}), queries.resize(heads * rows);
+  states.assign(heads * rows, SoftmaxState{NO_SCORE, 0.0f}), queries.resize(heads * rows);
   for (int head = 0; head < heads; ++head)
     for (int row = 0; row < rows; ++row) {
       const int64_t own = (first + head) * group + row % group;
       queries[head * rows + row] = q + (row / group) * width + own * dim;
-      if (sight.sinks) states[head * rows + row] = {sight.sinks[own], 1.0f};
+      if (variant.sinks) states[head * rows + row] = {variant.sinks[own], 1.0f};
     }
   const int64_t pages = (position + tokens + PAGE - 1) / PAGE, size = PAGE * dim;
-  const int64_t window = sight.window ? sight.window : position + tokens;
-  for (int64_t page = sight.first(position) / PAGE; page < pages; ++page) {
+  const int64_t window = variant.window ? variant.window : position + tokens;
+  for (int64_t page = variant.first(position) / PAGE; page < pages; ++page) {
     const T* keys = pool + int64_t(table[page]) * 2 * kv_heads * size;
     const int64_t begin = page * PAGE;
     // Tokens before the page do not see it, nor do those whose window begins after it.
@@ -214,9 +215,9 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
       const T *k = keys + (first + head) * size, *v = k + kv_heads * size;
       const int at = head * rows + skip, some = stop - skip;
       score<T>(queries.data() + at, some, k, k + after, dim, scale, scores.data());
-      if (sight.cap) hold_within(scores.data(), some * PAGE, sight.cap);
-      gather_rows<T>(scores.data(), seen.data() + skip, states.data() + at, some, v, v + after, dim,
-                     sums.data() + at * dim);
+      if (variant.cap) soft_cap(scores.data(), some * PAGE, variant.cap);
+      accumulate_page<T>(scores.data(), seen.data() + skip, states.data() + at, some, v, v + after, dim,
+                         sums.data() + at * dim);
     }
   }
   for (int head = 0; head < heads; ++head)
@@ -228,6 +229,6 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
 }
 
 // Tokens of one sequence in a step: first row, number of tokens, position of the first, start of its page table.
-struct Stretch {
+struct Chunk {
   int64_t row, tokens, position, table;
 };

@@ -31,7 +31,7 @@ inline void score_block(const bf16* const* q, const bf16* keys, int64_t dim, flo
   for (int64_t d = 0; d < dim; d += 2) {
     const Halves left = load_pairs(keys + d * PAGE), right = load_pairs(keys + d * PAGE + PAGE);
     for (int n = 0; n < N; ++n) {
-      const __m256 first = _mm256_set1_ps(wide(q[n][d])), second = _mm256_set1_ps(wide(q[n][d + 1]));
+      const __m256 first = _mm256_set1_ps(widen(q[n][d])), second = _mm256_set1_ps(widen(q[n][d + 1]));
       low[n] = _mm256_fmadd_ps(left.second, second, _mm256_fmadd_ps(left.first, first, low[n]));
       high[n] = _mm256_fmadd_ps(right.second, second, _mm256_fmadd_ps(right.first, first, high[n]));
     }
@@ -51,32 +51,32 @@ inline void score<bf16>(const bf16* const* q, int rows, const bf16* keys, const 
 }
 
 // As `weigh`, but weights are rounded to bfloat16, as values are.
-inline float weigh_fast(float* scores, Seen seen, State& state) {
+inline float softmax_page_fast(float* scores, VisibleTokens seen, SoftmaxState& state) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const auto mask = [&](int from, int to) {
     const __m256i before = _mm256_cmpgt_epi32(_mm256_set1_epi32(from), lane);
     return _mm256_castsi256_ps(_mm256_andnot_si256(before, _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lane)));
   };
   const __m256 low_mask = mask(seen.from, seen.to), high_mask = mask(seen.from - 8, seen.to - 8);
-  const __m256 low = _mm256_loadu_ps(scores), high = _mm256_loadu_ps(scores + 8), never = _mm256_set1_ps(NEVER);
+  const __m256 low = _mm256_loadu_ps(scores), high = _mm256_loadu_ps(scores + 8), never = _mm256_set1_ps(NO_SCORE);
   const __m256 shown = _mm256_max_ps(_mm256_blendv_ps(never, low, low_mask), _mm256_blendv_ps(never, high, high_mask));
   const float peak = std::max(state.peak, largest_of(shown));
-  const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
+  const float shrink = state.peak == NO_SCORE ? 0.0f : std::exp(state.peak - peak);
   const __m256 top = _mm256_set1_ps(peak);
   const __m256 one = _mm256_and_ps(low_mask, exp_below_zero(_mm256_sub_ps(low, top)));
   const __m256 other = _mm256_and_ps(high_mask, exp_below_zero(_mm256_sub_ps(high, top)));
   _mm256_storeu_ps(scores, one);
   _mm256_storeu_ps(scores + 8, other);
   state = {peak, state.sum * shrink + sum_of(_mm256_add_ps(one, other))};
-  for (int t = 0; t < PAGE; ++t) scores[t] = wide(narrow<bf16>(scores[t]));
+  for (int t = 0; t < PAGE; ++t) scores[t] = widen(narrow<bf16>(scores[t]));
   return shrink;
 }
 
 // 16 numbers of a head at a time for N rows, over the `visible` tokens in pairs: as many as the last row sees. If that
 // is an odd number, the second token of the last pair is left out.
 template <int N>
-inline void gather_block(const float* weights, int visible, const bf16* values, int64_t dim, const float* shrink,
-                         float* out) {
+inline void accumulate_block(const float* weights, int visible, const bf16* values, int64_t dim, const float* shrink,
+                             float* out) {
   for (int64_t d = 0; d < dim; d += 16) {
     __m256 low[N], high[N];
     for (int n = 0; n < N; ++n) {
@@ -105,18 +105,18 @@ inline void gather_block(const float* weights, int visible, const bf16* values, 
 }
 
 template <>
-inline void gather_rows<bf16>(float* scores, const Seen* seen, State* states, int rows, const bf16* values, const bf16*,
-                              int64_t dim, float* out) {
-  float shrink[MOST_ROWS];
-  for (int row = 0; row < rows; ++row) shrink[row] = weigh_fast(scores + row * PAGE, seen[row], states[row]);
+inline void accumulate_page<bf16>(float* scores, const VisibleTokens* seen, SoftmaxState* states, int rows,
+                                  const bf16* values, const bf16*, int64_t dim, float* out) {
+  float shrink[MAX_QUERY_ROWS];
+  for (int row = 0; row < rows; ++row) shrink[row] = softmax_page_fast(scores + row * PAGE, seen[row], states[row]);
   if (dim % 16) {
     for (int row = 0; row < rows; ++row)
-      gather<bf16>(scores + row * PAGE, seen[row], values, dim, shrink[row], out + row * dim);
+      accumulate<bf16>(scores + row * PAGE, seen[row], values, dim, shrink[row], out + row * dim);
     return;
   }
   int row = 0;
   for (; row + 4 <= rows; row += 4)
-    gather_block<4>(scores + row * PAGE, seen[row + 3].to, values, dim, shrink + row, out + row * dim);
+    accumulate_block<4>(scores + row * PAGE, seen[row + 3].to, values, dim, shrink + row, out + row * dim);
   for (; row < rows; ++row)
-    gather_block<1>(scores + row * PAGE, seen[row].to, values, dim, shrink + row, out + row * dim);
+    accumulate_block<1>(scores + row * PAGE, seen[row].to, values, dim, shrink + row, out + row * dim);
 }

@@ -41,11 +41,12 @@ NO_NORMS = HeadNorms(NO_NORM, NO_NORM, 0.0)
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What rows see of their past: all of it, or the last `window` tokens, themselves included.
+class AttentionVariant:
+    """How attention differs from plain causal attention.
 
-    `sinks` [Q] are extra scores in each head's softmax that attend to nothing. The other scores are soft-capped at
-    `cap`, unless that is 0.
+    A row sees all of its past, or only the last `window` tokens, itself included. `sinks` [Q] are
+    extra scores in each head's softmax that attend to nothing. The other scores are soft-capped at `cap`, unless that
+    is 0.
     """
 
     window: int = 0
@@ -53,7 +54,7 @@ class Sight:
     cap: float = 0.0
 
 
-PLAIN = Sight()
+PLAIN = AttentionVariant()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Heads:
     size: int
     angles: Angles
     norms: HeadNorms = NO_NORMS
-    sight: Sight = PLAIN
+    variant: AttentionVariant = PLAIN
     pairs: bool = False
 
 
@@ -93,7 +94,7 @@ class Latent:
 
     Each head's part of `kv_b_proj` is two maps: `keys` from its key without the rotated part to the latents' space,
     and `values` from there. A token has `row` numbers in the cache; `module` is that of `kv_b_proj`, if adapters may
-    target it. `pairs`: rotary positions pair neighbours, not halves. A row attends to at most `most` tokens,
+    target it. `pairs`: rotary positions pair neighbours, not halves. A row attends to at most `top_k` tokens,
     found by `indexer` or by that of an earlier layer; 0: to all.
     """
 
@@ -108,7 +109,7 @@ class Latent:
     pairs: bool
     module: int | None
     epsilon: float
-    most: int
+    top_k: int
     indexer: Indexer | None
 
     @property
@@ -118,8 +119,8 @@ class Latent:
         return max(width, self.indexer.queries.out_features if self.indexer else 0)
 
 
-class SightStruct(ctypes.Structure):
-    """sight.h: Sight"""
+class AttentionVariantStruct(ctypes.Structure):
+    """attention_variant.h: AttentionVariant"""
 
     _fields_ = (("window", _INT), ("sinks", _POINTER), ("cap", _FLOAT))
 
@@ -130,7 +131,8 @@ class HeadsStruct(ctypes.Structure):
     _fields_ = (
         ("heads", _INT), ("kv_heads", _INT), ("dim", _INT), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT),
         ("pairs", _INT), ("q_norm", NormStruct), ("k_norm", NormStruct), ("joint_queries", _INT),
-        ("joint_keys", _INT), ("counted", _INT), ("late", _INT), ("epsilon", _FLOAT), ("sight", SightStruct),
+        ("joint_keys", _INT), ("counted", _INT), ("late", _INT), ("epsilon", _FLOAT),
+        ("variant", AttentionVariantStruct),
     )  # fmt: skip
 
 
@@ -149,8 +151,8 @@ class LatentStruct(ctypes.Structure):
     _fields_ = (
         ("queries", LinearStruct), ("query_norm", _POINTER), ("norm", _POINTER),
         ("keys", ctypes.POINTER(LinearStruct)), ("values", ctypes.POINTER(LinearStruct)), ("heads", _INT),
-        ("plain", _INT), ("rotated", _INT), ("latent", _INT), ("value", _INT), ("row", _INT), ("cos", _POINTER),
-        ("sin", _POINTER), ("pairs", _INT), ("module", _INT), ("epsilon", _FLOAT), ("most", _INT),
+        ("nope", _INT), ("rotated", _INT), ("latent", _INT), ("value", _INT), ("row", _INT), ("cos", _POINTER),
+        ("sin", _POINTER), ("pairs", _INT), ("module", _INT), ("epsilon", _FLOAT), ("top_k", _INT),
         ("indexer", ctypes.POINTER(IndexerStruct)),
     )  # fmt: skip
 
@@ -162,13 +164,13 @@ def heads_struct(heads: Heads) -> HeadsStruct:
     return HeadsStruct(
         heads.queries, heads.keys, heads.size, address(angles.cos), address(angles.sin), angles.cos.shape[1],
         heads.pairs, norm_struct(norms.query), norm_struct(norms.key), joint.queries, joint.keys, joint.counted,
-        norms.late, norms.epsilon, sight_struct(heads.sight),
+        norms.late, norms.epsilon, variant_struct(heads.variant),
     )  # fmt: skip
 
 
-def sight_struct(sight: Sight) -> SightStruct:
-    """Return the struct of what heads see."""
-    return SightStruct(sight.window, address(sight.sinks), sight.cap)
+def variant_struct(variant: AttentionVariant) -> AttentionVariantStruct:
+    """Return the struct of a layer's attention variant."""
+    return AttentionVariantStruct(variant.window, address(variant.sinks), variant.cap)
 
 
 def latent_struct(latent: Latent) -> LatentStruct:
@@ -179,7 +181,7 @@ def latent_struct(latent: Latent) -> LatentStruct:
         address(latent.norm), keys, values, len(latent.keys), latent.keys[0].in_features, latent.rotated,
         latent.keys[0].out_features, latent.values[0].out_features, latent.row, address(latent.angles.cos),
         address(latent.angles.sin), latent.pairs, -1 if latent.module is None else latent.module, latent.epsilon,
-        latent.most, ctypes.pointer(_indexer_struct(latent.indexer)) if latent.indexer else None,
+        latent.top_k, ctypes.pointer(_indexer_struct(latent.indexer)) if latent.indexer else None,
     )  # fmt: skip
 
 

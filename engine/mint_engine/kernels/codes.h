@@ -6,32 +6,32 @@
 #include <array>
 #include <type_traits>
 #include "lanes.h"
-#include "number.h"
-#include "stream.h"
+#include "bf16.h"
+#include "prefetch.h"
 
 // Numbered as in mint_engine.kernels.expert_structs: bytes; half bytes, the lower one first.
 enum Kind : int64_t { E4M3, INT8, E2M1, INT4 };
-constexpr bool halved(Kind kind) { return kind == E2M1 || kind == INT4; }
+constexpr bool half_byte(Kind kind) { return kind == E2M1 || kind == INT4; }
 enum ScaleKind : int64_t { SCALE_FLOAT, SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_POWER, SCALE_E4M3 };
 enum ZeroKind : int64_t { NO_ZEROS, ZERO_BYTES, ZERO_CODES };
 
-// One linear of all experts: codes [E, out, pitch] in bytes; scales [E, rows, columns] of blocks of `high` outputs by
-// `wide` inputs; `every` [E]: a factor of each expert's scales; null: none. Zero points are one byte per scale, or
-// codes, those of several outputs of a column in one word: [E, words, columns].
+// One linear of all experts: codes [E, out, pitch] in bytes; scales [E, rows, columns] of blocks of `block_rows`
+// outputs by `block_columns` inputs; `expert_scales` [E]: a factor of each expert's scales; null: none. Zero points are
+// one byte per scale, or codes, those of several outputs of a column in one word: [E, words, columns].
 struct Codes {
   int64_t kind;
   const uint8_t* codes;
   int64_t pitch, out, scale_kind;
   const void* scales;
-  int64_t rows, columns, high, wide;
-  const float* every;
+  int64_t rows, columns, block_rows, block_columns;
+  const float* expert_scales;
   int64_t zero_kind;
   const void* zeros;
 };
 
 // A block's scale and zero point.
 struct Scale {
-  float by, less;
+  float factor, zero;
 };
 
 constexpr float E2M1_NUMBERS[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -63,32 +63,32 @@ inline void unpack_zeros(const Codes& of, int64_t expert, int64_t output, Scale*
   const int64_t words = (of.out + each - 1) / each, shift = output % each * bits;
   const uint32_t* from = (const uint32_t*)of.zeros + (expert * words + output / each) * of.columns;
   for (int64_t block = 0; block < of.columns; ++block)
-    to[block].less = float(int(from[block] >> shift & ((1u << bits) - 1)) - least);
+    to[block].zero = float(int(from[block] >> shift & ((1u << bits) - 1)) - least);
 }
 
 // One output's scales and zero points [columns]. This thread's next call overwrites them.
 inline const Scale* scales_of(const Codes& of, int64_t expert, int64_t output) {
-  static thread_local Aligned<Scale> room;
-  if (int64_t(room.size()) < of.columns) room.resize(of.columns);
-  const int64_t first = (expert * of.rows + output / of.high) * of.columns;
-  const auto put = [&](auto number, auto read) {
+  static thread_local Aligned<Scale> buffer;
+  if (int64_t(buffer.size()) < of.columns) buffer.resize(of.columns);
+  const int64_t first = (expert * of.rows + output / of.block_rows) * of.columns;
+  const auto fill = [&](auto number, auto read) {
     const auto* from = (const decltype(number)*)of.scales + first;
-    for (int64_t block = 0; block < of.columns; ++block) room[block] = {read(from[block]), 0};
+    for (int64_t block = 0; block < of.columns; ++block) buffer[block] = {read(from[block]), 0};
   };
   switch (of.scale_kind) {
-    case SCALE_FLOAT: put(float(), [](float scale) { return scale; }); break;
-    case SCALE_BFLOAT16: put(bf16(), [](bf16 scale) { return wide(scale); }); break;
-    case SCALE_FLOAT16: put(uint16_t(), float16_of); break;
-    case SCALE_POWER: put(uint8_t(), [](uint32_t power) { return float_of(power ? power << 23 : 1 << 22); }); break;
+    case SCALE_FLOAT: fill(float(), [](float scale) { return scale; }); break;
+    case SCALE_BFLOAT16: fill(bf16(), [](bf16 scale) { return widen(scale); }); break;
+    case SCALE_FLOAT16: fill(uint16_t(), float16_of); break;
+    case SCALE_POWER: fill(uint8_t(), [](uint32_t power) { return float_of(power ? power << 23 : 1 << 22); }); break;
     default: {
       const float* numbers = e4m3_numbers().data();
-      put(uint8_t(), [&](uint8_t code) { return numbers[code] * of.every[expert]; });
+      fill(uint8_t(), [&](uint8_t code) { return numbers[code] * of.expert_scales[expert]; });
     }
   }
-  if (of.zero_kind == ZERO_CODES) unpack_zeros(of, expert, output, room.data());
+  if (of.zero_kind == ZERO_CODES) unpack_zeros(of, expert, output, buffer.data());
   if (of.zero_kind == ZERO_BYTES)
-    for (int64_t block = 0; block < of.columns; ++block) room[block].less = ((const int8_t*)of.zeros)[first + block];
-  return room.data();
+    for (int64_t block = 0; block < of.columns; ++block) buffer[block].zero = ((const int8_t*)of.zeros)[first + block];
+  return buffer.data();
 }
 
 #ifdef __AVX2__
@@ -108,7 +108,7 @@ inline void look_up(const uint8_t* codes, const bf16* every, bf16* to) {
 }
 
 // Eight codes of e4m3 as floats: read as 16-bit floats, their bits stand for numbers 2^8 times smaller.
-inline void put_e4m3(const uint8_t* codes, float* to) {
+inline void store_e4m3(const uint8_t* codes, float* to) {
   const __m128i wider = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)codes));
   const __m128i size = _mm_slli_epi16(_mm_and_si128(wider, _mm_set1_epi16(127)), 7);
   const __m128i sign = _mm_slli_epi16(_mm_and_si128(wider, _mm_set1_epi16(128)), 8);
@@ -119,10 +119,10 @@ inline void put_e4m3(const uint8_t* codes, float* to) {
 // Dequantises columns `at` to `end`, which have one scale; works on every machine.
 template <Kind KIND, typename T>
 inline void dequantise_some(const uint8_t* codes, Scale scale, int64_t at, int64_t end, T* to) {
-  if constexpr (halved(KIND)) {
+  if constexpr (half_byte(KIND)) {
     T every[16];
     for (int code = 0; code < 16; ++code)
-      every[code] = narrow<T>(((KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS)[code] - scale.less) * scale.by);
+      every[code] = narrow<T>(((KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS)[code] - scale.zero) * scale.factor);
     if (at % 2 && at < end) to[at] = every[codes[at / 2] >> 4], ++at;
 #ifdef __AVX2__
     if constexpr (std::is_same_v<T, bf16>)
@@ -137,11 +137,11 @@ inline void dequantise_some(const uint8_t* codes, Scale scale, int64_t at, int64
       int done = 0;
 #ifdef __AVX2__
       if (KIND == E4M3)
-        for (; done + 8 <= count; done += 8) put_e4m3(codes + at + done, some + done);
+        for (; done + 8 <= count; done += 8) store_e4m3(codes + at + done, some + done);
 #endif
       for (const uint8_t* from = codes + at; done < count; ++done)
         some[done] = KIND == E4M3 ? numbers[from[done]] : float(from[done]) - 128;
-      for (int i = 0; i < count; ++i) to[at + i] = narrow<T>((some[i] - scale.less) * scale.by);
+      for (int i = 0; i < count; ++i) to[at + i] = narrow<T>((some[i] - scale.zero) * scale.factor);
     }
   }
 }
@@ -179,7 +179,7 @@ inline void bytes_at(const uint8_t* codes, __m512& front, __m512& back) {
 template <Kind KIND>
 inline __m256i every_number(Scale scale) {
   const __m512 numbers = _mm512_loadu_ps(KIND == E2M1 ? E2M1_NUMBERS : INT4_NUMBERS);
-  return rounded(_mm512_mul_ps(_mm512_sub_ps(numbers, _mm512_set1_ps(scale.less)), _mm512_set1_ps(scale.by)));
+  return rounded(_mm512_mul_ps(_mm512_sub_ps(numbers, _mm512_set1_ps(scale.zero)), _mm512_set1_ps(scale.factor)));
 }
 
 // Dequantises columns `at` to `end`, a multiple of 32, of half bytes with one scale.
@@ -204,13 +204,13 @@ inline void dequantise_pair(const uint8_t* codes, const Scale* scales, int64_t a
 template <Kind KIND>
 inline void dequantise_bytes(const uint8_t* codes, Scale scale, int64_t at, int64_t end, bf16* to) {
   // Below, e4m3 codes meet 256 times their scale, which must not be infinite.
-  if (KIND == E4M3 && !(std::fabs(scale.by) < 0x1p119f)) return dequantise_some<KIND>(codes, scale, at, end, to);
-  const __m512 by = _mm512_set1_ps(KIND == E4M3 ? scale.by * 256 : scale.by), less = _mm512_set1_ps(scale.less);
-  const bool small = std::fabs(scale.by) < 1e-30f;  // the instruction that rounds may take its products for zero
+  if (KIND == E4M3 && !(std::fabs(scale.factor) < 0x1p119f)) return dequantise_some<KIND>(codes, scale, at, end, to);
+  const __m512 by = _mm512_set1_ps(KIND == E4M3 ? scale.factor * 256 : scale.factor), zero = _mm512_set1_ps(scale.zero);
+  const bool small = std::fabs(scale.factor) < 1e-30f;  // the instruction that rounds may take its products for zero
   for (; at < end; at += 32) {
     __m512 front, back;
     bytes_at<KIND>(codes + at, front, back);
-    front = _mm512_mul_ps(_mm512_sub_ps(front, less), by), back = _mm512_mul_ps(_mm512_sub_ps(back, less), by);
+    front = _mm512_mul_ps(_mm512_sub_ps(front, zero), by), back = _mm512_mul_ps(_mm512_sub_ps(back, zero), by);
     _mm512_storeu_si512(to + at, small ? _mm512_inserti64x4(_mm512_castsi256_si512(rounded(front)), rounded(back), 1)
                                        : (__m512i)_mm512_cvtne2ps_pbh(back, front));
   }
@@ -218,16 +218,18 @@ inline void dequantise_bytes(const uint8_t* codes, Scale scale, int64_t at, int6
 
 // Dequantises columns of a row if its blocks, or pairs of them, are multiples of 32; returns the first column left.
 template <Kind KIND>
-inline int64_t dequantise_blocks(const uint8_t* codes, const Scale* scales, int64_t wide, int64_t in, bf16* to) {
+inline int64_t dequantise_blocks(const uint8_t* codes, const Scale* scales, int64_t block_columns, int64_t in,
+                                 bf16* to) {
   int64_t at = 0, end = in / 32 * 32;
-  if (wide % 32 == 0 || wide >= in) {
+  if (block_columns % 32 == 0 || block_columns >= in) {
     for (; at < end; ++scales) {
-      const int64_t next = std::min(at + wide, end);
-      if constexpr (halved(KIND)) dequantise_halves<KIND>(codes, *scales, at, next, to);
+      const int64_t next = std::min(at + block_columns, end);
+      if constexpr (half_byte(KIND))
+        dequantise_halves<KIND>(codes, *scales, at, next, to);
       else dequantise_bytes<KIND>(codes, *scales, at, next, to);
       at = next;
     }
-  } else if (halved(KIND) && wide == 16) {
+  } else if (half_byte(KIND) && block_columns == 16) {
     for (; at < end; at += 32, scales += 2) dequantise_pair<KIND>(codes, scales, at, to);
   }
   return at;
@@ -241,10 +243,10 @@ void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in,
   const Scale* scales = scales_of(of, expert, output);
   int64_t at = 0;
 #ifdef MINT_AVX512_BF16
-  if constexpr (std::is_same_v<T, bf16>) at = dequantise_blocks<KIND>(codes, scales, of.wide, in, to);
+  if constexpr (std::is_same_v<T, bf16>) at = dequantise_blocks<KIND>(codes, scales, of.block_columns, in, to);
 #endif
   while (at < in) {
-    const int64_t block = at / of.wide, end = std::min((block + 1) * of.wide, in);
+    const int64_t block = at / of.block_columns, end = std::min((block + 1) * of.block_columns, in);
     dequantise_some<KIND>(codes, scales[block], at, end, to);
     at = end;
   }
@@ -264,18 +266,18 @@ void dequantise_row(const Codes& of, int64_t expert, int64_t output, int64_t in,
 // thread's next call overwrites them.
 template <typename T>
 const T* dequantised(const Codes* codes, int64_t expert, int64_t first, int64_t last, int64_t in) {
-  static thread_local Aligned<T> room;
-  if (int64_t(room.size()) < (last - first) * in) room.resize((last - first) * in);
+  static thread_local Aligned<T> buffer;
+  if (int64_t(buffer.size()) < (last - first) * in) buffer.resize((last - first) * in);
   int64_t above = 0;
   for (int64_t output = first; output < last; ++output) {
     while (output - above >= codes->out) above += (codes++)->out;
-    dequantise_row(*codes, expert, output - above, in, room.data() + (output - first) * in);
+    dequantise_row(*codes, expert, output - above, in, buffer.data() + (output - first) * in);
   }
-  return room.data();
+  return buffer.data();
 }
 
 // The memory of those rows' codes, except those of a further linear, to be prefetched `lines` at a time.
-inline Ahead ahead_of(const Codes* codes, int64_t expert, int64_t first, int64_t last, int lines) {
+inline PrefetchRange codes_range(const Codes* codes, int64_t expert, int64_t first, int64_t last, int lines) {
   for (; first >= codes->out; ++codes) first -= codes->out, last -= codes->out;
   const char* all = (const char*)codes->codes + expert * codes->out * codes->pitch;
   return {all + first * codes->pitch, all + std::min(last, codes->out) * codes->pitch, lines};

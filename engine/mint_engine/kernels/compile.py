@@ -5,25 +5,27 @@ Only the standard library is used, so that the package's build can run it before
 
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = (
+    "all_reduce.cpp",
+    "amx_permission.cpp",
     "attend.cpp",
     "backward.cpp",
-    "choice.cpp",
+    "constants.cpp",
     "draw.cpp",
     "experts.cpp",
+    "grouped_product.cpp",
     "logits.cpp",
     "lora.cpp",
     "pass.cpp",
-    "ready.cpp",
     "rows.cpp",
-    "runs.cpp",
-    "sums.cpp",
-    "trees.cpp",
+    "top_k.cpp",
+    "tree_attention.cpp",
 )
 HEADERS = tuple(sorted(path.name for path in HERE.glob("*.h")))
 # No fused multiply-add unless the source asks for one: results must not depend on how a loop was vectorised.
@@ -51,6 +53,8 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"asimd": ("-march=armv8-a",)},
 }
 
+_COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+
 
 def library_path(variant: str) -> Path:
     """Return the path of the library for an instruction set."""
@@ -58,11 +62,18 @@ def library_path(variant: str) -> Path:
 
 
 def digest() -> str:
-    """Return a digest of the sources, headers and flags. Each library embeds the digest that it was built from."""
-    digest = hashlib.sha256()
-    for name in (*SOURCES, *HEADERS, Path(__file__).name):
-        digest.update(f"\0{name}\0".encode() + (HERE / name).read_bytes())
+    """Return a digest of the code of sources and headers, and of the flags; each library embeds that of its build."""
+    digest = hashlib.sha256(repr((FLAGS, VARIANTS)).encode())
+    for name in (*SOURCES, *HEADERS):
+        digest.update(f"\0{name}\0{code_of((HERE / name).read_text())}".encode())
     return digest.hexdigest()
+
+
+def code_of(source: str) -> str:
+    """Return C++ source without comments, indentation and empty lines: edits of these need no new library."""
+    code = _COMMENT_OR_STRING.sub(lambda found: " " if found[0].startswith("/") else found[0], source)
+    lines = (re.sub(r"\s*\\$", r"\\", line).strip() for line in code.splitlines())
+    return "\n".join(line for line in lines if line not in ("", "\\"))
 
 
 def is_current(library: Path) -> bool:

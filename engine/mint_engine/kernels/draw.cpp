@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "aligned.h"
-#include "highest.h"
+#include "scores.h"
 
 namespace {
 constexpr int SHIFT = 20;                             // sign, exponent and three bits of the fraction remain
@@ -22,7 +22,7 @@ inline int bucket_of(float weight) {
 // e^((logit - peak) / temperature), 1 for the likeliest.
 template <typename T>
 void weigh_row(const T* logits, int64_t size, float temperature, float* weights) {
-  const float peak = highest(logits, size);
+  const float peak = row_max(logits, size);
   int64_t i = 0;
 #ifdef MINT_AVX512_BF16
   for (; i + 16 <= size; i += 16) {
@@ -33,7 +33,7 @@ void weigh_row(const T* logits, int64_t size, float temperature, float* weights)
   }
 #endif
   for (; i < size; ++i) {
-    const float x = (wide(logits[i]) - peak) / temperature;
+    const float x = (widen(logits[i]) - peak) / temperature;
     weights[i] = x >= SMALLEST ? std::exp(x) : 0.0f;
   }
 }

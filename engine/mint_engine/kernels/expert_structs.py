@@ -37,15 +37,15 @@ class Codes:
     """A linear of all experts that stays quantised: numbers are (code's value - block's zero) * block's scale.
 
     codes [E, out, *] are row-major; scales [E, rows, columns], one for each block of `block` (outputs, inputs).
-    `every` [E] float32 multiplies an expert's scales if they are e4m3. `zeros` are int8 in the layout of scales, or
-    codes in int32 words, each of several outputs of one column: [E, words, *].
+    `expert_scales` [E] float32 multiply experts' scales if these are e4m3. `zeros` are int8 in the layout of scales,
+    or codes in int32 words, each of several outputs of one column: [E, words, *].
     """
 
     kind: Kind
     codes: torch.Tensor
     scales: torch.Tensor
     block: tuple[int, int]
-    every: torch.Tensor | None = None
+    expert_scales: torch.Tensor | None = None
     zeros: torch.Tensor | None = None
 
 
@@ -63,44 +63,44 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """A float32 router as in DeepSeek-V3: each expert has its own chance; the best of the best groups are chosen.
+class GroupedRouter:
+    """A float32 router as in DeepSeek-V3: each expert has a probability; the best of the best groups are chosen.
 
-    `chosen` groups, and experts in them, are ranked by chance plus `bias` [E] float32; weights are chances times
-    `factor`. `together`: the chances of all experts add up to one.
+    The `top_groups` best groups, and then experts in them, are ranked by probability plus `bias` [E] float32; weights
+    are probabilities times `factor`. `softmax`: the probabilities of all experts add up to one.
     """
 
     router: Linear
     bias: torch.Tensor
     groups: int
-    chosen: int
+    top_groups: int
     factor: float
-    together: bool = False
+    softmax: bool = False
 
 
 @dataclass(frozen=True)
 class Experts:
-    """A layer's router and experts; each row goes to `each` of them. This rank holds those from `first` on.
+    """A layer's router and experts; each row goes to `top_k` of them. This rank holds those from `first` on.
 
-    `whole`: a row's weights are made to add up to one; `rounded`: they are rounded to the base's dtype. The biases
-    [E, out] may be none. `turns`: gates and what they gate are interleaved, in weight and bias.
+    `normalised`: a row's weights are scaled to add up to one; `rounded`: they are rounded to the base's dtype. Biases
+    [E, out] may be none. `interleaved`: outputs alternate between gates and what they gate, in weight and bias.
     """
 
-    router: Linear | Grouped
-    each: int
+    router: Linear | GroupedRouter
+    top_k: int
     first: int
-    whole: bool
+    normalised: bool
     rounded: bool
     gate_up: Stack
     down: Stack
     gate_up_bias: torch.Tensor | None = None
     down_bias: torch.Tensor | None = None
-    turns: bool = False
+    interleaved: bool = False
 
     @property
     def count(self) -> int:
         """Number of experts that the router chooses from."""
-        return (self.router.router if isinstance(self.router, Grouped) else self.router).out_features
+        return (self.router.router if isinstance(self.router, GroupedRouter) else self.router).out_features
 
 
 class CodesStruct(ctypes.Structure):
@@ -108,8 +108,8 @@ class CodesStruct(ctypes.Structure):
 
     _fields_ = (
         ("kind", _INT), ("codes", _POINTER), ("pitch", _INT), ("out", _INT), ("scale_kind", _INT),
-        ("scales", _POINTER), ("rows", _INT), ("columns", _INT), ("high", _INT), ("wide", _INT), ("every", _POINTER),
-        ("zero_kind", _INT), ("zeros", _POINTER),
+        ("scales", _POINTER), ("rows", _INT), ("columns", _INT), ("block_rows", _INT), ("block_columns", _INT),
+        ("expert_scales", _POINTER), ("zero_kind", _INT), ("zeros", _POINTER),
     )  # fmt: skip
 
 
@@ -122,11 +122,11 @@ class StackStruct(ctypes.Structure):
     )  # fmt: skip
 
 
-class GroupedStruct(ctypes.Structure):
-    """step.h: Grouped"""
+class GroupedRouterStruct(ctypes.Structure):
+    """step.h: GroupedRouter"""
 
     _fields_ = (
-        ("router", LinearStruct), ("together", _INT), ("bias", _POINTER), ("groups", _INT), ("chosen", _INT),
+        ("router", LinearStruct), ("softmax", _INT), ("bias", _POINTER), ("groups", _INT), ("top_groups", _INT),
         ("factor", _FLOAT),
     )  # fmt: skip
 
@@ -135,26 +135,26 @@ class ExpertsStruct(ctypes.Structure):
     """step.h: Experts"""
 
     _fields_ = (
-        ("router", LinearStruct), ("grouped", ctypes.POINTER(GroupedStruct)), ("count", _INT), ("each", _INT),
-        ("first", _INT), ("held", _INT), ("whole", _INT), ("rounded", _INT), ("gate_up", StackStruct),
-        ("down", StackStruct), ("gate_up_bias", _POINTER), ("down_bias", _POINTER), ("turns", _INT),
+        ("router", LinearStruct), ("grouped", ctypes.POINTER(GroupedRouterStruct)), ("count", _INT), ("top_k", _INT),
+        ("first", _INT), ("held", _INT), ("normalised", _INT), ("rounded", _INT), ("gate_up", StackStruct),
+        ("down", StackStruct), ("gate_up_bias", _POINTER), ("down_bias", _POINTER), ("interleaved", _INT),
     )  # fmt: skip
 
 
 def experts_struct(experts: Experts) -> ExpertsStruct:
     """Return the struct of a layer's experts."""
     router, grouped = experts.router, None
-    if isinstance(router, Grouped):
-        found = GroupedStruct(
-            linear_struct(router.router), router.together, address(router.bias), router.groups, router.chosen,
+    if isinstance(router, GroupedRouter):
+        found = GroupedRouterStruct(
+            linear_struct(router.router), router.softmax, address(router.bias), router.groups, router.top_groups,
             router.factor,
         )  # fmt: skip
         router, grouped = router.router, ctypes.pointer(found)
     return ExpertsStruct(
-        linear_struct(router), grouped, experts.count, experts.each, experts.first,
-        experts.gate_up.shape[0], experts.whole, experts.rounded,
+        linear_struct(router), grouped, experts.count, experts.top_k, experts.first,
+        experts.gate_up.shape[0], experts.normalised, experts.rounded,
         stack_struct(experts.gate_up), stack_struct(experts.down), address(experts.gate_up_bias),
-        address(experts.down_bias), experts.turns,
+        address(experts.down_bias), experts.interleaved,
     )  # fmt: skip
 
 
@@ -170,6 +170,6 @@ def _codes_struct(of: Codes) -> CodesStruct:
     _, rows, columns = of.scales.shape
     return CodesStruct(
         of.kind, address(of.codes), prod(row) * of.codes.itemsize, high, _SCALES[of.scales.dtype], address(of.scales),
-        rows, columns, *of.block, address(of.every), _ZEROS[of.zeros.dtype] if of.zeros is not None else 0,
+        rows, columns, *of.block, address(of.expert_scales), _ZEROS[of.zeros.dtype] if of.zeros is not None else 0,
         address(of.zeros),
     )  # fmt: skip

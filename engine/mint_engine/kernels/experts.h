@@ -6,12 +6,12 @@
 #include "inputs.h"
 #include "lanes.h"
 #include "lora.h"
-#include "turned.h"
+#include "amx_experts.h"
 
 // Outputs of a work item: with 2,000 inputs their weights fit the second-level cache. Dequantised
 // weights are used as soon as they are written; of fewer outputs, some still lie in the first-level cache.
 constexpr int64_t BLOCK = 64, BLOCK_DEQUANTISED = 32;
-constexpr int64_t FEW = 16;    // outputs that are computed together
+constexpr int64_t DOT_OUTPUTS = 16;  // outputs that are computed together
 
 #if defined(__AVX512F__)
 constexpr int DOTS = 4;  // rows, and outputs, of a tile of dot products: its sums stay in registers
@@ -34,15 +34,16 @@ struct Stack {
     return weight ? weight + (expert * out + first) * in : dequantised<T>(codes, expert, first, last, in);
   }
   // The memory of those weights, to be prefetched `lines` at a time.
-  Ahead ahead(int64_t expert, int64_t first, int64_t last, int lines) const {
-    if (!weight) return ahead_of(codes, expert, first, last, lines);
-    return {(const char*)(weight + (expert * out + first) * in), (const char*)(weight + (expert * out + last) * in), lines};
+  PrefetchRange weight_range(int64_t expert, int64_t first, int64_t last, int lines) const {
+    if (!weight) return codes_range(codes, expert, first, last, lines);
+    return {(const char*)(weight + (expert * out + first) * in), (const char*)(weight + (expert * out + last) * in),
+            lines};
   }
 };
 
 // y [N, ldy] = x [N, in] W^T, for R outputs.
 template <int N, int R, typename T>
-inline void put_dots(const Input<T>* x, int64_t in, const T* weight, T* y, int64_t ldy) {
+inline void dot_tile(const Input<T>* x, int64_t in, const T* weight, T* y, int64_t ldy) {
   Lanes sums[N][R];
   for (int n = 0; n < N; ++n)
     for (int r = 0; r < R; ++r) sums[n][r] = zero();
@@ -60,18 +61,19 @@ inline void put_dots(const Input<T>* x, int64_t in, const T* weight, T* y, int64
       float lanes[LANES], sum = 0;
       store(lanes, sums[n][r]);
       for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
-      for (int64_t j = i; j < in; ++j) sum = __builtin_fmaf(wide(x[n * in + j]), wide(weight[r * in + j]), sum);
+      for (int64_t j = i; j < in; ++j) sum = __builtin_fmaf(widen(x[n * in + j]), widen(weight[r * in + j]), sum);
       y[n * ldy + r] = narrow<T>(sum);
     }
 }
 
 // y [rows, ldy] = x [rows, in] W^T, for at most FEW outputs. Meanwhile prefetches `ahead`.
 template <typename T>
-inline void put(const Input<T>* x, int64_t in, int rows, const T* weight, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
+inline void dot_block(const Input<T>* x, int64_t in, int rows, const T* weight, int64_t outs, T* y, int64_t ldy,
+                      PrefetchRange& ahead) {
   if constexpr (std::is_same_v<Middle<T>, bf16>) {
-    T found[ITEM_ROWS * FEW];
-    shrink(x, in, rows, weight, {outs, in, 0, 1.0f}, found, FEW, ahead);
-    for (int n = 0; n < rows; ++n) std::copy_n(found + n * FEW, outs, y + n * ldy);
+    T found[ITEM_ROWS * DOT_OUTPUTS];
+    shrink(x, in, rows, weight, {outs, in, 0, 1.0f}, found, DOT_OUTPUTS, ahead);
+    for (int n = 0; n < rows; ++n) std::copy_n(found + n * DOT_OUTPUTS, outs, y + n * ldy);
   } else {
     for (int n = 0; n < rows; n += DOTS)
       for (int64_t o = 0; o < outs; o += DOTS) {
@@ -79,28 +81,28 @@ inline void put(const Input<T>* x, int64_t in, int rows, const T* weight, int64_
         const T* by = weight + o * in;
         T* to = y + n * ldy + o;
         if (n + DOTS <= rows && o + DOTS <= outs) {
-          put_dots<DOTS, DOTS, T>(from, in, by, to, ldy);
+          dot_tile<DOTS, DOTS, T>(from, in, by, to, ldy);
           continue;
         }
         for (int m = 0; m < std::min(DOTS, rows - n); ++m)
           for (int64_t r = 0; r < std::min<int64_t>(DOTS, outs - o); ++r)
-            put_dots<1, 1, T>(from + m * in, in, by + r * in, to + m * ldy + r, ldy);
+            dot_tile<1, 1, T>(from + m * in, in, by + r * in, to + m * ldy + r, ldy);
       }
   }
 }
 
-// One expert's rows x [count, in]; `standing`: the same, laid out for matrix registers, or null if these are not used.
+// One expert's rows x [count, in]; `packed`: the same, packed for AMX, or null if it is not used.
 template <typename T>
 struct Rows {
   const T* x;
   int64_t count;
-  const T* standing = nullptr;
+  const T* packed = nullptr;
   // Lines of the following weights to prefetch at each step.
   int lines() const {
 #ifdef MINT_AMX
-    if (standing) return int(2 * HEIGHT / ((count + HEIGHT - 1) / HEIGHT)) + 1;
+    if (packed) return int(2 * AMX_ROWS / ((count + AMX_ROWS - 1) / AMX_ROWS)) + 1;
 #endif
-    return int((FEW + count - 1) / count);
+    return int((DOT_OUTPUTS + count - 1) / count);
   }
 };
 template <typename T>
@@ -110,22 +112,24 @@ inline Rows<T> rows_of(const T* x, int64_t count, const Stack<T>&) {
 #ifdef MINT_AMX
 template <>
 inline Rows<bf16> rows_of(const bf16* x, int64_t count, const Stack<bf16>& by) {
-  return {x, count, fills(by.in, by.out) ? stand(x, count, by.in) : nullptr};
+  return {x, count, fills_tiles(by.in, by.out) ? pack_columns(x, count, by.in) : nullptr};
 }
 #endif
 
 // One expert's rows times `outs` of its outputs, weight [outs, in] -> y [count, ldy].
 template <typename T>
-inline void multiply_block(const Rows<T>& rows, const T* weight, int64_t in, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
+inline void multiply_block(const Rows<T>& rows, const T* weight, int64_t in, int64_t outs, T* y, int64_t ldy,
+                           PrefetchRange& ahead) {
 #ifdef MINT_AMX
-  if constexpr (BY_MATRICES<T>)
-    if (rows.standing) return multiply_standing(rows.standing, rows.count, weight, in, outs, y, ldy, ahead);
+  if constexpr (USES_AMX<T>)
+    if (rows.packed) return multiply_packed(rows.packed, rows.count, weight, in, outs, y, ldy, ahead);
 #endif
   for (int64_t row = 0; row < rows.count; row += ITEM_ROWS) {
     const int some = int(std::min<int64_t>(ITEM_ROWS, rows.count - row));
     const Inputs<T> from = inputs(rows.x + row * in, in, some, in);
-    for (int64_t o = 0; o < outs; o += FEW)
-      put<T>(from.rows, in, some, weight + o * in, std::min(FEW, outs - o), y + row * ldy + o, ldy, ahead);
+    for (int64_t o = 0; o < outs; o += DOT_OUTPUTS)
+      dot_block<T>(from.rows, in, some, weight + o * in, std::min(DOT_OUTPUTS, outs - o), y + row * ldy + o, ldy,
+                   ahead);
   }
 }
 
@@ -134,10 +138,11 @@ template <typename T>
 void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Stack<T>& by, T* y, int thread,
                    int threads) {
   const int64_t high = by.weight ? BLOCK : BLOCK_DEQUANTISED, blocks = (by.out + high - 1) / high;
-  const int64_t first = blocks * thread / threads * high, last = std::min(by.out, blocks * (thread + 1) / threads * high);
+  const int64_t first = blocks * thread / threads * high,
+                last = std::min(by.out, blocks * (thread + 1) / threads * high);
   if (first == last) return;
 #ifdef MINT_AMX
-  const Matrices registers;
+  const TileConfig registers;
 #endif
   const auto after = [&](int64_t expert) {  // the next expert with rows
     do ++expert;
@@ -150,11 +155,11 @@ void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Sta
     const Rows<T> these = rows_of(x + from * by.in, bounds[expert + 1] - from, by);
     for (int64_t block = first, end; block < last; block = end) {
       end = std::min(block + high, last);
-      Ahead ahead;  // prefetches a block's weights while the one before is computed, evenly over its steps
+      PrefetchRange ahead;  // prefetches a block's weights while the one before is computed, evenly over its steps
       if (end < last)
-        ahead = by.ahead(expert, end, std::min(end + high, last), these.lines());
+        ahead = by.weight_range(expert, end, std::min(end + high, last), these.lines());
       else if (next < experts)
-        ahead = by.ahead(next, first, std::min(first + high, last), these.lines());
+        ahead = by.weight_range(next, first, std::min(first + high, last), these.lines());
       multiply_block(these, by.rows(expert, block, end), by.in, end - block, y + from * by.out + block, by.out, ahead);
     }
   }

@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <vector>
 #include "aligned.h"
-#include "number.h"
+#include "bf16.h"
 
 template <typename T>
 struct InputOf {
@@ -42,7 +42,7 @@ Inputs<T> inputs(const T* x, int64_t ldx, int64_t rows, int64_t depth) {
       const T* from = x + row * ldx;
       float* to = widened.data() + row * depth;
 #pragma omp simd
-      for (int64_t i = 0; i < depth; ++i) to[i] = wide(from[i]);
+      for (int64_t i = 0; i < depth; ++i) to[i] = widen(from[i]);
     }
     return {widened.data(), depth};
   }

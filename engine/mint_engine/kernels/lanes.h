@@ -1,6 +1,6 @@
 // Sixteen floats, in whatever registers this instruction set has.
 #pragma once
-#include "number.h"
+#include "bf16.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -64,7 +64,7 @@ inline Lanes load(const bf16* from) {
   return {half(from), half(from + 8)};
 #else
   float wider[LANES];
-  for (int lane = 0; lane < LANES; ++lane) wider[lane] = wide(from[lane]);
+  for (int lane = 0; lane < LANES; ++lane) wider[lane] = widen(from[lane]);
   return load(wider);
 #endif
 }

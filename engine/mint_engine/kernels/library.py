@@ -13,20 +13,24 @@ from typing import Any
 import structlog
 import torch
 
-from mint_engine.kernels.attention_structs import Heads, heads_struct, sight_struct
+from mint_engine.kernels.attention_structs import Heads, heads_struct, variant_struct
 from mint_engine.kernels.compile import VARIANTS, is_current, library_path
+from mint_engine.kernels.constants import PANEL_OUTPUTS
 from mint_engine.kernels.expert_structs import Stack, stack_struct
+from mint_engine.kernels.layout import check_layout
 from mint_engine.kernels.linear_structs import Linear, address, linear_struct
 from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
-from mint_engine.kernels.structs import BaseStruct, PeersStruct, RoomStruct, SlotsStruct, StepStruct, slots_struct
+from mint_engine.kernels.structs import (
+    BaseStruct,
+    PeersStruct,
+    SlotsStruct,
+    StepStruct,
+    WorkspaceStruct,
+    slots_struct,
+)
 from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
-
-ROWS = 8  # most rows of a LoRA work item
-MAX_RANK = 1024
-MOST_QUERIES = 1024  # most query rows of one key/value head in an attention work item
-PANEL = 48  # a multiple of every instruction set's panel width
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _P, _I = _POINTER, _INT
@@ -43,8 +47,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT, _P),
     "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
-    "sum": (_P, _I, _I, _P),
-    "meet": (_P,),
+    "all_reduce": (_P, _I, _I, _P),
+    "barrier": (_P,),
     "multiply_experts": (_P, _P, _I, _P, _P),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
@@ -65,8 +69,8 @@ class Kernels:
         self.variant = variant
         # Whether products with a weight that is kept row by row are faster than torch's: if the instruction set has
         # products of bfloat16, or torch has none.
-        self.meets_rows = dtype == torch.bfloat16 and ("bf16" in variant or not multiplies_bfloat16())
-        self.multiplies_matrices = dtype == torch.bfloat16 and "amx" in variant
+        self.fast_row_major = dtype == torch.bfloat16 and ("bf16" in variant or not multiplies_bfloat16())
+        self.uses_amx = dtype == torch.bfloat16 and "amx" in variant
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, ctypes.c_int32 if name == "pass" else None
@@ -85,18 +89,23 @@ class Kernels:
     _lora: Callable[..., None]
     _multiply_experts: Callable[..., None]
     _lora_experts: Callable[..., None]
-    _sum: Callable[..., None]
-    _meet: Callable[..., None]
+    _all_reduce: Callable[..., None]
+    _barrier: Callable[..., None]
 
     def run(
-        self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct, peers: PeersStruct | None
+        self,
+        base: BaseStruct,
+        slots: SlotsStruct,
+        step: StepStruct,
+        workspace: WorkspaceStruct,
+        peers: PeersStruct | None,
     ) -> bool:
         """Run one step of a base, or of one rank's share of it together with its `peers`, on all threads.
 
         Returns False if it ended early because an adapter did not arrive.
         """
         together = ctypes.byref(peers) if peers is not None else None
-        structs = base, slots, step, room
+        structs = base, slots, step, workspace
         return bool(self._pass(*map(ctypes.byref, structs), together))
 
     def pack(
@@ -105,7 +114,7 @@ class Kernels:
         """Pack a linear map's weight [out, in] for the kernels into `memory`; `in` must be even."""
         high, wide = weight.shape
         weight = weight.contiguous()  # kept alive until it is packed
-        packed = memory.zeros(-(-high // PANEL) * PANEL * wide, weight.dtype)
+        packed = memory.zeros(-(-high // PANEL_OUTPUTS) * PANEL_OUTPUTS * wide, weight.dtype)
         self._pack(address(weight), high, wide, address(packed))
         return Linear(packed, bias, wide, high, targets)
 
@@ -142,10 +151,10 @@ class Kernels:
 
         items [n, 4] int64: first row, tokens, position of the first, index of its page table in `tables` [*] int32.
         """
-        out, sight = qkv.new_empty((qkv.shape[0], heads.queries * heads.size)), sight_struct(heads.sight)
+        out, variant = qkv.new_empty((qkv.shape[0], heads.queries * heads.size)), variant_struct(heads.variant)
         self._attend(
             address(qkv), address(out), heads.queries, heads.keys, heads.size, address(items), items.shape[0],
-            address(tables), address(pool), scale, ctypes.byref(sight),
+            address(tables), address(pool), scale, ctypes.byref(variant),
         )  # fmt: skip
         return out
 
@@ -187,7 +196,8 @@ class Kernels:
     def lora(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, parts: torch.Tensor) -> None:
         """y [T, *] += each row's adapter applied to x [T, *], in place.
 
-        items [n, 3] int32: first row, rows (at most `ROWS`), slot; parts [p, 4] int64: module, column of y, in, out.
+        items [n, 3] int32: first row, rows (at most `ITEM_ROWS`), slot; parts [p, 4] int64: module,
+        column of y, in, out.
         """
         self._lora(
             address(y), y.shape[1], address(x), x.shape[1], address(items), items.shape[0],
@@ -204,7 +214,7 @@ class Kernels:
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
         """y [P, out] += each pair's adapter applied to x [P, in], in place; y may be columns of a wider tensor.
 
-        items [n, 4] int32: first pair, pairs (at most `ROWS`), slot, expert.
+        items [n, 4] int32: first pair, pairs (at most `ITEM_ROWS`), slot, expert.
         """
         wide, high = slots.shapes[module]
         self._lora_experts(
@@ -213,16 +223,16 @@ class Kernels:
             address(slots.ranks[module]), address(slots.scalings[module]), slots.experts[module], wide, high,
         )  # fmt: skip
 
-    def sum(self, numbers: torch.Tensor, turn: int, peers: PeersStruct) -> None:
+    def all_reduce(self, numbers: torch.Tensor, buffer: int, peers: PeersStruct) -> None:
         """Replace numbers [n], at most `peers.size`, by their sum over all ranks, bit-identical on each of them.
 
-        `turn` alternates between 0 and 1: a buffer is written again only after all ranks have met once more.
+        `buffer` alternates between 0 and 1: a rank writes to one again only after all have met once more.
         """
-        self._sum(address(numbers), numbers.numel(), turn, ctypes.byref(peers))
+        self._all_reduce(address(numbers), numbers.numel(), buffer, ctypes.byref(peers))
 
-    def meet(self, peers: PeersStruct) -> None:
+    def barrier(self, peers: PeersStruct) -> None:
         """Wait until all ranks have arrived here; each then sees what the others wrote before."""
-        self._meet(ctypes.byref(peers))
+        self._barrier(ctypes.byref(peers))
 
 
 @cache
@@ -236,7 +246,10 @@ def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 
 @cache
 def load_library() -> tuple[ctypes.CDLL, str] | None:
-    """Return the best library that this machine runs and its variant, or None."""
+    """Return the best library that this machine runs and its variant, or None.
+
+    Raises Internal if the library disagrees with Python about constants or structs.
+    """
     # Torch must be loaded first, so that the kernels share its OpenMP threads.
     for variant in _known():
         path = library_path(variant)
@@ -246,7 +259,8 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
             _log.warning("kernels not used: built from other sources; compile them again", library=path.name)
             continue
         library = ctypes.CDLL(str(path))
-        if library.mint_ready():
+        if library.mint_permitted():
+            check_layout(library)
             return library, variant
         _log.warning("kernels not used: the system denies this process their registers", library=path.name)
     return None

@@ -1,13 +1,13 @@
 // Log-probabilities of rows of logits, and the gradient of a loss over some tokens' log-probabilities with respect to
 // the logits, in their place: there is never a second array of that size. A row's numbers depend on nothing but itself.
-#include "highest.h"
-#include "tiles.h"
+#include "scores.h"
+#include "float_gemm.h"
 
 namespace {
 // The log-sum-exp of a row; NaN if it holds NaN.
 template <typename T>
 float log_sum(const T* row, int64_t size) {
-  const float peak = highest(row, size);
+  const float peak = row_max(row, size);
   float sum = 0;
   int64_t i = 0;
 #ifdef MINT_AVX512_BF16
@@ -22,7 +22,7 @@ float log_sum(const T* row, int64_t size) {
   sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 #endif
 #pragma omp simd reduction(+ : sum)
-  for (int64_t at = i; at < size; ++at) sum += exp_down(wide(row[at]) - peak);
+  for (int64_t at = i; at < size; ++at) sum += exp_below_zero(widen(row[at]) - peak);
   return peak + std::log(sum);
 }
 
@@ -47,10 +47,10 @@ void back_row(T* row, int64_t size, float sum, const int64_t* targets, const flo
   }
 #endif
 #pragma omp simd
-  for (int64_t i = whole; i < size; ++i) row[i] = narrow<T>(-total * exp_down(wide(row[i]) - sum));
+  for (int64_t i = whole; i < size; ++i) row[i] = narrow<T>(-total * exp_below_zero(widen(row[i]) - sum));
   for (int64_t e = 0; e < count; ++e) {
     if (targets[e] < 0 || targets[e] >= size) continue;
-    float value = -total * exp_down(given[e] - sum);
+    float value = -total * exp_below_zero(given[e] - sum);
     for (int64_t other = 0; other < count; ++other)
       if (targets[other] == targets[e]) value += slopes[other];
     row[targets[e]] = narrow<T>(value);
@@ -73,7 +73,7 @@ void logits_back(T* logits, int64_t rows, int64_t size, const float* sums, const
   extern "C" void mint_log_sums_##NAME(const T* logits, int64_t rows, int64_t size, float* sums) {                     \
     log_sums<T>(logits, rows, size, sums);                                                                             \
   }                                                                                                                    \
-  /* logits become their gradient; row i's tokens are starts[i] to starts[i + 1] of targets, given (their logits) and   \
+  /* logits become their gradient; row i's tokens are starts[i] to starts[i + 1] of targets, given (their logits) and  \
      slopes (the loss's gradient to their log-probabilities) */                                                        \
   extern "C" void mint_logits_back_##NAME(T* logits, int64_t rows, int64_t size, const float* sums,                    \
                                           const int64_t* starts, const int64_t* targets, const float* given,           \

@@ -14,16 +14,16 @@ void add_items(T* y, int64_t ldy, const T* x, int64_t ldx, const Item* items, in
   for (int64_t i = 0; i < item_count; ++i) {
     const Item& item = items[i];
     for (int64_t t = 0; t < count; ++t) {
-      const Pair<T> pair = pair_of(slots, item.slot, targets[t]);
+      const LoraWeights<T> pair = lora_weights(slots, item.slot, targets[t]);
       if (!pair.a) continue;
       // An item's last target is most likely followed by the next item's first.
-      Pair<T> next;
+      LoraWeights<T> next;
       if (t + 1 < count)
-        next = pair_of(slots, item.slot, targets[t + 1]);
+        next = lora_weights(slots, item.slot, targets[t + 1]);
       else if (i + 1 < item_count)
-        next = pair_of(slots, items[i + 1].slot, targets[0]);
-      Ahead first = pair.ahead_b(), second = next.ahead_a();
-      add_pair<true>(y + item.start * ldy + targets[t].column, ldy, x + item.start * ldx, ldx, item.rows, pair, first,
+        next = lora_weights(slots, items[i + 1].slot, targets[0]);
+      PrefetchRange first = pair.range_b(), second = next.range_a();
+      add_lora<true>(y + item.start * ldy + targets[t].column, ldy, x + item.start * ldx, ldx, item.rows, pair, first,
                      second);
     }
   }
@@ -38,14 +38,14 @@ void add_experts(T* y, int64_t ldy, const T* x, int64_t ldx, const ExpertItem* i
   for (int64_t i = 0; i < item_count; ++i) {
     const ExpertItem& item = items[i];
     if (places[item.slot] < 0) continue;
-    const Part part{ranks[item.slot], in, out, scalings[item.slot]};
+    const LoraShape shape{ranks[item.slot], in, out, scalings[item.slot]};
     const T* first = memory + item.slot * width + places[item.slot];
-    const T* b = first + experts * part.rank * in + item.expert * part.rank * out;
+    const T* b = first + experts * shape.rank * in + item.expert * shape.rank * out;
     Middle<T> middle[ITEM_ROWS * MAX_RANK];
-    Ahead ahead{(const char*)b, (const char*)(b + part.rank * part.out)}, nothing;
-    shrink(x + item.start * ldx, ldx, item.rows, first + item.expert * part.rank * in, part, middle, even(part.rank),
+    PrefetchRange ahead{(const char*)b, (const char*)(b + shape.rank * shape.out)}, nothing;
+    shrink(x + item.start * ldx, ldx, item.rows, first + item.expert * shape.rank * in, shape, middle, even(shape.rank),
            ahead);
-    expand<true>(y + item.start * ldy, ldy, item.rows, b, part, middle, even(part.rank), nothing);
+    expand<true>(y + item.start * ldy, ldy, item.rows, b, shape, middle, even(shape.rank), nothing);
   }
 }
 }  // namespace

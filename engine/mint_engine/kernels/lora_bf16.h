@@ -61,43 +61,43 @@ inline void shrink_inputs(const bf16* x, int64_t ldx, const bf16* a, int64_t in,
 
 // R rows of A against N rows of x, so that each load of either serves several dot products.
 template <int N, int R>
-inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
-                         Ahead& ahead) {
+inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const LoraShape& shape, bf16* middle, int64_t pitch,
+                         PrefetchRange& ahead) {
   __m512 sums[N * R];
   for (int n = 0; n < N * R; ++n) sums[n] = _mm512_setzero_ps();
   int64_t i = 0;
-  for (; i + 32 <= part.in; i += 32) {
-    ahead.bring(N == 1 ? R : ahead.each);
-    shrink_inputs<true, N, R>(x + i, ldx, a + i, part.in, 0, sums);
+  for (; i + 32 <= shape.in; i += 32) {
+    ahead.prefetch(N == 1 ? R : ahead.each);
+    shrink_inputs<true, N, R>(x + i, ldx, a + i, shape.in, 0, sums);
   }
-  if (i < part.in) shrink_inputs<false, N, R>(x + i, ldx, a + i, part.in, first(part.in - i), sums);
+  if (i < shape.in) shrink_inputs<false, N, R>(x + i, ldx, a + i, shape.in, mask32(shape.in - i), sums);
   alignas(32) bf16 found[16];
-  const __m512 scaled = _mm512_mul_ps(sum_vectors(sums), _mm512_set1_ps(part.scaling));
+  const __m512 scaled = _mm512_mul_ps(sum_vectors(sums), _mm512_set1_ps(shape.scaling));
   _mm256_store_si256((__m256i*)found, (__m256i)_mm512_cvtneps_pbh(scaled));
   for (int n = 0; n < N; ++n) std::memcpy(middle + n * pitch, found + n * R, R * sizeof(bf16));
 }
 
 template <int N>
-inline void shrink_rows(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
-                        Ahead& ahead) {
+inline void shrink_rows(const bf16* x, int64_t ldx, const bf16* a, const LoraShape& shape, bf16* middle, int64_t pitch,
+                        PrefetchRange& ahead) {
   constexpr int R = 16 / N;
   int64_t r = 0;
-  for (; r + R <= part.rank; r += R) shrink_block<N, R>(x, ldx, a + r * part.in, part, middle + r, pitch, ahead);
-  for (; r + 8 / N <= part.rank; r += 8 / N)
-    shrink_block<N, 8 / N>(x, ldx, a + r * part.in, part, middle + r, pitch, ahead);
-  for (; r < part.rank; ++r)
+  for (; r + R <= shape.rank; r += R) shrink_block<N, R>(x, ldx, a + r * shape.in, shape, middle + r, pitch, ahead);
+  for (; r + 8 / N <= shape.rank; r += 8 / N)
+    shrink_block<N, 8 / N>(x, ldx, a + r * shape.in, shape, middle + r, pitch, ahead);
+  for (; r < shape.rank; ++r)
     for (int n = 0; n < N; ++n)
-      shrink_block<1, 1>(x + n * ldx, ldx, a + r * part.in, part, middle + n * pitch + r, pitch, ahead);
-  if (part.rank % 2)
-    for (int n = 0; n < N; ++n) middle[n * pitch + part.rank] = {0};
+      shrink_block<1, 1>(x + n * ldx, ldx, a + r * shape.in, shape, middle + n * pitch + r, pitch, ahead);
+  if (shape.rank % 2)
+    for (int n = 0; n < N; ++n) middle[n * pitch + shape.rank] = {0};
 }
 
-inline void shrink(const bf16* x, int64_t ldx, int rows, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
-                   Ahead& ahead) {
+inline void shrink(const bf16* x, int64_t ldx, int rows, const bf16* a, const LoraShape& shape, bf16* middle,
+                   int64_t pitch, PrefetchRange& ahead) {
   int row = 0;
-  for (; row + 4 <= rows; row += 4) shrink_rows<4>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch, ahead);
-  for (; row + 2 <= rows; row += 2) shrink_rows<2>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch, ahead);
-  for (; row < rows; ++row) shrink_rows<1>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch, ahead);
+  for (; row + 4 <= rows; row += 4) shrink_rows<4>(x + row * ldx, ldx, a, shape, middle + row * pitch, pitch, ahead);
+  for (; row + 2 <= rows; row += 2) shrink_rows<2>(x + row * ldx, ldx, a, shape, middle + row * pitch, pitch, ahead);
+  for (; row < rows; ++row) shrink_rows<1>(x + row * ldx, ldx, a, shape, middle + row * pitch, pitch, ahead);
 }
 
 inline __m512bh spread_pair(const bf16* from) {
@@ -108,23 +108,23 @@ inline __m512bh spread_pair(const bf16* from) {
 
 // Writes 32 outputs' sums as `expand_ranks` leaves them: of each eight, the first four in `low` and the others in
 // `high`. Stored sums stay in that order until they are settled.
-inline void put_sums(bf16* to, __m512 low, __m512 high) {
+inline void store_sums(bf16* to, __m512 low, __m512 high) {
   const __m512i all = _mm512_loadu_si512(to), nothing = _mm512_setzero_si512();
   low = _mm512_add_ps((__m512)_mm512_unpacklo_epi16(nothing, all), low);
   high = _mm512_add_ps((__m512)_mm512_unpackhi_epi16(nothing, all), high);
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   _mm512_storeu_si512(to, _mm512_permutexvar_epi64(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
 }
-inline void put_sums(float* to, __m512 low, __m512 high) {
+inline void store_sums(float* to, __m512 low, __m512 high) {
   _mm512_storeu_ps(to, low);
   _mm512_storeu_ps(to + 16, high);
 }
 
 // Writes some of 16 outputs' sums, which are in their own order.
-inline void put_some(bf16* to, __m512 sums, __mmask16 mask) {
+inline void store_partial(bf16* to, __m512 sums, __mmask16 mask) {
   store_narrow(to, _mm512_add_ps(load_wide(to, mask), sums), mask);
 }
-inline void put_some(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
+inline void store_partial(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
 
 // Adds what two ranks (one unless `two`) add to C chunks of 32 outputs of N rows. Their weights are interleaved for the
 // dot product; this splits each lane of 128 bits between `low` and `high`.
@@ -146,61 +146,57 @@ inline void expand_ranks(const bf16* b, int64_t out, bool two, const bf16* middl
 
 // C chunks of 32 outputs of N rows; unless `WHOLE`, the first `left` outputs of one chunk.
 template <bool WHOLE, int N, int C, typename Out>
-inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
-                         int64_t left, Ahead& ahead) {
+inline void expand_block(Out* y, int64_t ldy, const bf16* b, const LoraShape& shape, const bf16* middle, int64_t pitch,
+                         int64_t left, PrefetchRange& ahead) {
   static_assert(WHOLE || C == 1);
   __m512 low[N][C], high[N][C];
   for (int n = 0; n < N; ++n)
     for (int c = 0; c < C; ++c) low[n][c] = high[n][c] = _mm512_setzero_ps();
-  const __mmask32 mask = first(left);
+  const __mmask32 mask = mask32(left);
   int64_t r = 0;
-  for (; r + 2 <= part.rank; r += 2) {
-    if (N == 1) ahead.bring(2 * C);
-    expand_ranks<WHOLE>(b + r * part.out, part.out, true, middle + r, pitch, mask, low, high);
+  for (; r + 2 <= shape.rank; r += 2) {
+    if (N == 1) ahead.prefetch(2 * C);
+    expand_ranks<WHOLE>(b + r * shape.out, shape.out, true, middle + r, pitch, mask, low, high);
   }
-  if (r < part.rank) expand_ranks<WHOLE>(b + r * part.out, part.out, false, middle + r, pitch, mask, low, high);
+  if (r < shape.rank) expand_ranks<WHOLE>(b + r * shape.out, shape.out, false, middle + r, pitch, mask, low, high);
   for (int n = 0; n < N; ++n)
     for (int c = 0; c < C; ++c) {
       Out* to = y + n * ldy + 32 * c;
       if constexpr (WHOLE) {
-        put_sums(to, low[n][c], high[n][c]);
+        store_sums(to, low[n][c], high[n][c]);
       } else {
         const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
         const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-        put_some(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), __mmask16(mask));
-        put_some(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), __mmask16(mask >> 16));
+        store_partial(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), __mmask16(mask));
+        store_partial(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), __mmask16(mask >> 16));
       }
     }
 }
 
 template <int N, int C, typename Out>
-inline void expand_rows(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
-                        Ahead& ahead) {
+inline void expand_rows(Out* y, int64_t ldy, const bf16* b, const LoraShape& shape, const bf16* middle, int64_t pitch,
+                        PrefetchRange& ahead) {
   int64_t at = 0;
-  for (; at + 32 * C <= part.out; at += 32 * C)
-    expand_block<true, N, C>(y + at, ldy, b + at, part, middle, pitch, 32, ahead);
-  for (; at + 32 <= part.out; at += 32)
-    expand_block<true, N, 1>(y + at, ldy, b + at, part, middle, pitch, 32, ahead);
-  if (at < part.out) expand_block<false, N, 1>(y + at, ldy, b + at, part, middle, pitch, part.out - at, ahead);
+  for (; at + 32 * C <= shape.out; at += 32 * C)
+    expand_block<true, N, C>(y + at, ldy, b + at, shape, middle, pitch, 32, ahead);
+  for (; at + 32 <= shape.out; at += 32) expand_block<true, N, 1>(y + at, ldy, b + at, shape, middle, pitch, 32, ahead);
+  if (at < shape.out) expand_block<false, N, 1>(y + at, ldy, b + at, shape, middle, pitch, shape.out - at, ahead);
 }
 
 template <bool ADD>
-inline void expand(Sums<ADD, bf16>* y, int64_t ldy, int rows, const bf16* b, const Part& part, const bf16* middle,
-                   int64_t pitch, Ahead& ahead) {
+inline void expand(Sums<ADD, bf16>* y, int64_t ldy, int rows, const bf16* b, const LoraShape& shape, const bf16* middle,
+                   int64_t pitch, PrefetchRange& ahead) {
   int row = 0;
-  for (; row + 4 <= rows; row += 4)
-    expand_rows<4, 2>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);
-  for (; row + 2 <= rows; row += 2)
-    expand_rows<2, 4>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);
-  for (; row < rows; ++row)
-    expand_rows<1, 6>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);
+  for (; row + 4 <= rows; row += 4) expand_rows<4, 2>(y + row * ldy, ldy, b, shape, middle + row * pitch, pitch, ahead);
+  for (; row + 2 <= rows; row += 2) expand_rows<2, 4>(y + row * ldy, ldy, b, shape, middle + row * pitch, pitch, ahead);
+  for (; row < rows; ++row) expand_rows<1, 6>(y + row * ldy, ldy, b, shape, middle + row * pitch, pitch, ahead);
 }
 
-inline void settle(bf16* y, const float* sums, int64_t count) {
+inline void add_sums(bf16* y, const float* sums, int64_t count) {
   int64_t o = 0;
-  for (; o + 32 <= count; o += 32) put_sums(y + o, _mm512_loadu_ps(sums + o), _mm512_loadu_ps(sums + o + 16));
+  for (; o + 32 <= count; o += 32) store_sums(y + o, _mm512_loadu_ps(sums + o), _mm512_loadu_ps(sums + o + 16));
   for (; o < count; o += 16) {
-    const __mmask16 mask = first16(count - o);
-    put_some(y + o, _mm512_maskz_loadu_ps(mask, sums + o), mask);
+    const __mmask16 mask = mask16(count - o);
+    store_partial(y + o, _mm512_maskz_loadu_ps(mask, sums + o), mask);
   }
 }

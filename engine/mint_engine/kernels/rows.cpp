@@ -23,7 +23,7 @@ void argmax(const T* logits, int64_t rows, int64_t size, int64_t* tokens, float*
       int bad = 0;
 #pragma omp simd reduction(max : peak) reduction(| : bad)
       for (int64_t i = at; i < stop; ++i) {
-        const float value = wide(from[i]);
+        const float value = widen(from[i]);
         peak = value > peak ? value : peak;
         bad |= value != value;
       }
@@ -31,7 +31,7 @@ void argmax(const T* logits, int64_t rows, int64_t size, int64_t* tokens, float*
       if (peak > best) {
         best = peak;
         for (int64_t i = at; i < stop; ++i)
-          if (wide(from[i]) == peak) {
+          if (widen(from[i]) == peak) {
             found = i;
             break;
           }

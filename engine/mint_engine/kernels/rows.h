@@ -2,14 +2,14 @@
 // follows transformers' modules step by step, so that results agree.
 #pragma once
 #include <algorithm>
-#include "number.h"
-#include "sight.h"
+#include "bf16.h"
+#include "attention_variant.h"
 
 template <typename T>
 float sum_squares(const T* row, int64_t size) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += wide(row[i]) * wide(row[i]);
+  for (int64_t i = 0; i < size; ++i) sum += widen(row[i]) * widen(row[i]);
   return sum;
 }
 
@@ -24,9 +24,9 @@ float inverse_rms(const T* row, int64_t size, float epsilon) {
 }
 
 template <typename T>
-void weigh(T* out, const T* row, const T* weight, int64_t size, float scale) {
+void apply_weight(T* out, const T* row, const T* weight, int64_t size, float scale) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(weight[i]) * wide(narrow<T>(wide(row[i]) * scale)));
+  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(widen(weight[i]) * widen(narrow<T>(widen(row[i]) * scale)));
 }
 
 // The weight of an RMSNorm: `weight` multiplies the rounded row, as in Llama; `exact` multiplies before rounding, as in
@@ -39,47 +39,47 @@ struct Norm {
 };
 
 template <typename T>
-void weigh(T* out, const T* row, const Norm<T>& by, int64_t size, float scale) {
-  if (by.weight) return weigh(out, row, by.weight, size, scale);
+void apply_weight(T* out, const T* row, const Norm<T>& by, int64_t size, float scale) {
+  if (by.weight) return apply_weight(out, row, by.weight, size, scale);
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(row[i]) * scale * by.exact[i]);
+  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(widen(row[i]) * scale * by.exact[i]);
 }
 
 // RMSNorm by a Norm or a weight [size]; `out` may be `row`.
 template <typename T, typename W>
 void normalize(T* out, const T* row, const W& by, int64_t size, float epsilon) {
-  weigh(out, row, by, size, inverse_rms(row, size, epsilon));
+  apply_weight(out, row, by, size, inverse_rms(row, size, epsilon));
 }
 
 // Rotates pairs (x1, x2) of a head to (x1 cos - x2 sin, x2 cos + x1 sin). They lie in the head's halves, or are
 // neighbours if `pairs`. Numbers beyond the first `half` pairs stay. A `sign` of -1 rotates back.
 template <typename T>
 void rotate(T* head, const float* cos, const float* sin, int64_t half, bool pairs, float sign = 1.0f) {
-  const auto turn = [&](int64_t i, T& first, T& second) {
-    const float one = wide(first), two = wide(second), s = sin[i] * sign;
+  const auto rotate_pair = [&](int64_t i, T& first, T& second) {
+    const float one = widen(first), two = widen(second), s = sin[i] * sign;
     first = narrow<T>(one * cos[i] - two * s);
     second = narrow<T>(two * cos[i] + one * s);
   };
   if (pairs) {
-    for (int64_t i = 0; i < half; ++i) turn(i, head[2 * i], head[2 * i + 1]);
+    for (int64_t i = 0; i < half; ++i) rotate_pair(i, head[2 * i], head[2 * i + 1]);
     return;
   }
 #pragma omp simd
-  for (int64_t i = 0; i < half; ++i) turn(i, head[i], head[i + half]);
+  for (int64_t i = 0; i < half; ++i) rotate_pair(i, head[i], head[i + half]);
 }
 
 // hidden [size] += delta
 template <typename T>
 void add(T* hidden, const T* delta, int64_t size) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) hidden[i] = narrow<T>(wide(hidden[i]) + wide(delta[i]));
+  for (int64_t i = 0; i < size; ++i) hidden[i] = narrow<T>(widen(hidden[i]) + widen(delta[i]));
 }
 
 // row [size] *= factor
 template <typename T>
 void scale(T* row, float factor, int64_t size) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(wide(row[i]) * factor);
+  for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(widen(row[i]) * factor);
 }
 
 // hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight, or hidden if there is no norm.
@@ -104,7 +104,7 @@ struct Heads {
   int64_t counted;                    // whether this rank's keys count in the sum of squares of all ranks
   int64_t late;
   float epsilon;
-  Sight sight;
+  AttentionVariant variant;
   bool joint() const { return joint_queries != 0; }
   int64_t width() const { return (heads + 2 * kv_heads) * dim; }
 };
@@ -129,8 +129,8 @@ void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool, co
   const float *c = of.cos + position * of.half, *s = of.sin + position * of.half;
   if (of.joint()) {
     T* k = q + of.heads * dim;
-    weigh(q, q, of.q_norm, of.heads * dim, inverse_rms(squares.queries, of.joint_queries, of.epsilon));
-    weigh(k, k, of.k_norm, of.kv_heads * dim, inverse_rms(squares.keys, of.joint_keys, of.epsilon));
+    apply_weight(q, q, of.q_norm, of.heads * dim, inverse_rms(squares.queries, of.joint_queries, of.epsilon));
+    apply_weight(k, k, of.k_norm, of.kv_heads * dim, inverse_rms(squares.keys, of.joint_keys, of.epsilon));
   }
   for (int64_t head = 0; head < of.heads + of.kv_heads; ++head) {
     const Norm<T>& norm = head < of.heads ? of.q_norm : of.k_norm;
@@ -153,8 +153,8 @@ template <typename T>
 void silu_mul(const T* gate, T* out, int64_t size) {
   const T* up = gate + size;
   for (int64_t i = 0; i < size; ++i) {
-    const float g = wide(gate[i]);
-    out[i] = narrow<T>(wide(narrow<T>(g / (1.0f + std::exp(-g)))) * wide(up[i]));
+    const float g = widen(gate[i]);
+    out[i] = narrow<T>(widen(narrow<T>(g / (1.0f + std::exp(-g)))) * widen(up[i]));
   }
 }
 
@@ -176,7 +176,7 @@ template <>
 inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
   const bf16* up = gate + size;
   for (int64_t i = 0; i < size; i += 16) {
-    const __mmask16 mask = first16(size - i);
+    const __mmask16 mask = mask16(size - i);
     const __m512 g = load_wide(gate + i, mask);
     store_narrow(out + i, _mm512_mul_ps(Silu(g).rounded(g), load_wide(up + i, mask)), mask);
   }
@@ -196,8 +196,8 @@ inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
     store_narrow(out + i, _mm256_mul_ps(load_wide(gated), load_wide(up + i)));
   }
   for (; i < size; ++i) {
-    const float g = wide(gate[i]);
-    out[i] = narrow<bf16>(wide(narrow<bf16>(g / (1.0f + std::exp(-g)))) * wide(up[i]));
+    const float g = widen(gate[i]);
+    out[i] = narrow<bf16>(widen(narrow<bf16>(g / (1.0f + std::exp(-g)))) * widen(up[i]));
   }
 }
 #endif

@@ -23,9 +23,9 @@ class LayerStruct(ctypes.Structure):
 
     _fields_ = (
         ("attention_norm", NormStruct), ("qkv", LinearStruct), ("output", LinearStruct),
-        ("attended_norm", NormStruct), ("mlp_norm", NormStruct), ("gate_up", LinearStruct), ("down", LinearStruct),
-        ("experts", ctypes.POINTER(ExpertsStruct)), ("given_norm", NormStruct), ("heads", HeadsStruct),
-        ("latent", ctypes.POINTER(LatentStruct)), ("pool", _POINTER), ("group", _INT),
+        ("post_attention_norm", NormStruct), ("mlp_norm", NormStruct), ("gate_up", LinearStruct),
+        ("down", LinearStruct), ("experts", ctypes.POINTER(ExpertsStruct)), ("post_mlp_norm", NormStruct),
+        ("heads", HeadsStruct), ("latent", ctypes.POINTER(LatentStruct)), ("pool", _POINTER), ("group", _INT),
     )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class BaseStruct(ctypes.Structure):
     _fields_ = (
         ("embedding", _POINTER), ("layers", ctypes.POINTER(LayerStruct)), ("layer_count", _INT), ("norm", NormStruct),
         ("head", LinearStruct), ("scale", _FLOAT), ("epsilon", _FLOAT), ("activation", ActivationStruct),
-        ("enlarged", _FLOAT), ("added", _FLOAT), ("divided", _FLOAT), ("cap", _FLOAT),
+        ("embedding_scale", _FLOAT), ("residual_scale", _FLOAT), ("logit_divisor", _FLOAT), ("logit_cap", _FLOAT),
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class SlotsStruct(ctypes.Structure):
 class ArrivalStruct(ctypes.Structure):
     """arrival.h: Arrival"""
 
-    _fields_ = (("come", _POINTER), ("needed", _POINTER), ("patience_s", _FLOAT))
+    _fields_ = (("loaded", _POINTER), ("needed", _POINTER), ("timeout_s", _FLOAT))
 
 
 class StepStruct(ctypes.Structure):
@@ -59,19 +59,20 @@ class StepStruct(ctypes.Structure):
 
     _fields_ = (
         ("rows", _INT), ("tokens", _POINTER), ("positions", _POINTER), ("places", _POINTER),
-        ("stretches", _POINTER), ("stretch_count", _INT), ("tables", _POINTER), ("items", _POINTER),
-        ("item_count", _INT), ("keep", _POINTER), ("kept", _INT), ("logits", _POINTER), ("logits_width", _INT),
-        ("routes", _POINTER), ("weights", _POINTER), ("arrival", ctypes.POINTER(ArrivalStruct)),
+        ("chunks", _POINTER), ("chunk_count", _INT), ("tables", _POINTER), ("items", _POINTER),
+        ("item_count", _INT), ("logit_rows", _POINTER), ("logit_row_count", _INT), ("logits", _POINTER),
+        ("logits_width", _INT), ("routes", _POINTER), ("weights", _POINTER),
+        ("arrival", ctypes.POINTER(ArrivalStruct)),
     )  # fmt: skip
 
 
-class RoomStruct(ctypes.Structure):
-    """step.h: Room"""
+class WorkspaceStruct(ctypes.Structure):
+    """step.h: Workspace"""
 
     _fields_ = (
         ("hidden", _POINTER), ("x", _POINTER), ("delta", _POINTER), ("wide", _POINTER), ("narrow", _POINTER),
-        ("sums", _POINTER), ("middle", _POINTER), ("paired", _POINTER), ("paired_wide", _POINTER),
-        ("paired_narrow", _POINTER), ("latents", _POINTER), ("chosen", _POINTER), ("wide_width", _INT),
+        ("sums", _POINTER), ("middle", _POINTER), ("pair_hidden", _POINTER), ("pair_gate_up", _POINTER),
+        ("pair_gated", _POINTER), ("latents", _POINTER), ("selected", _POINTER), ("wide_width", _INT),
         ("narrow_width", _INT), ("middle_width", _INT), ("latents_width", _INT),
     )  # fmt: skip
 
@@ -80,8 +81,8 @@ class PeersStruct(ctypes.Structure):
     """peers.h: Peers"""
 
     _fields_ = (
-        ("count", _INT), ("rank", _INT), ("threads", _INT), ("meeting", _POINTER), ("sums", _POINTER),
-        ("size", _INT), ("patience_s", _FLOAT), ("squares", _POINTER),
+        ("count", _INT), ("rank", _INT), ("threads", _INT), ("barriers", _POINTER), ("sums", _POINTER),
+        ("size", _INT), ("timeout_s", _FLOAT), ("squares", _POINTER),
     )  # fmt: skip
 
 
@@ -94,21 +95,22 @@ def slots_struct(slots: Slots) -> SlotsStruct:
 
 
 def arrival_struct(
-    arrival: Arrival | None, needed: torch.Tensor | None, patience_s: float
+    arrival: Arrival | None, needed: torch.Tensor | None, timeout_s: float
 ) -> "ctypes._Pointer[ArrivalStruct] | None":
     """Return how an adapter arrives and what each layer needs of it [layers] int64; null if it is already there."""
     if arrival is None:
         return None
-    return ctypes.pointer(ArrivalStruct(arrival.address, address(needed), patience_s))
+    return ctypes.pointer(ArrivalStruct(arrival.address, address(needed), timeout_s))
 
 
-def room_struct(room: Sequence[torch.Tensor], paired: Sequence[torch.Tensor]) -> RoomStruct:
-    """Return a step's buffers from `room` [rows, ...]: hidden, x, delta, wide, narrow, sums, middle, latents, chosen.
+def workspace_struct(rows: Sequence[torch.Tensor], pairs: Sequence[torch.Tensor]) -> WorkspaceStruct:
+    """Return a step's buffers.
 
-    `paired` holds those of its row-expert pairs, [pairs, ...], if any: paired, paired_wide, paired_narrow.
+    `rows` holds those of its rows, [rows, ...]: hidden, x, delta, wide, narrow, sums, middle, latents, selected.
+    `pairs` holds those of its row-expert pairs, [pairs, ...], if any: pair_hidden, pair_gate_up, pair_gated.
     """
-    *others, latents, chosen = room
+    *others, latents, selected = rows
     wide, narrow, _, middle = (each.shape[1] for each in others[-4:])
-    pairs = map(address, paired or (None,) * 3)
+    of_pairs = map(address, pairs or (None,) * 3)
     widths = wide, narrow, middle, latents.shape[1]
-    return RoomStruct(*map(address, others), *pairs, address(latents), address(chosen), *widths)
+    return WorkspaceStruct(*map(address, others), *of_pairs, address(latents), address(selected), *widths)

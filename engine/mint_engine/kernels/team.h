@@ -6,14 +6,14 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
-#include "matrices.h"
+#include "amx.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 // With fewer rows, a team reads its weights for too little arithmetic; then several threads share one reading.
 template <typename T>
-constexpr int64_t TEAM_ROWS = BY_MATRICES<T> ? 128 : 32;
+constexpr int64_t TEAM_ROWS = USES_AMX<T> ? 128 : 32;
 
 class Barrier {
  public:
@@ -21,14 +21,14 @@ class Barrier {
 
   void wait() {
     if (members_ == 1) return;
-    const int turn = turn_.load(std::memory_order_relaxed);
+    const int generation = generation_.load(std::memory_order_relaxed);
     if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
       waiting_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
+      generation_.store(generation + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-      if (spins > PATIENCE) std::this_thread::yield();  // another thread needs this core, perhaps the one we wait for
+    for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
+      if (spins > SPINS) std::this_thread::yield();  // another thread needs this core, perhaps the one we wait for
 #if defined(__x86_64__)
       else _mm_pause();
 #endif
@@ -36,10 +36,10 @@ class Barrier {
   }
 
  private:
-  static constexpr int PATIENCE = 2000;
+  static constexpr int SPINS = 2000;
   const int members_;
   alignas(64) std::atomic<int> waiting_{0};
-  alignas(64) std::atomic<int> turn_{0};
+  alignas(64) std::atomic<int> generation_{0};
 };
 
 // The most teams that divide `threads` evenly and leave TEAM_ROWS rows to each, or one.
@@ -50,8 +50,8 @@ int count_teams(int threads, int64_t rows) {
   return 1;
 }
 
-// One thread's place: its team's rows, its share of the team's work, and the barriers it waits at.
-struct Place {
+// One thread of a step: its team's rows, its share of the team's work, and the barriers it waits at.
+struct Worker {
   int64_t first, last;  // the team's rows
   int member, members;
   int thread, threads;
@@ -61,7 +61,7 @@ struct Place {
   // Where the team's rows of `width` numbers lie, as a pointer to row 0. Each team has its own part of a buffer whose
   // rows are `widest`, since other teams keep rows of another width there at the same time.
   template <typename T>
-  T* own(T* room, int64_t widest, int64_t width) const {
-    return room + first * (widest - width);
+  T* team_rows(T* buffer, int64_t widest, int64_t width) const {
+    return buffer + first * (widest - width);
   }
 };

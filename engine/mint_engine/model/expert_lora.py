@@ -16,7 +16,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from mint_engine.kernels.library import ROWS, Kernels
+from mint_engine.kernels.constants import ITEM_ROWS
+from mint_engine.kernels.library import Kernels
 from mint_engine.model.lora import Segment, with_adapters
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
@@ -156,10 +157,10 @@ def _ends(numbers: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _items(keys: np.ndarray[tuple[int], np.dtype[np.int64]], count: int) -> torch.Tensor:
-    """Return the kernel's work items: runs of one expert and slot, of at most `ROWS` pairs each."""
+    """Return the kernel's work items: runs of one expert and slot, of at most `ITEM_ROWS` pairs each."""
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
     begins = np.repeat(firsts, np.diff(firsts, append=len(keys)))  # where each pair's run begins
-    starts = np.flatnonzero((np.arange(len(keys)) - begins) % ROWS == 0)
+    starts = np.flatnonzero((np.arange(len(keys)) - begins) % ITEM_ROWS == 0)
     lengths = np.diff(starts, append=len(keys))
     owners, numbers = keys[starts] % count - 1, keys[starts] // count
     table = np.stack((starts, lengths, owners, numbers), axis=1)[owners != NO_SLOT]

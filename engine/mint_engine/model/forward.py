@@ -133,7 +133,7 @@ class Forward:
     def multiplies_matrices(self) -> bool:
         """Whether the device has matrix units: GPUs' tensor cores, Intel's AMX."""
         kernels = find_kernels(self.base.dtype, self.base.device)
-        return self.base.device.type == "cuda" or (kernels is not None and kernels.multiplies_matrices)
+        return self.base.device.type == "cuda" or (kernels is not None and kernels.uses_amx)
 
     @property
     def follows_arrivals(self) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mint_engine.kernels.library import MAX_RANK, ROWS, find_kernels
+from mint_engine.kernels.constants import ITEM_ROWS, MAX_RANK
+from mint_engine.kernels.library import find_kernels
 from mint_engine.model import attention, experts
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
@@ -49,7 +50,7 @@ class Generic:
         try:
             if self._kernels is None:
                 current.rows = sort_rows(segments, self._slots)
-            elif (items := work_items(segments, self._slots, ROWS)).shape[0]:
+            elif (items := work_items(segments, self._slots, ITEM_ROWS)).shape[0]:
                 current.compiled = CompiledRows(self._kernels, items)
             if self._routed:
                 current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)

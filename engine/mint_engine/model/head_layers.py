@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms, Heads, Joint, Sight
+from mint_engine.kernels.attention_structs import NO_NORMS, AttentionVariant, HeadNorms, Heads, Joint
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import ERNIE, GEMMA, Unlike
@@ -34,8 +34,8 @@ def read_heads(config: Any, attention: Any, sizes: tuple[int, int, int], angles:
         angles = Angles(angles.cos[:, :0], angles.sin[:, :0])
     cap = attention.attn_logit_softcapping if config.model_type == "gemma2" else None
     sinks = getattr(attention, "sinks", None)
-    sight = Sight(window, sinks.detach().float() if sinks is not None else None, float(cap or 0.0))
-    return Heads(*sizes, angles, _norms(config, attention), sight, pairs=config.model_type in ERNIE)
+    variant = AttentionVariant(window, sinks.detach().float() if sinks is not None else None, float(cap or 0.0))
+    return Heads(*sizes, angles, _norms(config, attention), variant, pairs=config.model_type in ERNIE)
 
 
 def _turns(config: Any, attention: Any) -> bool:

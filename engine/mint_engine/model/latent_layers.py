@@ -51,7 +51,7 @@ def read_latent(
         pairs=interleaves(config),
         module=module,
         epsilon=float(norm.variance_epsilon),
-        most=int(config.index_topk) if sparse else 0,
+        top_k=int(config.index_topk) if sparse else 0,
         indexer=_indexer(attention.indexer, indexed) if indexed is not None else None,
     )
 

@@ -13,8 +13,9 @@ import torch
 
 from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, latent_struct
-from mint_engine.kernels.expert_structs import Grouped, experts_struct
-from mint_engine.kernels.library import ROWS, Kernels
+from mint_engine.kernels.constants import ITEM_ROWS
+from mint_engine.kernels.expert_structs import GroupedRouter, experts_struct
+from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import LinearStruct, address, linear_struct
 from mint_engine.kernels.row_structs import activation_struct, norm_struct
 from mint_engine.kernels.structs import (
@@ -22,8 +23,8 @@ from mint_engine.kernels.structs import (
     LayerStruct,
     StepStruct,
     arrival_struct,
-    room_struct,
     slots_struct,
+    workspace_struct,
 )
 from mint_engine.model.cache import Cache
 from mint_engine.model.head_layers import CHUNK_TOKENS
@@ -48,7 +49,7 @@ class Step:
     positions: torch.Tensor  # [T] int64
     places: torch.Tensor  # [G, T] int64: where each token's key and value go, for each group of layers
     # [G, n, 4] int64: first row, tokens, position of the first, where its pages begin in `tables`
-    stretches: torch.Tensor
+    chunks: torch.Tensor
     tables: torch.Tensor  # int32
     items: torch.Tensor  # [n, 3] int32: first row, rows, slot
 
@@ -64,14 +65,14 @@ class Lean:
         layers = [
             _layer_struct(layer, cache.of(at), cache.groups.places[at][0]) for at, layer in enumerate(llama.layers)
         ]
-        manner = llama.manner
+        numerics = llama.numerics
         self._base = BaseStruct(
             address(llama.embedding), (LayerStruct * len(layers))(*layers), len(layers), norm_struct(llama.norm),
-            linear_struct(llama.head), llama.scale, llama.epsilon, activation_struct(manner.activation),
-            manner.enlarged, manner.added, manner.divided, manner.cap,
+            linear_struct(llama.head), llama.scale, llama.epsilon, activation_struct(numerics.activation),
+            numerics.embedding_scale, numerics.residual_scale, numerics.logit_divisor, numerics.logit_cap,
         )  # fmt: skip
         self._cache = cache
-        self._room: tuple[torch.Tensor, ...] = ()
+        self._buffers: tuple[torch.Tensor, ...] = ()
         self._logits = llama.embedding.new_empty((0, llama.head.out_features))
         experts = [layer.experts for layer in llama.layers if layer.experts is not None]
         self._mixture = Mixture(experts, cache) if experts else None
@@ -85,20 +86,20 @@ class Lean:
         planned = plan_step(spans, self._slots, len(tokens), self._cache.groups.windows)
         kept = torch.tensor(keep)
         ids = embedded(torch.tensor(tokens), self._llama.placeholders)
-        logits, own = self._room_for_logits(len(keep))
+        logits, own = self._logits_for(len(keep))
         mixture = self._mixture
-        paired = mixture.room_for(len(tokens)) if mixture is not None else NO_PAIRS
+        paired = mixture.buffers_for(len(tokens)) if mixture is not None else NO_PAIRS
         needed = self._needed(spans[0].slot) if arrival is not None else None
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
-            address(planned.stretches), planned.stretches.shape[1], address(planned.tables),
+            address(planned.chunks), planned.chunks.shape[1], address(planned.tables),
             address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own, rows_apart=True),
             logits.shape[1], address(paired.routes), address(paired.weights),
             arrival_struct(arrival, needed, PATIENCE_S),
         )  # fmt: skip
-        room, meeting = room_struct(self._room_for(len(tokens)), paired.room), self._meeting
+        workspace, meeting = workspace_struct(self._workspace(len(tokens)), paired.buffers), self._meeting
         peers = meeting.struct if meeting else None
-        if not self._kernels.run(self._base, slots_struct(self._slots), step, room, peers):
+        if not self._kernels.run(self._base, slots_struct(self._slots), step, workspace, peers):
             raise NotArrived
         if meeting is not None:
             meeting.check()
@@ -112,7 +113,7 @@ class Lean:
         needed = [max((ends[module] for module in modules), default=0) for modules in self._targets]
         return torch.tensor([*needed[:-1], max(ends)], dtype=torch.int64)
 
-    def _room_for_logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logits_for(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All logits [rows, V], and the columns that are computed here. The next step overwrites them."""
         if self._meeting is None:
             logits = self._logits[:rows]
@@ -124,9 +125,9 @@ class Lean:
         logits = self._meeting.logits[:rows]
         return logits, logits[:, slice(*self._meeting.share.vocabulary)]
 
-    def _room_for(self, rows: int) -> tuple[torch.Tensor, ...]:
+    def _workspace(self, rows: int) -> tuple[torch.Tensor, ...]:
         """A step's working memory, kept between steps: fresh memory costs more than using it."""
-        if not self._room or self._room[0].shape[0] < rows:
+        if not self._buffers or self._buffers[0].shape[0] < rows:
             llama = self._llama
             hidden, latent = llama.embedding.shape[1], llama.layers[0].latent
             widths = [_widths(layer) for layer in llama.layers]
@@ -134,10 +135,10 @@ class Lean:
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
             own = (torch.float32, wide), (torch.float32, middle)  # for what adapters add
             dtype = llama.embedding.dtype
-            others = (dtype, latent.width if latent else 0), (torch.int32, latent.most if latent else 0)
+            others = (dtype, latent.width if latent else 0), (torch.int32, latent.top_k if latent else 0)
             shapes = [*((dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own, *others]
-            self._room = tuple(torch.empty((rows, width), dtype=dtype) for dtype, width in shapes)
-        return self._room
+            self._buffers = tuple(torch.empty((rows, width), dtype=dtype) for dtype, width in shapes)
+        return self._buffers
 
 
 def _layer_struct(layer: Layer, pool: torch.Tensor, group: int) -> LayerStruct:
@@ -147,8 +148,8 @@ def _layer_struct(layer: Layer, pool: torch.Tensor, group: int) -> LayerStruct:
     latent = ctypes.pointer(latent_struct(layer.latent)) if layer.latent else None
     return LayerStruct(
         norm_struct(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output),
-        norm_struct(layer.attended_norm), norm_struct(layer.mlp_norm), gate_up, down, experts,
-        norm_struct(layer.given_norm), heads_struct(layer.heads) if layer.heads else HeadsStruct(), latent,
+        norm_struct(layer.post_attention_norm), norm_struct(layer.mlp_norm), gate_up, down, experts,
+        norm_struct(layer.post_mlp_norm), heads_struct(layer.heads) if layer.heads else HeadsStruct(), latent,
         address(pool), group,
     )  # fmt: skip
 
@@ -162,7 +163,7 @@ def _widths(layer: Layer) -> tuple[int, int]:
         wide = max(wide, layer.network.gate_up.out_features)
         narrow = max(narrow, layer.network.down.in_features)
     if layer.experts is not None:
-        rows = layer.experts.router.router.in_features if isinstance(layer.experts.router, Grouped) else 0
+        rows = layer.experts.router.router.in_features if isinstance(layer.experts.router, GroupedRouter) else 0
         wide = max(wide, rows + layer.experts.count)
     return wide, narrow
 
@@ -174,7 +175,7 @@ def plan_step(spans: Sequence[Span], slots: Slots, rows: int, windows: Sequence[
     """
     positions, places = np.zeros(rows, np.int64), np.zeros((len(windows), rows), np.int64)
     tables: list[int] = []
-    stretches: list[list[tuple[int, int, int, int]]] = [[] for _ in windows]
+    chunks: list[list[tuple[int, int, int, int]]] = [[] for _ in windows]
     for span in spans:
         end = span.position + span.length
         used, rows_of, single = pages_for(end), slice(span.row, span.row + span.length), span.length == 1
@@ -185,7 +186,7 @@ def plan_step(spans: Sequence[Span], slots: Slots, rows: int, windows: Sequence[
             table = pages[first:used]
             page = table[-1] if single else np.asarray(table)[at // PAGE_TOKENS - first]
             places[group, rows_of] = page * PAGE_TOKENS + at % PAGE_TOKENS
-            stretches[group] += [
+            chunks[group] += [
                 (span.row + done, min(CHUNK_TOKENS, span.length - done), span.position + done, len(tables) - first)
                 for done in range(0, span.length, CHUNK_TOKENS)
             ]
@@ -193,7 +194,7 @@ def plan_step(spans: Sequence[Span], slots: Slots, rows: int, windows: Sequence[
     return Step(
         positions=torch.from_numpy(positions),
         places=torch.from_numpy(places),
-        stretches=torch.tensor(stretches, dtype=torch.int64).view(len(windows), -1, 4),
+        chunks=torch.tensor(chunks, dtype=torch.int64).view(len(windows), -1, 4),
         tables=torch.from_numpy(np.array(tables, np.int32)),
-        items=work_items(merge_spans(spans), slots, ROWS),
+        items=work_items(merge_spans(spans), slots, ITEM_ROWS),
     )

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from mint_engine.kernels.attention_structs import Heads, Latent
+from mint_engine.kernels.constants import MAX_QUERY_ROWS, MAX_RANK
 from mint_engine.kernels.expert_structs import Experts
-from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
+from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import Angles, Linear
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.model.base import Base
@@ -35,7 +36,7 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
-from mint_engine.model.numerics import Manner, norm_of, norms_of, read_manner
+from mint_engine.model.numerics import Numerics, norm_of, norms_of, read_numerics
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
@@ -60,11 +61,11 @@ class Layer:
     heads: Heads | None  # None: latent
     latent: Latent | None
     output: Linear
-    attended_norm: Norm  # of attention's output
+    post_attention_norm: Norm  # of attention's output
     mlp_norm: Norm
     network: Network | None
     experts: Experts | None
-    given_norm: Norm  # of the output of network and experts
+    post_mlp_norm: Norm  # of the output of network and experts
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Llama:
     head: Linear
     scale: float
     epsilon: float
-    manner: Manner
+    numerics: Numerics
 
     @property
     def targets(self) -> list[list[int]]:
@@ -114,7 +115,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         check_latent(attention, config)
     sizes = sizes_of(config, attention, share) if not is_latent(attention) else None
     group = share.most_queries if share is not None else sizes[0] // sizes[1] if sizes is not None else 0
-    if sizes is not None and group * CHUNK_TOKENS > MOST_QUERIES:  # on any rank: all of them choose the same pass
+    if sizes is not None and group * CHUNK_TOKENS > MAX_QUERY_ROWS:  # on any rank: all of them choose the same pass
         raise Unlike(f"{sizes[0]} heads over {sizes[1]} fit no kernel")
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
     read = _Reader(kernels, slots.index, config, share, sizes, positions)
@@ -129,7 +130,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         head=read.fused({"lm_head": model.lm_head}),
         scale=float(attention.scaling),
         epsilon=float(config.rms_norm_eps),
-        manner=read_manner(config, decoder.embed_tokens, base.dtype),
+        numerics=read_numerics(config, decoder.embed_tokens, base.dtype),
     )
 
 
@@ -173,11 +174,11 @@ class _Reader:
             heads=heads,
             latent=self._latent(at, attention, angles) if heads is None else None,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
-            attended_norm=norms.attended,
+            post_attention_norm=norms.attended,
             mlp_norm=norms.network,
             network=self._network(whole_at, whole) if whole is not None else None,
             experts=self._experts(mlp, block) if whole is not block else None,
-            given_norm=norms.given,
+            post_mlp_norm=norms.given,
         )
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:

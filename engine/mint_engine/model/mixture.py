@@ -19,7 +19,7 @@ class Pairs:
 
     routes: torch.Tensor | None  # [M, T, k] int32
     weights: torch.Tensor | None  # [T, k] float32, of the layer in progress
-    room: tuple[torch.Tensor, ...]  # [P, H], [P, 2 I], [P, I]
+    buffers: tuple[torch.Tensor, ...]  # [P, H], [P, 2 I], [P, I]
 
 
 NO_PAIRS = Pairs(None, None, ())
@@ -31,19 +31,19 @@ class Mixture:
     def __init__(self, layers: Sequence[Experts], cache: Cache) -> None:
         first = layers[0]
         _, both, hidden = first.gate_up.shape
-        self._layers, self._each, self._widths = len(layers), first.each, (hidden, both, both // 2)
+        self._layers, self._top_k, self._widths = len(layers), first.top_k, (hidden, both, both // 2)
         self._dtype = cache.pool.dtype
         self._cache = cache.routes
-        self._room: tuple[torch.Tensor, ...] = ()
+        self._buffers: tuple[torch.Tensor, ...] = ()
         self._routes = torch.empty(0)
 
-    def room_for(self, rows: int) -> Pairs:
+    def buffers_for(self, rows: int) -> Pairs:
         """Return the buffers for a step of `rows` rows; they are kept between steps, like those of the pass."""
-        pairs = rows * self._each
-        if not self._room or self._room[0].shape[0] < pairs:
-            self._room = tuple(torch.empty((pairs, width), dtype=self._dtype) for width in self._widths)
-        self._routes = torch.empty((self._layers, rows, self._each), dtype=torch.int32)
-        return Pairs(self._routes, torch.empty((rows, self._each)), self._room)
+        pairs = rows * self._top_k
+        if not self._buffers or self._buffers[0].shape[0] < pairs:
+            self._buffers = tuple(torch.empty((pairs, width), dtype=self._dtype) for width in self._widths)
+        self._routes = torch.empty((self._layers, rows, self._top_k), dtype=torch.int32)
+        return Pairs(self._routes, torch.empty((rows, self._top_k)), self._buffers)
 
     def keep(self, places: torch.Tensor) -> None:
         """Store the routes of the step's tokens at their token places [T], if routes are kept."""

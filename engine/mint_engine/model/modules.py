@@ -160,7 +160,7 @@ def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
     Weights in input-major layout are changed to output-major for them.
     """
     kernels = find_kernels(slots.dtype, slots.device)
-    if kernels is None or not kernels.meets_rows:
+    if kernels is None or not kernels.fast_row_major:
         return None
     stacks = experts.gate_up_proj, experts.down_proj
     kept = [each for each in stacks if isinstance(each, KeptStack)]

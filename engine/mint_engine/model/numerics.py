@@ -48,25 +48,27 @@ def norms_of(config: Any, layer: Any) -> LayerNorms:
 
 
 @dataclass(frozen=True)
-class Manner:
+class Numerics:
     """A base's arithmetic beside its products and norms."""
 
     activation: Activation  # of the networks' gates
-    enlarged: float  # factor of the embeddings
-    added: float  # factor of each part of a layer, before it is added to the residual stream
-    divided: float  # divisor of the logits; 0: none
-    cap: float  # cap of the logits; 0: none
+    embedding_scale: float  # factor of the embeddings
+    residual_scale: float  # factor of each part of a layer, before it is added to the residual stream
+    logit_divisor: float  # divisor of the logits; 0: none
+    logit_cap: float  # cap of the logits; 0: none
 
 
-def read_manner(config: Any, embedding: Any, dtype: torch.dtype) -> Manner:
+def read_numerics(config: Any, embedding: Any, dtype: torch.dtype) -> Numerics:
     """Read it from a configuration and the module that embeds tokens. Raises Unlike."""
     rounded = getattr(embedding, "embed_scale", None)  # Gemma's
-    return Manner(
+    return Numerics(
         activation=_activation(config),
-        enlarged=float(rounded.to(dtype) if rounded is not None else getattr(config, "embedding_multiplier", 1.0)),
-        added=float(getattr(config, "residual_multiplier", 1.0)),
-        divided=float(getattr(config, "logits_scaling", 0.0)),
-        cap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
+        embedding_scale=float(
+            rounded.to(dtype) if rounded is not None else getattr(config, "embedding_multiplier", 1.0)
+        ),
+        residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
+        logit_divisor=float(getattr(config, "logits_scaling", 0.0)),
+        logit_cap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
     )
 
 

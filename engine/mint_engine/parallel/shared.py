@@ -13,7 +13,7 @@ class SharedGroup:
 
     def __init__(self, meeting: Meeting) -> None:
         """Raises UnsupportedBase if no kernels were compiled for this machine."""
-        self._meeting, self._turn = meeting, 0
+        self._meeting, self._buffer = meeting, 0
         self._ways = {dtype: (_kernels(dtype), meeting.struct_of(dtype)) for dtype in (torch.bfloat16, torch.float32)}
 
     @property
@@ -28,9 +28,9 @@ class SharedGroup:
         whole = partial.contiguous()
         kernels, peers = self._ways[partial.dtype]
         for piece in torch.split(whole.view(-1), peers.size):
-            kernels.sum(piece, self._turn, peers)
+            kernels.all_reduce(piece, self._buffer, peers)
             self._meeting.check()
-            self._turn = 1 - self._turn
+            self._buffer = 1 - self._buffer
         return whole
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class SharedGroup:
         logits = self._meeting.logits[: own.shape[0]]
         logits[:, slice(*self.share.vocabulary)] = own
         kernels, peers = self._ways[torch.float32]
-        kernels.meet(peers)
+        kernels.barrier(peers)
         self._meeting.check()
         return logits if self.share.rank == 0 else own
 

@@ -1,4 +1,4 @@
-"""The shared memory of an engine's ranks: gates, their partial sums, and the logits that they all write.
+"""The shared memory of an engine's ranks: barriers, their partial sums, and the logits that they all write.
 
 It also has the sums of squares for norms over all ranks' heads.
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from mint_contracts.errors import EngineUnavailable
+from mint_engine.kernels.constants import BARRIERS_BYTES
 from mint_engine.kernels.structs import PeersStruct
 from mint_engine.parallel.shares import Share
 
 PATIENCE_S = 60.0  # how long a rank waits for another within a step: both have the same work
-_GATES_BYTES = 64 + 1024 * 128  # kernels/peers.h: Meeting
 _PAGE = 4096
 _LINE = 64
 
@@ -90,7 +90,7 @@ class Meeting:
 
 
 def _sums_at() -> int:
-    return _whole_pages(_GATES_BYTES)
+    return _whole_pages(BARRIERS_BYTES)
 
 
 def _whole_pages(nbytes: int) -> int:

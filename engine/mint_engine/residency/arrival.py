@@ -11,7 +11,7 @@ import numpy as np
 
 from mint_contracts.errors import MintError
 
-LOST = -1  # the same value as in arrival.h
+LOST = -1  # kernels read it
 _WHOLE = 2**62
 
 
@@ -20,7 +20,7 @@ class Arrival:
 
     def __init__(self, on_begin: Callable[[], None]) -> None:
         """`on_begin` is called once, on the updating thread, when the slot's tables have been written."""
-        self._come = np.zeros(1, dtype=np.int64)  # bytes of the row that have arrived; kernels read it
+        self._loaded = np.zeros(1, dtype=np.int64)  # bytes of the row that have arrived; kernels read it
         self._on_begin = on_begin
         self.begun = False  # the slot's tables are written, and progress is being reported
         self.error: MintError | None = None  # why no more will arrive
@@ -28,28 +28,28 @@ class Arrival:
     @property
     def address(self) -> int:
         """The address of the count of bytes in memory, for kernels to read."""
-        return int(self._come.ctypes.data)
+        return int(self._loaded.ctypes.data)
 
     @property
     def whole(self) -> bool:
         """Whether the complete adapter is in the slot."""
-        return int(self._come[0]) == _WHOLE
+        return int(self._loaded[0]) == _WHOLE
 
     def reach(self, nbytes: int) -> None:
         """Record that the row's first `nbytes` are in memory; the first call may pass 0."""
-        self._come[0] = nbytes
+        self._loaded[0] = nbytes
         if not self.begun:
             self.begun = True
             self._on_begin()
 
     def end(self) -> None:
         """Record that the complete adapter is in the slot."""
-        self._come[0] = _WHOLE
+        self._loaded[0] = _WHOLE
 
     def lose(self, error: MintError) -> None:
         """Record that no more will arrive; `error` is for the requests that read the slot."""
         self.error = error
-        self._come[0] = LOST
+        self._loaded[0] = LOST
 
 
 class NotArrived(Exception):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.training.batch import Batch
-from mint_engine.training.kernels import Choice, Heads, TrainingKernels, Trees, lay_choice
+from mint_engine.training.kernels import Heads, TopKMask, TrainingKernels, Trees, allocate_mask
 from mint_engine.training.products import Product, Rows, multiply
 
 
@@ -28,7 +28,7 @@ class Indexer:
     epsilon: float
     rotated: int
     pairs: bool  # whether neighbours are rotated together, not halves
-    most: int  # rows that a row attends to at most
+    top_k: int  # rows that a row attends to at most
 
     @property
     def size(self) -> int:
@@ -45,23 +45,23 @@ def choose(
     trees: Trees,
     batch: Batch,
     angles: Angles,
-) -> Choice | None:
+) -> TopKMask | None:
     """x [T, H], compressed queries [T, *] -> which rows each row attends to; None: all that it sees."""
-    choice = lay_choice(batch.trees, indexer.most)
-    if choice is None:
+    mask = allocate_mask(batch.trees, indexer.top_k)
+    if mask is None:
         return None
     first, _ = multiply(training, indexer.first, x, rows)
     queries, _ = multiply(training, indexer.queries, compressed, rows)
     key = functional.layer_norm(
         first[:, : indexer.size], (indexer.size,), indexer.norm, indexer.bias, indexer.epsilon
     )
-    asked = torch.cat((queries, key), dim=1)
-    heads = Heads(asked.shape[1] // indexer.size, 0, indexer.size, 0.0)
-    turned = asked.view(len(asked), heads.queries, -1)[..., : indexer.rotated]
-    turned.copy_(as_halves(turned, pairs=indexer.pairs))
-    training.turn(asked, heads, batch.positions, angles)
-    training.choose(asked, first[:, indexer.size :].contiguous(), indexer.size, indexer.most, trees, choice)
-    return choice
+    projected = torch.cat((queries, key), dim=1)
+    heads = Heads(projected.shape[1] // indexer.size, 0, indexer.size, 0.0)
+    rotated = projected.view(len(projected), heads.queries, -1)[..., : indexer.rotated]
+    rotated.copy_(as_halves(rotated, pairs=indexer.pairs))
+    training.rotate(projected, heads, batch.positions, angles)
+    training.select_top_k(projected, first[:, indexer.size :].contiguous(), indexer.size, indexer.top_k, trees, mask)
+    return mask
 
 
 def as_halves(rotated: torch.Tensor, *, pairs: bool) -> torch.Tensor:

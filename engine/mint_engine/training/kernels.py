@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mint_engine.kernels.attention_structs import PLAIN, HeadNorms, Sight, sight_struct
+from mint_engine.kernels.attention_structs import PLAIN, AttentionVariant, HeadNorms, variant_struct
 from mint_engine.kernels.library import DTYPES, Kernels, find_kernels, load_library
 from mint_engine.kernels.linear_structs import Angles, address
 from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
@@ -20,21 +20,21 @@ _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "attend_trees": (_P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _F, _P),
     "attend_trees_back": (_P, _P, _P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _F, _P),
-    "choose_trees": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _P),
+    "top_k_trees": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _P),
     "norm_back": (_P, _P, _P, _P, _I, _I, _F),
     "gate_mul_back": (_P, _P, _P, _P, _I, _I, _P),
-    "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _I, _F),
+    "rotate_heads": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
-    "multiply_runs": (_P, _P, _I, _P, _I, _I, _P, _I, _I, _P, _I, _P, _P),
-    "multiply_runs_back": (_P, _P, _I, _P, _I, _I, _I, _I, _P, _I, _P, _P),
+    "multiply_grouped": (_P, _P, _I, _P, _I, _I, _P, _I, _I, _P, _I, _P, _P),
+    "multiply_grouped_back": (_P, _P, _I, _P, _I, _I, _I, _I, _P, _I, _P, _P),
     "add_gradients": (_P, _P, _I, _I, _P, _I, _P, _P),
-    "mix": (_P, _I, _P, _P, _I, _I, _I, _P),
-    "mix_back": (_P, _I, _P, _P, _I, _I, _I, _P, _P, _P),
+    "combine": (_P, _I, _P, _P, _I, _I, _I, _P),
+    "combine_back": (_P, _I, _P, _P, _I, _I, _I, _P, _P, _P),
     "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
 }
-# What a policy's adapter adds to a run's part of a product: `Added` in the C++ sources; pointers are integers.
-ADDED = np.dtype(
+# What a policy's adapter adds to a run's part of a product: `AdapterRun` in the C++ sources; pointers are integers.
+ADAPTER_RUN = np.dtype(
     [(name, np.int64) for name in ("first", "rows", "column", "width", "rank", "middle")]
     + [(name, np.uint64) for name in ("a", "b", "a_gradient", "b_gradient")]
     + [("scaling", np.float64)]
@@ -52,7 +52,7 @@ class Heads:
     keys: int
     dim: int
     scale: float
-    sight: Sight = PLAIN
+    variant: AttentionVariant = PLAIN
     pairs: bool = False
 
     @property
@@ -80,25 +80,25 @@ def lay_trees(trees: Sequence[Tree]) -> Trees:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which places of its tree each row attends to, in the form that the kernels take (`choice.h`)."""
+class TopKMask:
+    """Which places of its tree each row attends to, in the form that the kernels take (`top_k_mask.h`)."""
 
     bits: torch.Tensor  # uint8, flat
     of: torch.Tensor  # [n, 2] int64, per tree: offset of its bits, or -1: all that rows see; bytes per place
 
 
-def lay_choice(trees: Sequence[Tree], most: int) -> Choice | None:
-    """Allocate a choice of at most `most` places per row; None if no row sees more than that."""
+def allocate_mask(trees: Sequence[Tree], top_k: int) -> TopKMask | None:
+    """Allocate a mask of at top_k `top_k` places per row; None if no row sees more than that."""
     of, size = [], 0
     for tree in trees:
         places = tree.trunk + max(tree.branches, default=0)
-        if places <= most:
+        if places <= top_k:
             of.append((-1, 0))
             continue
         stride = -(-tree.rows // 32) * 4 + 16  # kernels write words of 32 rows, and may read 16 bytes beyond
         of.append((size, stride))
         size += -(-places // 32) * 32 * stride  # kernels process 32 places at a time
-    return Choice(torch.zeros(size, dtype=torch.uint8), torch.tensor(of, dtype=torch.int64)) if size else None
+    return TopKMask(torch.zeros(size, dtype=torch.uint8), torch.tensor(of, dtype=torch.int64)) if size else None
 
 
 class TrainingKernels:
@@ -113,58 +113,58 @@ class TrainingKernels:
 
     _attend_trees: Callable[..., None]
     _attend_trees_back: Callable[..., None]
-    _choose_trees: Callable[..., None]
+    _top_k_trees: Callable[..., None]
     _norm_back: Callable[..., None]
     _gate_mul_back: Callable[..., None]
-    _turn: Callable[..., None]
+    _rotate_heads: Callable[..., None]
     _head_norm: Callable[..., None]
     _head_norm_back: Callable[..., None]
-    _multiply_runs: Callable[..., None]
-    _multiply_runs_back: Callable[..., None]
+    _multiply_grouped: Callable[..., None]
+    _multiply_grouped_back: Callable[..., None]
     _add_gradients: Callable[..., None]
-    _mix: Callable[..., None]
-    _mix_back: Callable[..., None]
+    _combine: Callable[..., None]
+    _combine_back: Callable[..., None]
     _logits_back: Callable[..., None]
 
     def attend(
-        self, qkv: torch.Tensor, trees: Trees, heads: Heads, choice: Choice | None = None
+        self, qkv: torch.Tensor, trees: Trees, heads: Heads, mask: TopKMask | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """qkv [T, (Q + 2 K) D] -> attended [T, Q D], zero for rows of no tree, and sums [T, Q] for the backward.
 
-        A `choice` needs as many key heads as query heads.
+        A `mask` needs as many key heads as query heads.
         """
         out = qkv.new_zeros((qkv.shape[0], heads.queries * heads.dim))
         sums = torch.zeros((qkv.shape[0], heads.queries))
         self._attend_trees(
             address(qkv), address(out), address(sums), address(trees.trees), trees.trees.shape[0],
-            address(trees.lengths), *_addresses(choice), heads.queries, heads.keys, heads.dim, heads.scale,
-            ctypes.byref(sight_struct(heads.sight)),
+            address(trees.lengths), *_addresses(mask), heads.queries, heads.keys, heads.dim, heads.scale,
+            ctypes.byref(variant_struct(heads.variant)),
         )  # fmt: skip
         return out, sums
 
     def attend_back(
         self, qkv: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, dout: torch.Tensor, trees: Trees,
-        heads: Heads, choice: Choice | None = None,
+        heads: Heads, mask: TopKMask | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Input and outputs of `attend`, and the gradient [T, Q D] of `out` -> that of qkv [T, (Q + 2 K) D]."""
         back = torch.zeros_like(qkv)
         self._attend_trees_back(
             address(qkv), address(out), address(sums), address(dout), address(back), address(trees.trees),
-            trees.trees.shape[0], address(trees.lengths), *_addresses(choice), heads.queries, heads.keys, heads.dim,
-            heads.scale, ctypes.byref(sight_struct(heads.sight)),
+            trees.trees.shape[0], address(trees.lengths), *_addresses(mask), heads.queries, heads.keys, heads.dim,
+            heads.scale, ctypes.byref(variant_struct(heads.variant)),
         )  # fmt: skip
         return back
 
-    def choose(
-        self, asked: torch.Tensor, weights: torch.Tensor, size: int, most: int, trees: Trees, choice: Choice
+    def select_top_k(
+        self, projected: torch.Tensor, weights: torch.Tensor, size: int, top_k: int, trees: Trees, mask: TopKMask
     ) -> None:
-        """Mark in `choice` the rows that each row attends to: the `most` that J heads of D numbers score best.
+        """Mark in `mask` the rows that each row attends to: the `top_k` that J heads of D numbers score best.
 
-        asked [T, (J + 1) D], rotated: each head's query, then the common key; weights [T, J] of the heads' scores.
+        projected [T, (J + 1) D], rotated: each head's query, then the common key; weights [T, J] of heads' scores.
         """
-        self._choose_trees(
-            address(asked), address(weights), weights.shape[1], size, most, address(trees.trees),
-            trees.trees.shape[0], address(trees.lengths), *_addresses(choice),
+        self._top_k_trees(
+            address(projected), address(weights), weights.shape[1], size, top_k, address(trees.trees),
+            trees.trees.shape[0], address(trees.lengths), *_addresses(mask),
         )  # fmt: skip
 
     def norm_back(self, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, norm: Norm, epsilon: float) -> None:
@@ -185,11 +185,11 @@ class TrainingKernels:
         self._gate_mul_back(address(gate_up), address(dy), address(back), address(gated), *dy.shape, ctypes.byref(of))
         return back, gated
 
-    def turn(
+    def rotate(
         self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, angles: Angles, *, back: bool = False
     ) -> None:
         """Rotate queries and keys of qkv by their positions' angles, in place; `back` rotates in reverse."""
-        self._turn(
+        self._rotate_heads(
             address(qkv), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, address(positions),
             address(angles.cos), address(angles.sin), angles.cos.shape[1], heads.pairs, -1.0 if back else 1.0,
         )  # fmt: skip
@@ -210,62 +210,67 @@ class TrainingKernels:
                 ctypes.byref(norm_struct(norm)), norms.epsilon,
             )  # fmt: skip
 
-    def multiply_runs(
+    def multiply_grouped(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, bounds: torch.Tensor,
-        added: NDArray[np.void],
+        adapters: NDArray[np.void],
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """x [R, in], rows bounds[e] to bounds[e + 1] by weight[e] [out, in] -> y [R, out]; and x A^T scaling, flat.
 
-        bounds [E + 1] int64; `weight` may be strided in its first two dimensions. `added` is ordered by run.
+        bounds [E + 1] int64; `weight` may be strided in its first two dimensions. `adapters` is ordered by run.
         """
         count, high, wide = weight.shape
-        y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(added))
-        self._multiply_runs(
+        y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(adapters))
+        self._multiply_grouped(
             address(x), address(bounds), count, address(weight, rows_apart=True), *weight.stride()[:2],
-            address(bias), wide, high, added.ctypes.data, len(added),
+            address(bias), wide, high, adapters.ctypes.data, len(adapters),
             address(middles), address(y),
         )  # fmt: skip
         return y, middles
 
-    def multiply_runs_back(
-        self, dy: torch.Tensor, weight: torch.Tensor, bounds: torch.Tensor, added: NDArray[np.void]
+    def multiply_grouped_back(
+        self, dy: torch.Tensor, weight: torch.Tensor, bounds: torch.Tensor, adapters: NDArray[np.void]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """dy [R, out] -> dx [R, in]; and dy B^T scaling, flat."""
         count, high, wide = weight.shape
-        dx, backs = dy.new_empty((dy.shape[0], wide)), torch.empty(_middles(added))
-        self._multiply_runs_back(
+        dx, backs = dy.new_empty((dy.shape[0], wide)), torch.empty(_middles(adapters))
+        self._multiply_grouped_back(
             address(dy), address(bounds), count, address(weight, rows_apart=True), *weight.stride()[:2], wide, high,
-            added.ctypes.data, len(added), address(backs), address(dx),
+            adapters.ctypes.data, len(adapters), address(backs), address(dx),
         )  # fmt: skip
         return dx, backs
 
     def add_gradients(
-        self, x: torch.Tensor, dy: torch.Tensor, added: NDArray[np.void], middles: torch.Tensor, backs: torch.Tensor
+        self,
+        x: torch.Tensor,
+        dy: torch.Tensor,
+        adapters: NDArray[np.void],
+        middles: torch.Tensor,
+        backs: torch.Tensor,
     ) -> None:
         """Add to all gradients of A and B, given a product's inputs and results in both directions."""
         self._add_gradients(
-            address(x), address(dy), x.shape[1], dy.shape[1], added.ctypes.data, len(added), address(middles),
+            address(x), address(dy), x.shape[1], dy.shape[1], adapters.ctypes.data, len(adapters), address(middles),
             address(backs),
         )  # fmt: skip
 
-    def mix(self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """rows [P, H], the rows `back` [T, k] int64 of each token's pairs and weights [T, k] float32 -> sums [T, H].
 
         A pair whose row is out of range adds nothing.
         """
-        mixed = rows.new_empty((back.shape[0], rows.shape[1]))
-        self._mix(
+        combined = rows.new_empty((back.shape[0], rows.shape[1]))
+        self._combine(
             address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
-            address(mixed),
+            address(combined),
         )  # fmt: skip
-        return mixed
+        return combined
 
-    def mix_back(
+    def combine_back(
         self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor, dy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs of `mix`, and its output's gradient -> that of rows [P, H] and of weights [T, k] float32."""
+        """Inputs of `combine`, and its output's gradient -> that of rows [P, H] and of weights [T, k] float32."""
         given, slopes = torch.empty_like(rows), torch.empty(back.shape)
-        self._mix_back(
+        self._combine_back(
             address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
             address(dy), address(given), address(slopes),
         )  # fmt: skip
@@ -286,8 +291,8 @@ class TrainingKernels:
         )  # fmt: skip
 
 
-def _addresses(choice: Choice | None) -> tuple[int | None, int | None]:
-    return (address(choice.bits), address(choice.of)) if choice is not None else (None, None)
+def _addresses(mask: TopKMask | None) -> tuple[int | None, int | None]:
+    return (address(mask.bits), address(mask.of)) if mask is not None else (None, None)
 
 
 def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Norm]]:
@@ -300,9 +305,9 @@ def _normed(heads: Heads, norms: HeadNorms) -> Iterator[tuple[int, int, int, Nor
         yield heads.queries, heads.keys, heads.dim, norms.key
 
 
-def _middles(added: NDArray[np.void]) -> int:
+def _middles(adapters: NDArray[np.void]) -> int:
     """Return the count of numbers in all middle products, even for each row."""
-    return int(added["middle"][-1] + added["rows"][-1] * (added["rank"][-1] + 1)) if len(added) else 0
+    return int(adapters["middle"][-1] + adapters["rows"][-1] * (adapters["rank"][-1] + 1)) if len(adapters) else 0
 
 
 @cache

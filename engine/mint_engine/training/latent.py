@@ -20,7 +20,7 @@ from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.training.batch import Batch
 from mint_engine.training.choosing import Indexer, as_halves, choose
-from mint_engine.training.kernels import Choice, Heads, TrainingKernels, Trees
+from mint_engine.training.kernels import Heads, TopKMask, TrainingKernels, Trees
 from mint_engine.training.products import Product, Rows, Saved, multiply, multiply_back
 
 DEEP = 32  # numbers of a head that the kernels' matrix registers take at once
@@ -57,7 +57,7 @@ class SavedLatent:
     made: torch.Tensor  # [T, *]: the first product's output
     attended: torch.Tensor  # [T, Q V]
     sums: torch.Tensor  # [T, Q]
-    choice: Choice | None  # None: all rows
+    choice: TopKMask | None  # None: all rows
     first: Saved
 
 
@@ -81,7 +81,7 @@ class LeanLatent:
     angles: Angles
 
     def forward(
-        self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch, chosen: Choice | None
+        self, latent: Latent, x: torch.Tensor, rows: Rows, trees: Trees, batch: Batch, chosen: TopKMask | None
     ) -> Generator[None, None, SavedLatent]:
         """x [T, H] -> what the backward needs, with the attended values; yields after every large product.
 
@@ -108,7 +108,7 @@ class LeanLatent:
             expanded.qkv, _padded(saved.attended, latent), saved.sums, _padded(dattended, latent), trees,
             latent.heads, saved.choice,
         )  # fmt: skip
-        self.training.turn(dqkv, latent.heads, batch.positions, self.angles, back=True)
+        self.training.rotate(dqkv, latent.heads, batch.positions, self.angles, back=True)
         yield
         dqueries, dup, drotated = _apart(dqkv, latent)
         before = saved.made.shape[1] - latent.norm.shape[0] - drotated.shape[1]
@@ -137,7 +137,7 @@ class LeanLatent:
         up, saved_up = multiply(self.training, latent.up, normed, rows)
         yield
         qkv = _together(queries, up, key, latent)
-        self.training.turn(qkv, latent.heads, batch.positions, self.angles)
+        self.training.rotate(qkv, latent.heads, batch.positions, self.angles)
         return _Expanded(compressed, normed, qkv, saved, saved_up)
 
     def _norm(self, rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

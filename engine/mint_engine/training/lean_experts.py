@@ -63,7 +63,7 @@ class LeanExperts:
         if experts.down_bias is not None:
             add_bias(down, experts.down_bias, routing.bounds)
         yield
-        mixed = self.training.mix(down, back, weights)
+        mixed = self.training.combine(down, back, weights)
         return mixed, SavedExperts(experts, tokens, back, weights, gate_up, down, first, second)
 
     def _gate_up(
@@ -85,14 +85,14 @@ class LeanExperts:
         self, saved: SavedExperts, x: torch.Tensor, dy: torch.Tensor, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
         """`saved` and input of `forward`, and its output's gradient [T, H] -> that of x [T, H]; yields like it."""
-        given, slopes = self.training.mix_back(saved.down, saved.back, saved.weights, dy)
+        given, slopes = self.training.combine_back(saved.down, saved.back, saved.weights, dy)
         inner, backs = rows_back(self.training, saved.second, given)
         yield
         wide, gated = self.training.gate_mul_back(saved.gate_up, inner, self.activation)
         add_gradients(self.training, saved.second, given, backs, gated)
         yield
         narrow = yield from self._gate_up_back(saved, x, wide)
-        dx = self.training.mix(narrow, saved.back, torch.ones_like(saved.weights))
+        dx = self.training.combine(narrow, saved.back, torch.ones_like(saved.weights))
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             weights, _ = _route(saved.experts, leaf, batch)

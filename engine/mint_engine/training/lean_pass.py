@@ -24,7 +24,7 @@ from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
 from mint_engine.training.joint import norm_jointly, norm_jointly_back
-from mint_engine.training.kernels import Choice, TrainingKernels, Trees, lay_trees
+from mint_engine.training.kernels import TopKMask, TrainingKernels, Trees, lay_trees
 from mint_engine.training.latent import LeanLatent, SavedLatent
 from mint_engine.training.lean_experts import LeanExperts, SavedExperts
 from mint_engine.training.llama import Layer, Llama, Network, read_llama
@@ -92,7 +92,7 @@ class LeanPass:
         """With a `group`, the base is a rank's share. Raises Unlike if it is not llama-like."""
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
-        self._experts = LeanExperts(kernels, training, self._llama.manner.activation)
+        self._experts = LeanExperts(kernels, training, self._llama.numerics.activation)
         self._latents = LeanLatent(kernels, training, self._llama.layers[0].angles)
         self.head = _head(self._llama, training, group)
         self.name = f"lean ({kernels.variant})"
@@ -102,10 +102,10 @@ class LeanPass:
         """As `GenericPass.run`; yields after every large product, so that a tenant's step may run in between."""
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(embedded(batch.tokens, llama.placeholders), llama.embedding)
-        if llama.manner.enlarged != 1:
-            hidden *= llama.manner.enlarged
+        if llama.numerics.embedding_scale != 1:
+            hidden *= llama.numerics.embedding_scale
         saved: list[_SavedLayer] = []
-        chosen: Choice | None = None
+        chosen: TopKMask | None = None
         norms = [*(layer.norms.attention for layer in llama.layers), llama.norm]
         x = self._norm(hidden, norms[0])
         for layer, next_norm in zip(llama.layers, norms[1:], strict=True):
@@ -129,7 +129,7 @@ class LeanPass:
         x: torch.Tensor,
         laid: _Laid,
         next_norm: Norm,
-        chosen: Choice | None,
+        chosen: TopKMask | None,
     ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _SavedLayer]]:
         """A layer's input and its norm -> its output, that one's norm by `next_norm`, and what the backward needs.
 
@@ -158,14 +158,14 @@ class LeanPass:
     def _given(self, whole: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what a layer part's output adds to the residual stream; and the output, if the backward needs it."""
         normed = self._norm(whole, norm) if norm else whole
-        if self._llama.manner.added != 1:
-            normed *= self._llama.manner.added
+        if self._llama.numerics.residual_scale != 1:
+            normed *= self._llama.numerics.residual_scale
         return normed, whole if norm else None
 
     def _given_back(self, back: torch.Tensor, whole: torch.Tensor | None, norm: Norm) -> torch.Tensor:
         """The backward of `_given`: the gradient of what was added -> that of the layer part's output."""
-        if self._llama.manner.added != 1:
-            back = back * self._llama.manner.added
+        if self._llama.numerics.residual_scale != 1:
+            back = back * self._llama.numerics.residual_scale
         if whole is None:
             return back
         found = torch.zeros_like(back)
@@ -179,14 +179,14 @@ class LeanPass:
         yield
         norms, positions = layer.head_norms, laid.batch.positions
         if norms.late:
-            training.turn(qkv, layer.heads, positions, layer.angles)
+            training.rotate(qkv, layer.heads, positions, layer.angles)
         raw = qkv.clone() if norms.query else None
         if raw is not None and norms.joint is not None and self._group is not None:
             norm_jointly(qkv, layer.heads, norms, norms.joint, self._group.sum)
         elif raw is not None:
             training.head_norm(qkv, layer.heads, norms)
         if not norms.late:
-            training.turn(qkv, layer.heads, positions, layer.angles)
+            training.rotate(qkv, layer.heads, positions, layer.angles)
         return _SavedHeads(raw, qkv, *training.attend(qkv, laid.trees, layer.heads), product)
 
     def _network(
@@ -196,7 +196,7 @@ class LeanPass:
         gate_up, first = multiply(self._training, network.gate_up, x, rows)
         yield
         down, second = multiply(
-            self._training, network.down, self._kernels.gate_mul(gate_up, self._llama.manner.activation), rows
+            self._training, network.down, self._kernels.gate_mul(gate_up, self._llama.numerics.activation), rows
         )
         yield
         return down, _SavedNetwork(gate_up, (first, second))
@@ -236,13 +236,13 @@ class LeanPass:
         yield
         norms, positions = layer.head_norms, laid.batch.positions
         if not norms.late:
-            training.turn(qkv, heads, positions, layer.angles, back=True)
+            training.rotate(qkv, heads, positions, layer.angles, back=True)
         if saved.raw is not None and norms.joint is not None and self._group is not None:
             norm_jointly_back(qkv, saved.raw, heads, norms, norms.joint, self._group.sum)
         elif saved.raw is not None:
             training.head_norm_back(qkv, saved.raw, heads, norms)
         if norms.late:
-            training.turn(qkv, heads, positions, layer.angles, back=True)
+            training.rotate(qkv, heads, positions, layer.angles, back=True)
         return multiply_back(training, saved.product, qkv, x)
 
     def _network_back(
@@ -252,7 +252,7 @@ class LeanPass:
         first, second = saved.products
         inner, backs = rows_back(self._training, second, dy)
         yield
-        wide, gated = self._training.gate_mul_back(saved.gate_up, inner, self._llama.manner.activation)
+        wide, gated = self._training.gate_mul_back(saved.gate_up, inner, self._llama.numerics.activation)
         add_gradients(self._training, second, dy, backs, gated)
         yield
         narrow, backs = rows_back(self._training, first, wide)
@@ -279,7 +279,7 @@ def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 def _head(llama: Llama, training: TrainingKernels, group: Group | None) -> Head:
     """Return a base's head. All ranks use the same number of rows, though their shares may differ."""
     linear, weight = llama.head, llama.head.weight.detach()
-    bounded = llama.manner.divided or llama.manner.cap or linear.bias is not None
+    bounded = llama.numerics.logit_divisor or llama.numerics.logit_cap or linear.bias is not None
     if group is not None or bounded or widens(weight.dtype, weight.device):
         return Head(differentiated(llama.logits), training, group)
     room = LOGITS_BYTES // (weight.shape[0] * weight.itemsize) // HEAD_ROWS * HEAD_ROWS

@@ -42,7 +42,7 @@ from mint_engine.model.llama_like import (
     windows_of,
 )
 from mint_engine.model.modules import decoder_of, layers_of
-from mint_engine.model.numerics import LayerNorms, Manner, norm_of, norms_of, read_manner
+from mint_engine.model.numerics import LayerNorms, Numerics, norm_of, norms_of, read_numerics
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.choosing import Indexer
 from mint_engine.training.kernels import Heads
@@ -99,14 +99,14 @@ class Llama:
     norm: Norm  # [H]
     head: nn.Linear
     epsilon: float
-    manner: Manner
+    numerics: Numerics
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normed outputs [n, H] -> logits [n, V], scaled and capped as in the base."""
         found: torch.Tensor = self.head(hidden)
-        if self.manner.divided:
-            found = found / self.manner.divided
-        cap = self.manner.cap
+        if self.numerics.logit_divisor:
+            found = found / self.numerics.logit_divisor
+        cap = self.numerics.logit_cap
         return torch.tanh(found / cap) * cap if cap else found
 
 
@@ -133,7 +133,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
         norm=norm_of(config, decoder.norm),
         head=model.lm_head,
         epsilon=float(config.rms_norm_eps),
-        manner=read_manner(config, decoder.embed_tokens, base.dtype),
+        numerics=read_numerics(config, decoder.embed_tokens, base.dtype),
     )
 
 
@@ -197,7 +197,7 @@ class _Reader:
             epsilon=float(norm.eps),
             rotated=int(indexer.qk_rope_head_dim),
             pairs=turns_pairs(indexer.config.model_type),
-            most=int(indexer.index_topk),
+            top_k=int(indexer.index_topk),
         )
 
     def _network(self, path: str, mlp: Any) -> Network:
@@ -254,4 +254,6 @@ class _Reader:
 
 def _heads(of: attention_structs.Heads | None, scale: float) -> Heads:
     """Return the heads as attention over trees takes them; none for latent attention."""
-    return Heads(of.queries, of.keys, of.size, scale, of.sight, of.pairs) if of is not None else Heads(0, 0, 0, scale)
+    return (
+        Heads(of.queries, of.keys, of.size, scale, of.variant, of.pairs) if of is not None else Heads(0, 0, 0, scale)
+    )

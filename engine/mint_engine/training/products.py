@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_engine.training.batch import Batch, Segment
-from mint_engine.training.kernels import ADDED, TrainingKernels
+from mint_engine.training.kernels import ADAPTER_RUN, TrainingKernels
 from mint_engine.training.routed import Routing
 
 
@@ -48,7 +48,7 @@ class Saved:
 
     product: Product
     rows: Rows
-    added: NDArray[np.void]  # `ADDED`: what adapters add, in the order of runs
+    adapters: NDArray[np.void]  # `ADAPTER_RUN`: what adapters add, in the order of runs
     middles: torch.Tensor  # x A^T scaling of each of them
 
 
@@ -66,9 +66,9 @@ def sorted_rows(routing: Routing, batch: Batch) -> Rows:
 
 def multiply(kernels: TrainingKernels, product: Product, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Saved]:
     """x [R, in] -> y [R, out] with every run's adapter, and what the backward needs."""
-    added = _lay_added(product, rows)
-    y, middles = kernels.multiply_runs(x, product.weight, product.bias, rows.bounds, added)
-    return y, Saved(product, rows, added, middles)
+    adapters = _adapter_runs(product, rows)
+    y, middles = kernels.multiply_grouped(x, product.weight, product.bias, rows.bounds, adapters)
+    return y, Saved(product, rows, adapters, middles)
 
 
 def multiply_back(kernels: TrainingKernels, saved: Saved, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -80,19 +80,19 @@ def multiply_back(kernels: TrainingKernels, saved: Saved, dy: torch.Tensor, x: t
 
 def rows_back(kernels: TrainingKernels, saved: Saved, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """dy [R, out] -> dx [R, in], and `backs` for `add_gradients`, to be called once x is computed again."""
-    return kernels.multiply_runs_back(dy, saved.product.weight, saved.rows.bounds, saved.added)
+    return kernels.multiply_grouped_back(dy, saved.product.weight, saved.rows.bounds, saved.adapters)
 
 
 def add_gradients(
     kernels: TrainingKernels, saved: Saved, dy: torch.Tensor, backs: torch.Tensor, x: torch.Tensor
 ) -> None:
     """Add to the gradients of A and B; dy and `backs` are from `rows_back`, x [R, in] is the input of `multiply`."""
-    kernels.add_gradients(x, dy, saved.added, saved.middles, backs)
+    kernels.add_gradients(x, dy, saved.adapters, saved.middles, backs)
 
 
-def _lay_added(product: Product, rows: Rows) -> NDArray[np.void]:
-    """Return what each run's policy adds to a product; see `added.h`."""
-    of_segments = np.zeros((len(rows.segments), len(product.targets)), dtype=ADDED)
+def _adapter_runs(product: Product, rows: Rows) -> NDArray[np.void]:
+    """Return what each run's policy adds to a product; see `adapter_run.h`."""
+    of_segments = np.zeros((len(rows.segments), len(product.targets)), dtype=ADAPTER_RUN)
     several = len(rows.bounds) > 2
     experts = np.zeros((*of_segments.shape, 4), dtype=np.uint64)  # bytes between the parts of successive experts
     for at, segment in enumerate(rows.segments):
@@ -114,12 +114,12 @@ def _lay_added(product: Product, rows: Rows) -> NDArray[np.void]:
                     0, 0, target.columns.start, high, rank, 0, *part.addresses, part.scaling,
                 )  # fmt: skip
     first, count, expert, segment = rows.runs.T
-    added: NDArray[np.void] = of_segments[segment]
-    added["first"], added["rows"] = first[:, None], count[:, None]
+    adapters: NDArray[np.void] = of_segments[segment]
+    adapters["first"], adapters["rows"] = first[:, None], count[:, None]
     if several:
         for place, name in enumerate(("a", "b", "a_gradient", "b_gradient")):
-            added[name] += expert[:, None].astype(np.uint64) * experts[segment, :, place]
-    added = added[added["rank"] > 0]
-    sizes = added["rows"] * (added["rank"] + added["rank"] % 2)
-    added["middle"] = np.cumsum(sizes) - sizes
-    return added
+            adapters[name] += expert[:, None].astype(np.uint64) * experts[segment, :, place]
+    adapters = adapters[adapters["rank"] > 0]
+    sizes = adapters["rows"] * (adapters["rank"] + adapters["rank"] % 2)
+    adapters["middle"] = np.cumsum(sizes) - sizes
+    return adapters

@@ -9,14 +9,14 @@ import torch
 from torch.nn import functional
 
 from mint_contracts.errors import Internal
-from mint_engine.kernels.attention_structs import HeadNorms, Joint, Sight
+from mint_engine.kernels.attention_structs import AttentionVariant, HeadNorms, Joint
 from mint_engine.kernels.library import find_kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import SILU, Activation, Norm
 from mint_engine.model import indexer
 from mint_engine.model.selection import choose
 from mint_engine.training.attend import visible
-from mint_engine.training.kernels import ADDED, Heads, lay_choice, lay_trees
+from mint_engine.training.kernels import ADAPTER_RUN, Heads, allocate_mask, lay_trees
 from mint_engine.training.pieces import Tree
 from tests.engine.training.kernel_inputs import DTYPES, kernels_of, near, normal
 
@@ -31,15 +31,15 @@ def attend_plainly(qkv: torch.Tensor, heads: Heads, chosen: Sequence[torch.Tenso
     for at, tree in enumerate(TREES):
         span = slice(tree.row, tree.row + tree.rows)
         query, key, value = (each[span].transpose(0, 1)[None] for each in (q, k, v))
-        seen = visible(tree.trunk, tree.branches, heads.sight.window or None)
+        seen = visible(tree.trunk, tree.branches, heads.variant.window or None)
         seen = seen & chosen[at] if chosen is not None else seen
         key, value = (each.repeat_interleave(heads.queries // heads.keys, dim=1) for each in (key, value))
         scores = query @ key.transpose(2, 3) * heads.scale
-        if heads.sight.cap:
-            scores = torch.tanh(scores / heads.sight.cap) * heads.sight.cap
+        if heads.variant.cap:
+            scores = torch.tanh(scores / heads.variant.cap) * heads.variant.cap
         scores = scores.masked_fill(~seen, -torch.inf)
-        if heads.sight.sinks is not None:
-            beside = heads.sight.sinks[None, :, None, None].expand(*scores.shape[:-1], 1)
+        if heads.variant.sinks is not None:
+            beside = heads.variant.sinks[None, :, None, None].expand(*scores.shape[:-1], 1)
             scores = torch.cat([scores, beside], dim=-1)
         weights = scores.softmax(-1)[..., : tree.rows]
         out[span] = (weights @ value)[0].transpose(0, 1)
@@ -52,10 +52,10 @@ def test_attention_to_what_was_chosen(dtype: torch.dtype, dim: int) -> None:
     """A tree whose rows all see at most the limit is not restricted."""
     kernels, trees, heads = kernels_of(dtype), lay_trees(TREES), Heads(4, 4, dim, 0.2)
     asked, weights = normal(ROWS, 4 * dim, seed=3, dtype=dtype), normal(ROWS, 3, seed=4, dtype=dtype)
-    choice, plainly = lay_choice(TREES, 20), choose_plainly(asked, weights, dim, 20)
+    choice, plainly = allocate_mask(TREES, 20), choose_plainly(asked, weights, dim, 20)
     assert choice is not None
     assert choice.of[:2].tolist() == [[-1, 0], [-1, 0]]
-    kernels.choose(asked, weights, dim, 20, trees, choice)
+    kernels.select_top_k(asked, weights, dim, 20, trees, choice)
     qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
     dout = normal(ROWS, heads.queries * dim, seed=2, dtype=dtype)
     given = qkv.float().requires_grad_()
@@ -78,20 +78,20 @@ def choose_plainly(asked: torch.Tensor, weights: torch.Tensor, dim: int, most: i
     return found
 
 
-SIGHTS = {
-    "all": Sight(),
-    "window": Sight(7),
-    "itself": Sight(1),
-    "sinks": Sight(window=40, sinks=torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0, 2.0, -2.0, 0.1, 0.2])),
-    "cap": Sight(cap=1.5),
+VARIANTS = {
+    "all": AttentionVariant(),
+    "window": AttentionVariant(7),
+    "itself": AttentionVariant(1),
+    "sinks": AttentionVariant(window=40, sinks=torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0, 2.0, -2.0, 0.1, 0.2])),
+    "cap": AttentionVariant(cap=1.5),
 }
 
 
-@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [(6, 2, 32, 0.2), (4, 4, 16, 1.0), (9, 3, 64, 0.125)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_over_trees(dtype: torch.dtype, sizes: tuple[int, int, int, float], sight: str) -> None:
-    kernels, trees, how = kernels_of(dtype), lay_trees(TREES), SIGHTS[sight]
+def test_attention_over_trees(dtype: torch.dtype, sizes: tuple[int, int, int, float], variant: str) -> None:
+    kernels, trees, how = kernels_of(dtype), lay_trees(TREES), VARIANTS[variant]
     sinks = how.sinks[: sizes[0]] if how.sinks is not None else None
     heads = Heads(*sizes, dataclasses.replace(how, sinks=sinks))
     qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
@@ -167,13 +167,13 @@ def test_turning_heads_and_back(dtype: torch.dtype) -> None:
     angles = torch.rand(50, 16, generator=torch.Generator().manual_seed(2)) * 6
     positions = torch.arange(20) * 2
     turned = qkv.clone()
-    kernels.turn(turned, heads, positions, Angles(angles.cos(), angles.sin()))
+    kernels.rotate(turned, heads, positions, Angles(angles.cos(), angles.sin()))
     first, second = qkv.float().view(20, 7, 2, 16)[:, :5].unbind(2)
     cos, sin = (each[positions][:, None] for each in (angles.cos(), angles.sin()))
     expected = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
     near(turned.view(20, 7, 32)[:, :5], expected, dtype)
     assert torch.equal(turned.view(20, 7, 32)[:, 5:], qkv.view(20, 7, 32)[:, 5:])
-    kernels.turn(turned, heads, positions, Angles(angles.cos(), angles.sin()), back=True)
+    kernels.rotate(turned, heads, positions, Angles(angles.cos(), angles.sin()), back=True)
     near(turned, qkv, dtype)
 
 
@@ -238,9 +238,9 @@ def test_inputs_that_are_not_contiguous_are_refused() -> None:
     kernels, wide = kernels_of(torch.float32), normal(4, 12, seed=1, dtype=torch.float32)
     with pytest.raises(Internal, match=r"\(4, 4\) that lie \(12, 1\) apart"):
         kernels.log_sums(wide[:, :4])
-    bounds, nothing = torch.tensor([0, 4]), np.zeros(0, dtype=ADDED)
+    bounds, nothing = torch.tensor([0, 4]), np.zeros(0, dtype=ADAPTER_RUN)
     x, weight = normal(4, 6, seed=2, dtype=torch.float32), wide[:, :6]
-    found, _ = kernels.multiply_runs(x, weight[None], None, bounds, nothing)
+    found, _ = kernels.multiply_grouped(x, weight[None], None, bounds, nothing)
     near(found, x @ weight.T, torch.float32)
     with pytest.raises(Internal, match="side by side"):
-        kernels.multiply_runs(x, normal(6, 4, seed=3, dtype=torch.float32).T[None], None, bounds, nothing)
+        kernels.multiply_grouped(x, normal(6, 4, seed=3, dtype=torch.float32).T[None], None, bounds, nothing)
