@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t TOKENS = 32;  // rows whose bits for a place are one word, which one thread writes
 constexpr int64_t PLACES = 64;  // places that are scored together
 
-// asked [T, J + 1, D]: queries and then a key, all rotated; weights [T, J].
+// projected [T, J + 1, D]: queries and then a key, all rotated; weights [T, J].
 template <typename T>
 struct Index {
   const T *projected, *weights;
