@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from mint_engine.kernels.library import find_kernels
-from mint_engine.model.likeliest import likeliest
+from mint_engine.model.greedy import greedy_tokens
 from mint_engine.scheduling.request import Sampling, Scored
 
 _NUCLEUS = 256  # candidates among which top-p is tried first, before the complete vocabulary is sorted
@@ -27,7 +27,7 @@ def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) 
 
     The token is None if the row's maximum is NaN or infinite, which means that weights overflowed.
     """
-    best, sound = likeliest(logits)
+    best, sound = greedy_tokens(logits)
     chosen: list[int | None] = [token if sound[row] else None for row, token in enumerate(best)]
     drawn = [row for row, (sampling, _) in enumerate(wanted) if sampling.temperature > 0 and sound[row]]
     if drawn:
@@ -141,7 +141,7 @@ def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
 def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Scored]:
     """Return the log-probabilities of `tokens` [n], and the `top` likeliest tokens of each row of logits [n, V].
 
-    Ties are ordered by token, as in `likeliest`, so that the result does not depend on `top`, which a batch shares.
+    Ties are ordered by token, as in `greedy_tokens`: the result does not depend on `top`, which a batch shares.
     """
     if not tokens:
         return []

@@ -9,7 +9,7 @@ import torch
 from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
 from mint_engine import metrics
 from mint_engine.model.forward import Forward
-from mint_engine.model.likeliest import likeliest
+from mint_engine.model.greedy import greedy_tokens
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
 from mint_engine.requests.masks import Late, mask
@@ -298,7 +298,7 @@ class Generation:
 
     def _end_of_prompt(self, completion: Completion, logits: torch.Tensor) -> list[Outcome]:
         """End a request that wants no tokens; its first would have been chosen from these logits [1, V]."""
-        _, [sound] = likeliest(logits)
+        _, [sound] = greedy_tokens(logits)
         return [self._end(completion, stopped=False)] if sound else self.fail([completion], _unsound(completion))
 
     def _end(self, completion: Completion, *, stopped: bool) -> Outcome:

@@ -7,7 +7,7 @@ import torch
 from mint_engine.kernels.library import find_kernels
 
 
-def likeliest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+def greedy_tokens(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
     """Return the likeliest token of each row [n, V], the first among equals; and whether its logit is finite.
 
     A row with NaN, an infinite peak or only -inf is not sound: its weights overflowed.
