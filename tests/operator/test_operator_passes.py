@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
@@ -45,6 +47,28 @@ async def test_a_pass_that_finds_everything_right_writes_nothing(stage: Stage) -
     for _ in range(2):
         await stage.once()
     assert await stage.once() == {}
+
+
+async def test_a_pass_that_finds_everything_right_is_told_by_metrics_and_not_by_the_log(stage: Stage) -> None:
+    def passes() -> float | None:
+        return REGISTRY.get_sample_value("mint_operator_passes_total", {"outcome": "done"})
+
+    engine = stage.engine()
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    await engine.obey()
+    with capture_logs() as logs:
+        assert await stage.once(RESYNC)
+        while await stage.once(RESYNC):
+            pass
+    assert next(each["log_level"] for each in logs if each["event"] == "pass") == "info", "it wrote statuses"
+    before = passes()
+    assert before is not None
+    with capture_logs() as logs:
+        await engine.report()
+        assert not await stage.once(frozenset({Part.MAP}))
+    assert [(each["event"], each["log_level"]) for each in logs] == [("pass", "debug")]
+    assert passes() == before + 1
 
 
 async def test_a_wave_costs_at_most_four_writes_until_ready(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
