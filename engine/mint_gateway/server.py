@@ -2,9 +2,10 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import msgspec
@@ -114,16 +115,16 @@ async def serve(
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
     why, watch = Explainer(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
     forwarding = Forwarding(router, channels, limits.patience)
-    server = _server(
-        SamplerServicer(answering),
-        PlacementServicer(router, why, calls),
-        CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
-        WavesServicer(watch, calls),
-        TrainerServicer(forwarding, metrics, limits.training_calls, calls),
-        healthy,
-        [Guard(security.access, metrics)] if security.access else [],
-        limits,
-    )
+    catalog = CatalogServicer(router, redis, catalogs, limits.silence_s, calls)
+    trainer = TrainerServicer(forwarding, metrics, limits.training_calls, calls)
+    services = [
+        partial(sampling_pb2_grpc.add_SamplerServicer_to_server, SamplerServicer(answering)),
+        partial(placement_pb2_grpc.add_PlacementServicer_to_server, PlacementServicer(router, why, calls)),
+        partial(catalog_pb2_grpc.add_CatalogServicer_to_server, catalog),
+        partial(training_pb2_grpc.add_WavesServicer_to_server, WavesServicer(watch, calls)),
+        partial(training_pb2_grpc.add_TrainerServicer_to_server, trainer),
+    ]
+    server = _server(services, healthy, [Guard(security.access, metrics)] if security.access else [], limits)
     await _be_alive(healthy)
     port = _listen(server, address, security.certificate)
     await server.start()
@@ -154,15 +155,12 @@ async def serve(
 
 
 def _server(
-    sampler: SamplerServicer,
-    placement: PlacementServicer,
-    catalog: CatalogServicer,
-    waves: WavesServicer,
-    trainer: TrainerServicer,
+    services: Iterable[Callable[[grpc.aio.Server], None]],
     healthy: health.aio.HealthServicer,
     guards: Sequence[Guard],
     limits: Limits,
 ) -> grpc.aio.Server:
+    """Make the gRPC server; each of `services` adds one to it."""
     options = [
         *SERVER_OPTIONS,
         *GATEWAY_OPTIONS,
@@ -171,11 +169,8 @@ def _server(
         ("grpc.max_connection_idle_ms", round(1000 * limits.idle_s)),
     ]
     server = grpc.aio.server(interceptors=guards, options=options)
-    sampling_pb2_grpc.add_SamplerServicer_to_server(sampler, server)
-    placement_pb2_grpc.add_PlacementServicer_to_server(placement, server)
-    catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
-    training_pb2_grpc.add_WavesServicer_to_server(waves, server)
-    training_pb2_grpc.add_TrainerServicer_to_server(trainer, server)
+    for add in services:
+        add(server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
