@@ -19,7 +19,7 @@ from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.memory import Memory, Starts, Taken, needs
 from mint_operator.training.place import Slots, fill
-from mint_operator.training.stand import PolicyStand, WaveStand
+from mint_operator.training.standing import PolicyStanding, WaveStanding
 from tests.operator import worlds
 from tests.operator.training_worlds import STEPS, World, base, condition, dead, engines, published, training_wave
 
@@ -250,8 +250,10 @@ def test_no_more_is_given_than_there_is_nor_less(ranks: list[int], loads: list[t
     alive = [Engine(name, at, engines(1)[0].record) for at, name in enumerate(rooms)]
     slots = Slots(alive, 4, {}, Memory(rooms, wanted))
     policies = {f"p{at}": Policy(name=f"p{at}", rank=rank) for at, rank in enumerate(ranks)}
-    stand = WaveStand(Train(policies=Policies()), tuple(map(PolicyStand, policies.values())), tuple(policies))
-    pins = fill(stand, {}, slots, whole=whole)
+    standing = WaveStanding(
+        Train(policies=Policies()), tuple(map(PolicyStanding, policies.values())), tuple(policies)
+    )
+    pins = fill(standing, {}, slots, whole=whole)
     for name, room in rooms.items():
         taken = Taken(room.calls)
         for policy, engine in pins.items():
@@ -279,8 +281,8 @@ def test_a_gang_that_fits_in_any_way_is_placed(
     alive = [Engine(name, at, engines(1)[0].record) for at, name in enumerate(rooms)]
     policies = [Policy(name=f"p{at}", rank=rank) for at, rank in enumerate(ranks)]
     names = tuple(policy.name for policy in policies)
-    stand = WaveStand(Train(policies=Policies()), tuple(map(PolicyStand, policies)), names)
-    pins = fill(stand, {}, Slots(alive, each, {}, Memory(rooms, {})), whole=True)
+    standing = WaveStanding(Train(policies=Policies()), tuple(map(PolicyStanding, policies)), names)
+    pins = fill(standing, {}, Slots(alive, each, {}, Memory(rooms, {})), whole=True)
 
     def fits(places: tuple[str, ...]) -> bool:
         slots = Slots(alive, each, {}, Memory(rooms, {}))

@@ -88,7 +88,7 @@ def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks) -> Asks
 
 def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
     same = before is not None and before.spec is wave.spec and before.base is base.spec
-    if before is not None and same and before.wave.stand == wave.stand and _as_looked_up(before, wave):
+    if before is not None and same and before.wave.standing == wave.standing and _as_looked_up(before, wave):
         return before if before.wave is wave else msgspec.structs.replace(before, wave=wave)
     found = resolve(wave, base) if wave.spec.train is None else training_wants(wave)
     if isinstance(found, Refusal):

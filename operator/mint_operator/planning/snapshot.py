@@ -18,7 +18,7 @@ from mint_contracts.training_records import TrainState
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.sizes import Size
-from mint_operator.training.stand import WaveStand
+from mint_operator.training.standing import WaveStanding
 
 
 class Meta(msgspec.Struct, frozen=True, dict=True):
@@ -80,7 +80,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     spec: AdapterWaveSpec
     status: AdapterWaveStatus = AdapterWaveStatus()
     defect: str = ""
-    stand: WaveStand | None = None  # set while planning, for a wave that trains
+    standing: WaveStanding | None = None  # set while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
     unread: Refusal | None = None
     from_map: bool = False

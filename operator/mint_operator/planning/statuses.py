@@ -24,10 +24,10 @@ from mint_operator.planning.wave_status import (
     verdict,
     wave_status,
 )
-from mint_operator.training.stand import WaveStand
+from mint_operator.training.standing import WaveStanding
 from mint_operator.training.status import TrainFacts, training_status
 
-_Stood = tuple[AdapterWaveStatus, Waits, Mentions | None]
+_Outcome = tuple[AdapterWaveStatus, Waits, Mentions | None]
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -91,13 +91,13 @@ def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -
     return msgspec.structs.replace(status, loading=loading, eta=eta_of(status.training, loading))
 
 
-def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> _Stood:
+def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> _Outcome:
     """Return a wave's status, what it waits for and, if it trains, what its Ready condition mentions."""
     wave = ask.wave
     if wave.defect and (refusal is None or seen.records is None):
         return kept_status(wave, now), Waits(), None
-    if wave.stand is not None:
-        return _training(ask, wave.stand, refusal, seen, now)
+    if wave.standing is not None:
+        return _training(ask, wave.standing, refusal, seen, now)
     if refusal is not None:
         return refused_status(wave, refusal, now), Waits(), None
     facts, waiting = _facts(ask, seen)
@@ -106,12 +106,14 @@ def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> _Stood
     return wave_status(wave, facts, now), waiting, None
 
 
-def _training(ask: Ask, stand: WaveStand, refusal: Refusal | None, seen: Seen, now: float) -> _Stood:
+def _training(ask: Ask, standing: WaveStanding, refusal: Refusal | None, seen: Seen, now: float) -> _Outcome:
     served, held, waiting = None, None, Waits()
     if seen.records is not None and ask.wants and refusal is None:
         facts, waiting = _facts(ask, seen)
         served, held = wave_status(ask.wave, facts, now), verdict(facts)
-    train_facts = TrainFacts(stand, seen.engines, served, held, refusal, seen.records is not None, missing(seen.base))
+    train_facts = TrainFacts(
+        standing, seen.engines, served, held, refusal, seen.records is not None, missing(seen.base)
+    )
     status, mentions = training_status(ask.wave, train_facts, now)
     return status, waiting, mentions
 

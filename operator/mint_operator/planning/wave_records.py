@@ -62,10 +62,10 @@ def expired_records(expired: Iterable[ObservedWave], known: Mapping[str, WaveRec
 
 
 def _active_record(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
-    stand, chosen_by = each.wave.stand, _chosen_by(each.spec, kept=each.kept)
-    adapters = len(stand.policies) if stand is not None else len(each.wants)
-    slots = len(stand.wants_slot) if stand is not None else each.slots
-    if stand is None and each.refusal is not None:
+    standing, chosen_by = each.wave.standing, _chosen_by(each.spec, kept=each.kept)
+    adapters = len(standing.policies) if standing is not None else len(each.wants)
+    slots = len(standing.wants_slot) if standing is not None else each.slots
+    if standing is None and each.refusal is not None:
         adapters, slots = asked(each.wave), _slots(each.wave, asked(each.wave))
     return _record(each.wave, chosen_by, adapters, slots, tenant, _refusal(each, refusal))
 
@@ -111,8 +111,8 @@ def _record(
 
 def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
     """Return why a wave is not admitted; a wave that trains has its own reasons."""
-    stand = each.wave.stand
-    why = stand.refused if refusal is None and stand is not None else None
+    standing = each.wave.standing
+    why = standing.refused if refusal is None and standing is not None else None
     return refusal if why is None else why
 
 

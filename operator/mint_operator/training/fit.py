@@ -16,7 +16,7 @@ from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.data import check_claims, config_maps, inlined
 from mint_operator.training.policies import check, check_losses, expand
-from mint_operator.training.stand import PolicyStand, heard
+from mint_operator.training.standing import PolicyStanding, heard
 
 Fitted = tuple[Train, tuple[Policy, ...], Refusal | None]
 
@@ -118,7 +118,7 @@ def _begun_policies(
         dataset = policy.dataset
         if policy.name in leased:
             dataset = leased[policy.name].dataset
-        elif PolicyStand(policy, progress=progress.get(policy.name)).ended(train.steps):
+        elif PolicyStanding(policy, progress=progress.get(policy.name)).ended(train.steps):
             dataset = None
         found.append(msgspec.structs.replace(policy, dataset=dataset))
     return tuple(found)

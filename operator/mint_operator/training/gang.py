@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from mint_operator.training.memory import Free, Memory, Taken
-from mint_operator.training.stand import PolicyStand
+from mint_operator.training.standing import PolicyStanding
 
 MOST_POLICIES = 256  # as many as a list may have; policies from a count are all alike and need no search
 MOST_TRIES = 1000  # more than all placements of six policies on three engines; takes a few milliseconds
@@ -33,7 +33,7 @@ class _Room(msgspec.Struct, frozen=True):
 
 
 def packed(
-    policies: Sequence[PolicyStand],
+    policies: Sequence[PolicyStanding],
     near: Mapping[str, int],
     free: Mapping[str, int],
     memory: Memory,
@@ -62,7 +62,7 @@ class _Search:
 
     def __init__(
         self,
-        policies: Sequence[PolicyStand],
+        policies: Sequence[PolicyStanding],
         needed: Mapping[str, Mapping[str, Taken]],
         rooms: dict[str, _Room],
         near: Mapping[str, int],
@@ -98,7 +98,7 @@ class _Search:
             self._near[name] -= 1
         return False
 
-    def _ranked(self, policy: PolicyStand) -> list[str]:
+    def _ranked(self, policy: PolicyStanding) -> list[str]:
         """Return the engines in the order of `Slots.best`, but first the one where the policy has trained."""
         near, rooms, rank_keys = self._near, self._rooms, self._rank_keys
         return sorted(

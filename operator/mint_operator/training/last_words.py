@@ -6,10 +6,10 @@ import msgspec
 
 from mint_contracts.training_records import Progress, Stage
 from mint_contracts.training_reports import AT_REST, as_recorded
-from mint_operator.training.stand import WaveStand
+from mint_operator.training.standing import WaveStanding
 
 
-def last_words(stand: WaveStand, before: Iterable[Progress], *, trains: bool = True) -> tuple[Progress, ...]:
+def last_words(standing: WaveStanding, before: Iterable[Progress], *, trains: bool = True) -> tuple[Progress, ...]:
     """Return the last word on each policy that has ended or is paused; `before` is what the record says now.
 
     A policy that continues is dropped from the record once it is loaded or, if it has published, once it has
@@ -17,11 +17,11 @@ def last_words(stand: WaveStand, before: Iterable[Progress], *, trains: bool = T
     none is dropped. If the base no longer `trains`, checkpoints may be missing where it trains next, but published
     revisions are still held.
     """
-    if not stand.policies:
+    if not standing.policies:
         return tuple(before)
     on_record = {each.policy: each for each in before}
     found = []
-    for policy in stand.policies:
+    for policy in standing.policies:
         progress, kept = policy.progress, on_record.get(policy.name)
         if progress is not None and not trains:
             progress = _left(progress)

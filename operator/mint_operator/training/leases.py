@@ -12,11 +12,11 @@ import msgspec
 
 from mint_contracts.training_records import Order, TrainAssignment
 from mint_operator.planning.engines import Engine
-from mint_operator.training.stand import PolicyStand, WaveStand
+from mint_operator.training.standing import PolicyStanding, WaveStanding
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What one wave's leases depend on besides its stand. `slots` says on which engine each policy has a slot."""
+    """What one wave's leases depend on besides its standing. `slots` says on which engine each policy has a slot."""
 
     wave: str
     run: str
@@ -26,11 +26,11 @@ class Ground(msgspec.Struct, frozen=True):
     now_ms: int
 
 
-def leases(stand: WaveStand, ground: Ground) -> dict[str, dict[str, TrainAssignment]]:
+def leases(standing: WaveStanding, ground: Ground) -> dict[str, dict[str, TrainAssignment]]:
     """Return one wave's leases: engine -> policy -> assignment."""
     found: dict[str, dict[str, TrainAssignment]] = {}
-    order = _order(stand, admitted=ground.admitted)
-    for policy in stand.policies:
+    order = _order(standing, admitted=ground.admitted)
+    for policy in standing.policies:
         slot = ground.slots.get(policy.name)
         engine, lease = _kept(policy, order, ground) if slot is None else _held(policy, slot, order, ground)
         if lease is not None:
@@ -38,13 +38,13 @@ def leases(stand: WaveStand, ground: Ground) -> dict[str, dict[str, TrainAssignm
     return found
 
 
-def _order(stand: WaveStand, *, admitted: bool) -> Order:
-    if stand.stopped:
+def _order(standing: WaveStanding, *, admitted: bool) -> Order:
+    if standing.stopped:
         return Order.CANCEL
-    return Order.PAUSE if stand.train.paused or not admitted else Order.RUN
+    return Order.PAUSE if standing.train.paused or not admitted else Order.RUN
 
 
-def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
+def _kept(policy: PolicyStanding, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
     """Return the lease of a policy without a slot: unchanged, so that its engine saves it and keeps reporting on it.
 
     Without a slot it is not ordered to run: a complete one would continue by itself if its wave asks for more steps.
@@ -55,7 +55,7 @@ def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, Train
     return policy.engine, _again(lease, Order.PAUSE if order is Order.RUN else order, policy, ground)
 
 
-def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
+def _held(policy: PolicyStanding, slot: str, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
     lease, engine = policy.assignment, ground.engines.get(slot)
     if engine is None:
         return "", None
@@ -75,7 +75,7 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
     )
 
 
-def _again(lease: TrainAssignment, order: Order, policy: PolicyStand, ground: Ground) -> TrainAssignment:
+def _again(lease: TrainAssignment, order: Order, policy: PolicyStanding, ground: Ground) -> TrainAssignment:
     """Return the same lease, complete even if only a part could be read; a new one if the policy is retried."""
     retried = policy.given_up and order is Order.RUN
     return TrainAssignment(
@@ -90,11 +90,11 @@ def _again(lease: TrainAssignment, order: Order, policy: PolicyStand, ground: Gr
     )
 
 
-def _next(policy: PolicyStand, ground: Ground) -> int:
+def _next(policy: PolicyStanding, ground: Ground) -> int:
     return max(ground.now_ms, policy.token + 1)
 
 
-def _saved(lease: TrainAssignment, policy: PolicyStand) -> int:
+def _saved(lease: TrainAssignment, policy: PolicyStanding) -> int:
     """Return the lease's `saved`: updated only once the step has doubled, since engines reread all leases then."""
     return policy.saved if policy.saved >= 2 * lease.saved else lease.saved
 

@@ -12,7 +12,7 @@ from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
 from mint_operator.training.gang import packed
 from mint_operator.training.memory import Memory
-from mint_operator.training.stand import PolicyStand, WaveStand
+from mint_operator.training.standing import PolicyStanding, WaveStanding
 
 
 class Slots:
@@ -100,34 +100,34 @@ class Slots:
         )
 
 
-def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
+def keep(standing: WaveStanding, slots: Slots) -> dict[str, str]:
     """Return the policies that stay where they train, by name, and reserve their slots."""
-    pins, wanting = {}, frozenset(stand.wants_slot)
-    for policy in stand.policies:
-        stays = policy.engine in slots.free if stand.kept else slots.policies_stay(policy.engine)
+    pins, wanting = {}, frozenset(standing.wants_slot)
+    for policy in standing.policies:
+        stays = policy.engine in slots.free if standing.kept else slots.policies_stay(policy.engine)
         if policy.name in wanting and policy.holds and stays:
             slots.take(policy.engine, policy.settings)
             pins[policy.name] = policy.engine
     return pins
 
 
-def late(stand: WaveStand, kept: Mapping[str, str], slots: Slots) -> list[PolicyStand]:
+def late(standing: WaveStanding, kept: Mapping[str, str], slots: Slots) -> list[PolicyStanding]:
     """Return the policies, other than those `kept`, whose engines are late."""
-    wanting = frozenset(stand.wants_slot) - kept.keys()
+    wanting = frozenset(standing.wants_slot) - kept.keys()
     return [
         policy
-        for policy in stand.policies
+        for policy in standing.policies
         if policy.name in wanting and policy.holds and slots.is_late(policy.engine)
     ]
 
 
-def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots, leave: int) -> dict[str, str]:
+def moved(standing: WaveStanding, kept: Mapping[str, str], slots: Slots, leave: int) -> dict[str, str]:
     """Return `kept` plus the policies of late engines: on others that have room, else waiting where they are.
 
     They `leave` this number of slots to served copies that come before them.
     """
     found, near = dict(kept), Counter(kept.values())
-    for policy in late(stand, kept, slots):
+    for policy in late(standing, kept, slots):
         target = slots.best(near, policy.settings, blind=False) if slots.room() > leave else None
         engine = target or policy.engine
         slots.take(engine, policy.settings)
@@ -137,7 +137,7 @@ def moved(stand: WaveStand, kept: Mapping[str, str], slots: Slots, leave: int) -
 
 
 def fill(
-    stand: WaveStand,
+    standing: WaveStanding,
     pins: Mapping[str, str],
     slots: Slots,
     *,
@@ -149,20 +149,20 @@ def fill(
 
     `most` limits the number of others; `blind` ignores the engines' memory.
     """
-    most = len(stand.wants_slot) if most is None else most
-    missing = len(stand.wants_slot) - len(pins)
+    most = len(standing.wants_slot) if most is None else most
+    missing = len(standing.wants_slot) - len(pins)
     if whole:
         if min(slots.room(), most) < missing:
             return dict(pins)
-        if len(_filled(stand, pins, slots.copy(), missing, blind)) < len(stand.wants_slot):
-            return dict(pins) if blind else _packed(stand, pins, slots)
-    return _filled(stand, pins, slots, most, blind)
+        if len(_filled(standing, pins, slots.copy(), missing, blind)) < len(standing.wants_slot):
+            return dict(pins) if blind else _packed(standing, pins, slots)
+    return _filled(standing, pins, slots, most, blind)
 
 
-def _packed(stand: WaveStand, pins: Mapping[str, str], slots: Slots) -> dict[str, str]:
+def _packed(standing: WaveStanding, pins: Mapping[str, str], slots: Slots) -> dict[str, str]:
     """Return `pins` plus all other policies, however they fit; `pins` alone if no placement is found."""
-    wanting = frozenset(stand.wants_slot) - pins.keys()
-    missing = [policy for policy in stand.policies if policy.name in wanting]
+    wanting = frozenset(standing.wants_slot) - pins.keys()
+    missing = [policy for policy in standing.policies if policy.name in wanting]
     free = {name: slots.free[name] for name in slots.usable}
     rank_keys = {name: slots.rank_key(name) for name in free}
     found = packed(missing, Counter(pins.values()), free, slots.memory, rank_keys) or {}
@@ -172,10 +172,10 @@ def _packed(stand: WaveStand, pins: Mapping[str, str], slots: Slots) -> dict[str
     return {**pins, **found}
 
 
-def _filled(stand: WaveStand, pins: Mapping[str, str], slots: Slots, most: int, blind: bool) -> dict[str, str]:
+def _filled(standing: WaveStanding, pins: Mapping[str, str], slots: Slots, most: int, blind: bool) -> dict[str, str]:
     found, near = dict(pins), Counter(pins.values())
-    by_name = {policy.name: policy for policy in stand.policies}
-    for name in stand.wants_slot:
+    by_name = {policy.name: policy for policy in standing.policies}
+    for name in standing.wants_slot:
         if name in found:
             continue
         if len(found) - len(pins) >= most or not slots.room():

@@ -28,12 +28,12 @@ from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep, late, moved
-from mint_operator.training.stand import WaveStand, stands, wanting
+from mint_operator.training.standing import WaveStanding, standings_of, wanting
 from mint_operator.training.training_capacity import TrainingCapacity, admit, turn
 
 
 class Training(msgspec.Struct, frozen=True):
-    """A base's waves, with their stand if they train, and what training takes of the base.
+    """A base's waves, with their standing if they train, and what training takes of the base.
 
     `reserved` counts policies' slots per engine, `held` per namespace; `demand` counts all of them plus those that
     waves wait for and should get; `engines` is how many engines policies train on, or need for their memory.
@@ -52,11 +52,11 @@ class Training(msgspec.Struct, frozen=True):
         """
         found: dict[str, Claim] = {}
         for wave in self.waves:
-            key, stand = wave.meta.key, wave.stand or WaveStand(Train(policies=Policies()))
-            for policy in stand.policies if stand.kept or stand.begun else ():
+            key, standing = wave.meta.key, wave.standing or WaveStanding(Train(policies=Policies()))
+            for policy in standing.policies if standing.kept or standing.begun else ():
                 name = policy.name
-                if not stand.kept:
-                    folder, ended = published_in(stand.store, name).uri, stand.ended(policy)
+                if not standing.kept:
+                    folder, ended = published_in(standing.store, name).uri, standing.ended(policy)
                     found[name] = Claim(key, ended=ended, published=policy.published, folder=folder)
                 elif name not in there:
                     found[name] = Claim(key, all=True)
@@ -75,32 +75,35 @@ def prepared(
     """Decide which policies train where. `engines` are the present ones, of which `outdated` are to restart."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
     alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
-    stood = {key: _stand(base, wave, trained, alive, inputs) for key, wave in training.items()}
-    order = sorted(training, key=lambda key: (not stood[key].leased, *turn(training[key])))
+    standings = {key: _standing(base, wave, trained, alive, inputs) for key, wave in training.items()}
+    order = sorted(training, key=lambda key: (not standings[key].leased, *turn(training[key])))
     serving = [wave for wave in waves if wave.spec.train is None]
-    stood = without_conflicts(base, stood, order, serving)
+    standings = without_conflicts(base, standings, order, serving)
     starts = Starts(known.sizes if known else {}, ITEM_BYTES[base.spec.engine.dtype])
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory, outdated)
-    kept = {key: keep(stood[key], slots) for key in order}
-    if any(late(stood[key], kept[key], slots) for key in order):  # what comes first takes a pass over all placements
+    kept = {key: keep(standings[key], slots) for key in order}
+    # Finding what comes first takes a pass over all placements.
+    if any(late(standings[key], kept[key], slots) for key in order):
         stranded = _stranded(waves, known, slots, {engine.name for engine in engines if engine.lost})
-        kept = {key: moved(stood[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order}
+        kept = {
+            key: moved(standings[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order
+        }
     held, ended = Counter[str](), Counter[str]()
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
-        ended[wave.meta.namespace] += _published(wave, stood[key])
+        ended[wave.meta.namespace] += _published(wave, standings[key])
     capacity = TrainingCapacity(base, serving, slots, held, ended)
-    for key in _in_turn(base, training, stood, order, held):
-        if stood[key].kept:
-            stood[key] = msgspec.structs.replace(stood[key], pins=kept[key])
+    for key in _in_turn(base, training, standings, order, held):
+        if standings[key].kept:
+            standings[key] = msgspec.structs.replace(standings[key], pins=kept[key])
         else:
-            stood[key] = admit(training[key], stood[key], kept[key], capacity)
-    reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
+            standings[key] = admit(training[key], standings[key], kept[key], capacity)
+    reserved = Counter(engine for standing in standings.values() for engine in standing.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(
         waves=[
-            msgspec.structs.replace(wave, stand=stood[wave.meta.key]) if wave.meta.key in stood else wave
+            msgspec.structs.replace(wave, standing=standings[wave.meta.key]) if wave.meta.key in standings else wave
             for wave in waves
         ],
         reserved=dict(reserved),
@@ -123,39 +126,39 @@ def decided(
     waves: dict[str, WaveTraining] = {}
     trains: dict[str, dict[str, TrainAssignment]] = {}
     for wave in training.waves:
-        if wave.stand is None:
+        if wave.standing is None:
             continue
-        key, stand = wave.meta.key, wave.stand
-        if stand.kept:
-            record = unread.record(wave, stand, known)
+        key, standing = wave.meta.key, wave.standing
+        if standing.kept:
+            record = unread.record(wave, standing, known)
             waves |= {key: record} if record is not None else {}
             for engine, given in unread.leases(wave, known).items():
                 trains.setdefault(engine, {}).update(given)
             continue
-        waves[key] = _record(base, wave, stand, statuses, known.state.training.get(key))
+        waves[key] = _record(base, wave, standing, statuses, known.state.training.get(key))
         if base.spec.training is None:  # there is no store to save to
             continue
-        admitted = stand.unfit is None and not stand.waiting
+        admitted = standing.unfit is None and not standing.waiting
         for engine, given in leases(
-            stand, Ground(key, wave.meta.uid, admitted, stand.pins, by_name, int(now * 1000))
+            standing, Ground(key, wave.meta.uid, admitted, standing.pins, by_name, int(now * 1000))
         ).items():
             trains.setdefault(engine, {}).update(given)
     return difference(known.written, waves, trains)
 
 
-def _stand(
+def _standing(
     base: ObservedBase, wave: ObservedWave, known: TrainKnown, alive: Mapping[str, int], inputs: Inputs
-) -> WaveStand:
+) -> WaveStanding:
     if unread.is_unread(wave, known.state, inputs):
-        return unread.stand(wave, known.state, alive)
+        return unread.standing(wave, known.state, alive)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
-    stood = stands(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
-    stand = WaveStand(train=train, policies=stood, unfit=unfit, store=_store(base, wave, known))
-    able = stood
+    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
+    standing = WaveStanding(train=train, policies=found, unfit=unfit, store=_store(base, wave, known))
+    able = found
     if isinstance(manifest_of(wave, inputs, known.state), Refusal):  # how to train the others is unknown
-        able = tuple(each for each in stood if each.assignment is not None)
-    needy = () if unfit else wanting(train, able, stopped=stand.stopped)
-    return msgspec.structs.replace(stand, wants_slot=needy)
+        able = tuple(each for each in found if each.assignment is not None)
+    needy = () if unfit else wanting(train, able, stopped=standing.stopped)
+    return msgspec.structs.replace(standing, wants_slot=needy)
 
 
 def _store(base: ObservedBase, wave: ObservedWave, known: TrainKnown) -> Source:
@@ -169,7 +172,7 @@ def _store(base: ObservedBase, wave: ObservedWave, known: TrainKnown) -> Source:
 def _in_turn(
     base: ObservedBase,
     training: Mapping[str, ObservedWave],
-    stood: Mapping[str, WaveStand],
+    standings: Mapping[str, WaveStanding],
     order: Sequence[str],
     held: Mapping[str, int],
 ) -> list[str]:
@@ -177,18 +180,18 @@ def _in_turn(
 
     def turn_of(key: str) -> Turn:
         meta = training[key].meta
-        return Turn(training[key].spec.priority, meta.namespace, len(stood[key].wants_slot))
+        return Turn(training[key].spec.priority, meta.namespace, len(standings[key].wants_slot))
 
-    leased = [key for key in order if stood[key].leased]
-    others = [key for key in order if not stood[key].leased]
+    leased = [key for key in order if standings[key].leased]
+    others = [key for key in order if not standings[key].leased]
     return leased + fair(others, turn_of, by_namespace(base.spec.tenants), held)
 
 
-def _published(wave: ObservedWave, stand: WaveStand) -> int:
+def _published(wave: ObservedWave, standing: WaveStanding) -> int:
     """Return the slots of the revisions that the wave serves because their policies have ended."""
     if wave.spec.serve.residency != "Device":
         return 0
-    ended = [each for each in stand.policies if stand.ended(each) and each.progress]
+    ended = [each for each in standing.policies if standing.ended(each) and each.progress]
     return wave.spec.serve.replicas * sum(each.progress.published is not None for each in ended if each.progress)
 
 
@@ -236,7 +239,7 @@ def _stranded(
 def _record(
     base: ObservedBase,
     wave: ObservedWave,
-    stand: WaveStand,
+    standing: WaveStanding,
     statuses: WaveStatuses,
     before: WaveTraining | None,
 ) -> WaveTraining:
@@ -248,12 +251,12 @@ def _record(
     return WaveTraining(
         wave=key,
         generation=wave.meta.generation,
-        train=msgspec.structs.replace(stand.train, policies=Policies()),
-        store=stand.store,
+        train=msgspec.structs.replace(standing.train, policies=Policies()),
+        store=standing.store,
         run=wave.meta.uid,
-        policies=tuple(policy.name for policy in stand.policies),
+        policies=tuple(policy.name for policy in standing.policies),
         phase=status.phase,
         message=ready.message if ready is not None and waits else "",
         mentions=statuses.mentions.get(key) if waits else None,
-        last_words=last_words(stand, words, trains=base.spec.training is not None),
+        last_words=last_words(standing, words, trains=base.spec.training is not None),
     )

@@ -23,7 +23,7 @@ from mint_operator.planning.engines import Engine
 from mint_operator.planning.refusal import NO_NAMES, Refusal, together
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.planning.wave_status import eta_of, list_failures
-from mint_operator.training.stand import PolicyStand, WaveStand
+from mint_operator.training.standing import PolicyStanding, WaveStanding
 
 MOST_NAMED = 5
 DIGITS = 4  # decimals of a reward: more would only make statuses differ
@@ -36,7 +36,7 @@ class TrainFacts(msgspec.Struct, frozen=True):
     is why none of that is held; `lacking` is why its base is not ready.
     """
 
-    stand: WaveStand
+    standing: WaveStanding
     engines: Mapping[str, Engine]
     served: AdapterWaveStatus | None = None
     held: Finding | None = None
@@ -47,7 +47,7 @@ class TrainFacts(msgspec.Struct, frozen=True):
     @property
     def refusal(self) -> Refusal | None:
         """Why the rest is not trained."""
-        return self.stand.refused
+        return self.standing.refused
 
     @property
     def cause(self) -> Refusal | None:
@@ -81,7 +81,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[
         counts=served.counts if served.counts.adapters else WaveCounts(adapters=counts.total),
         summary=f"{done}/{counts.total}",
         engines=_engines(facts),
-        failures=_failures(facts.stand),
+        failures=_failures(facts.standing),
         training=training,
         loading=served.loading,
         eta=eta_of(training, served.loading),
@@ -91,25 +91,25 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[
 
 def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     """Return the phase and the Complete condition."""
-    stand, refusal = facts.stand, facts.cause
+    standing, refusal = facts.standing, facts.cause
     ended = f"{counts.complete} of {counts.total} policies complete"
     if counts.failed:
         ended += f", {counts.failed} failed"
-    if stand.over:
-        if stand.failed:
-            return "Failed", _failed(stand, ended)
-        if stand.train.cancelled and counts.cancelled:
+    if standing.over:
+        if standing.failed:
+            return "Failed", _failed(standing, ended)
+        if standing.train.cancelled and counts.cancelled:
             return "Cancelled", _complete("False", conditions.TRAINING_CANCELLED, ended)
         return "Complete", _complete("True", conditions.TRAINING_COMPLETE, ended)
     if refusal is not None:
         phase = "Failed" if refusal.terminal else "Queued"
         return phase, _complete("False", refusal.reason, refusal.message, refusal.mentions)
-    if stand.failed:
-        return "Training", _failed(stand, ended)
-    if stand.train.paused and not any(_runs(policy) for policy in stand.policies):
+    if standing.failed:
+        return "Training", _failed(standing, ended)
+    if standing.train.paused and not any(_runs(policy) for policy in standing.policies):
         message = f"{ended}; set spec.train.paused to false to resume"
         return "Paused", _complete("False", conditions.TRAINING_PAUSED, message)
-    if any(policy.progress for policy in stand.policies):
+    if any(policy.progress for policy in standing.policies):
         return "Training", _complete("False", conditions.TRAINING, ended)
     lacking = facts.lacking
     if lacking is None:
@@ -126,17 +126,17 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     if not facts.map_known:
         message = "the placement map cannot be read, so it is unknown how policies stand; engines continue training"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message, NO_NAMES)
-    if facts.stand.over and facts.unserved is not None:
+    if facts.standing.over and facts.unserved is not None:
         return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message, facts.unserved.mentions)
-    if facts.stand.over and facts.held is not None and facts.served is not None and facts.served.counts.wanted:
+    if facts.standing.over and facts.held is not None and facts.served is not None and facts.served.counts.wanted:
         return facts.held
     if phase != "Training":
         return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message, verdict.mentions)
-    idle = [each for each in facts.stand.policies if not _trains(each, facts)]
+    idle = [each for each in facts.standing.policies if not _trains(each, facts)]
     if not idle:
-        message = f"{len(facts.stand.policies)} policies are training or have ended"
+        message = f"{len(facts.standing.policies)} policies are training or have ended"
         return Finding("Ready", "True", conditions.TRAINING, message, NO_NAMES)
-    message = f"{len(idle)} of {len(facts.stand.policies)} policies are not training yet"
+    message = f"{len(idle)} of {len(facts.standing.policies)} policies are not training yet"
     away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
     if away:
         return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{message}; away: {', '.join(away)}", NO_NAMES)
@@ -147,9 +147,9 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     return Finding("Ready", "False", conditions.POLICIES_LOADING, message, NO_NAMES)
 
 
-def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
+def _trains(policy: PolicyStanding, facts: TrainFacts) -> bool:
     """Whether it has ended or is being trained now, as reported by the start of its engine that has the lease."""
-    if facts.stand.ended(policy):
+    if facts.standing.ended(policy):
         return True
     lease, progress = policy.assignment, policy.progress
     if lease is None or progress is None or progress.stage is not Stage.RUNNING or progress.lease != lease.lease:
@@ -159,18 +159,18 @@ def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
     return _answers(policy, facts) and not restarted
 
 
-def _runs(policy: PolicyStand) -> bool:
+def _runs(policy: PolicyStanding) -> bool:
     """Whether it trains by the last report, which may be from an engine that has ended since."""
     return policy.stage is Stage.RUNNING and policy.assignment is not None
 
 
-def _answers(policy: PolicyStand, facts: TrainFacts) -> bool:
+def _answers(policy: PolicyStanding, facts: TrainFacts) -> bool:
     """Whether its engine is ready; assumed while the map cannot be read."""
     engine = facts.engines.get(policy.engine)
     return not facts.map_known or (engine is not None and engine.ready)
 
 
-def _alive(policy: PolicyStand, facts: TrainFacts) -> bool:
+def _alive(policy: PolicyStanding, facts: TrainFacts) -> bool:
     engine = facts.engines.get(policy.engine)
     return engine is not None and engine.alive
 
@@ -179,13 +179,13 @@ def _admitted(facts: TrainFacts, counts: PolicyCounts) -> Finding:
     refusal = facts.refusal
     if refusal is not None:
         return Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message)
-    message = f"{counts.total} policies, {len(facts.stand.wants_slot)} device slots for training"
+    message = f"{counts.total} policies, {len(facts.standing.wants_slot)} device slots for training"
     return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, message)
 
 
 def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
-    wanting = frozenset(facts.stand.wants_slot)
-    needy = [each for each in facts.stand.policies if each.name in wanting]
+    wanting = frozenset(facts.standing.wants_slot)
+    needy = [each for each in facts.standing.policies if each.name in wanting]
     placed = sum(each.assignment is not None for each in needy)
     message = f"{placed} of {len(needy)} policies that train have an engine"
     if facts.refusal is not None and needy:
@@ -198,7 +198,7 @@ def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
 
 
 def _counts(facts: TrainFacts) -> PolicyCounts:
-    policies = facts.stand.policies
+    policies = facts.standing.policies
     tally = Counter(_stage(policy, facts) for policy in policies)
     return PolicyCounts(
         total=len(policies),
@@ -211,24 +211,24 @@ def _counts(facts: TrainFacts) -> PolicyCounts:
     )
 
 
-def _stage(policy: PolicyStand, facts: TrainFacts) -> Stage:
+def _stage(policy: PolicyStanding, facts: TrainFacts) -> Stage:
     """Return the stage a policy counts as; one that is to continue after all, or is not trained now, waits."""
-    stand = facts.stand
-    if policy.ended(stand.train.steps) and policy.stage is not None:
+    standing = facts.standing
+    if policy.ended(standing.train.steps) and policy.stage is not None:
         return policy.stage
-    if stand.ended(policy):
+    if standing.ended(policy):
         return Stage.CANCELLED
-    if policy.rests and stand.train.paused:  # even if its engine has forgotten it
+    if policy.rests and standing.train.paused:  # even if its engine has forgotten it
         return Stage.PAUSED
     return Stage.RUNNING if _trains(policy, facts) else Stage.LOADING
 
 
 def _training(facts: TrainFacts, counts: PolicyCounts) -> TrainingStatus:
-    stand = facts.stand
-    reported = [policy.progress for policy in stand.policies if policy.progress is not None]
-    going = [each for each in stand.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
-    step, steps = min((each.step for each in going or stand.policies), default=0), stand.train.steps
-    eta = eta_s(stand.train, [_paced(policy, facts) for policy in stand.policies])
+    standing = facts.standing
+    reported = [policy.progress for policy in standing.policies if policy.progress is not None]
+    going = [each for each in standing.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
+    step, steps = min((each.step for each in going or standing.policies), default=0), standing.train.steps
+    eta = eta_s(standing.train, [_paced(policy, facts) for policy in standing.policies])
     return TrainingStatus(
         step=step,
         steps=steps,
@@ -246,7 +246,7 @@ def _training(facts: TrainFacts, counts: PolicyCounts) -> TrainingStatus:
     )
 
 
-def _paced(policy: PolicyStand, facts: TrainFacts) -> Progress | None:
+def _paced(policy: PolicyStanding, facts: TrainFacts) -> Progress | None:
     """Return a policy's progress for the estimate of its end; the pace of one that does not train now is ignored."""
     if policy.progress is None or not _runs(policy) or _trains(policy, facts):
         return policy.progress
@@ -259,23 +259,23 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _engines(facts: TrainFacts) -> list[WaveEngine]:
-    given = [each for each in facts.stand.policies if each.assignment is not None]
+    given = [each for each in facts.standing.policies if each.assignment is not None]
     wanted = Counter(each.engine for each in given)
     ready = Counter(each.engine for each in given if _trains(each, facts))
     return [WaveEngine(name=name, wanted=wanted[name], ready=ready[name]) for name in sorted(wanted)]
 
 
-def _failures(stand: WaveStand) -> list[WaveFailure]:
+def _failures(standing: WaveStanding) -> list[WaveFailure]:
     return list_failures(
         (policy.name, policy.engine, policy.progress.failure)
-        for policy in stand.policies
+        for policy in standing.policies
         if policy.progress is not None and policy.progress.failure is not None
     )
 
 
-def _failed(stand: WaveStand, message: str) -> Finding:
+def _failed(standing: WaveStanding, message: str) -> Finding:
     """Return the Complete condition of a wave with too many failed policies, with the first failure."""
-    first = next((each for each in stand.policies if each.stage is Stage.FAILED), None)
+    first = next((each for each in standing.policies if each.stage is Stage.FAILED), None)
     if first is None:
         return _complete("False", conditions.POLICIES_FAILED, message)
     message = f"{message}; {first.name}: {_failure(first.progress)}"

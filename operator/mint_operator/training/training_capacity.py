@@ -14,7 +14,7 @@ from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.place import Slots, fill
-from mint_operator.training.stand import WaveStand
+from mint_operator.training.standing import WaveStanding
 
 
 class TrainingCapacity:
@@ -71,24 +71,24 @@ class TrainingCapacity:
         most = quota(self._tenants, namespace) or self.total
         return max(0, most - self.held[namespace] - self._served[namespace])
 
-    def lacks_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> bool:
+    def lacks_memory(self, standing: WaveStanding, pins: Mapping[str, str], gang: bool, most: int) -> bool:
         """Whether more of a wave's policies could begin if only slots counted."""
-        return len(fill(stand, pins, self.slots.copy(), whole=gang, most=most, blind=True)) > len(pins)
+        return len(fill(standing, pins, self.slots.copy(), whole=gang, most=most, blind=True)) > len(pins)
 
-    def fits_alone(self, stand: WaveStand, kept: Mapping[str, str]) -> bool:
+    def fits_alone(self, standing: WaveStanding, kept: Mapping[str, str]) -> bool:
         """Whether there is memory for all of a wave's policies together once no other wave's policies take any."""
         alone = self.slots.without_waves({*self._names, *kept.values()})
-        for policy in stand.policies:
+        for policy in standing.policies:
             if policy.name in kept:
                 alone.take(kept[policy.name], policy.settings)
-        return len(fill(stand, kept, alone, whole=True)) == len(stand.wants_slot)
+        return len(fill(standing, kept, alone, whole=True)) == len(standing.wants_slot)
 
-    def ask_for_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> None:
+    def ask_for_memory(self, standing: WaveStanding, pins: Mapping[str, str], gang: bool, most: int) -> None:
         """Ask for the fewest additional engines that give memory to as many of a wave's policies as possible."""
         new = [name for name in self._names if name not in self.slots.free]
 
         def placed(more: int) -> int:
-            return len(fill(stand, pins, self.slots.enlarged(new[:more]), whole=gang, most=most))
+            return len(fill(standing, pins, self.slots.enlarged(new[:more]), whole=gang, most=most))
 
         best = placed(len(new))
         if best > len(pins):  # existing engines that are not ready are waited for
@@ -101,43 +101,45 @@ class TrainingCapacity:
         self.demand += count
 
 
-def admit(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], capacity: TrainingCapacity) -> WaveStand:
-    """Return the stand with a place for every policy that trains, or with the reason why the wave waits."""
-    missing = len(stand.wants_slot) - len(kept)
+def admit(
+    wave: ObservedWave, standing: WaveStanding, kept: Mapping[str, str], capacity: TrainingCapacity
+) -> WaveStanding:
+    """Return the standing with a place for every policy that trains, or with the reason why the wave waits."""
+    missing = len(standing.wants_slot) - len(kept)
     if not missing:
-        return msgspec.structs.replace(stand, pins=kept)
-    gang = stand.train.admission == "Gang"
+        return msgspec.structs.replace(standing, pins=kept)
+    gang = standing.train.admission == "Gang"
     over = capacity.over_quota(wave, missing if gang else 1)
     if over is not None:
-        return msgspec.structs.replace(stand, pins=kept, waiting=None if kept else over)
+        return msgspec.structs.replace(standing, pins=kept, waiting=None if kept else over)
     free = 0 if capacity.held_back(wave) and not kept else capacity.slots.room()
     may = capacity.left(wave)
-    pins = fill(stand, kept, capacity.slots, whole=gang, most=may) if free else dict(kept)
+    pins = fill(standing, kept, capacity.slots, whole=gang, most=may) if free else dict(kept)
     left = may - (len(pins) - len(kept))
-    short = bool(free) and len(pins) < len(stand.wants_slot) and capacity.lacks_memory(stand, pins, gang, left)
-    if short and gang and not capacity.fits_alone(stand, kept):
+    short = bool(free) and len(pins) < len(standing.wants_slot) and capacity.lacks_memory(standing, pins, gang, left)
+    if short and gang and not capacity.fits_alone(standing, kept):
         # Place them regardless of memory, in which they then take turns; together they would wait forever.
-        pins, short = fill(stand, kept, capacity.slots, whole=True, most=may, blind=True), False
+        pins, short = fill(standing, kept, capacity.slots, whole=True, most=may, blind=True), False
     if short:
-        capacity.ask_for_memory(stand, pins, gang, left)
+        capacity.ask_for_memory(standing, pins, gang, left)
     capacity.take(wave, len(pins) - len(kept))
-    _ask_for_more(wave, stand, min(len(stand.wants_slot) - len(pins), capacity.left(wave)), capacity)
+    _ask_for_more(wave, standing, min(len(standing.wants_slot) - len(pins), capacity.left(wave)), capacity)
     if pins:
-        return msgspec.structs.replace(stand, pins=pins)
+        return msgspec.structs.replace(standing, pins=pins)
     message = (
         f"needs {missing if gang else 1} device slots for its policies; the ready engines have "
         f"{capacity.slots.room()} of the base's {capacity.total} free, which waves ahead of it may be waiting for"
     )
     if short:
-        waits = [policy.settings for policy in stand.policies if policy.name in stand.wants_slot]
+        waits = [policy.settings for policy in standing.policies if policy.name in standing.wants_slot]
         message = capacity.slots.memory.shortage(waits if gang else waits[:1], capacity.slots.usable)
     waiting = Refusal(conditions.WAITING_FOR_CAPACITY, message, terminal=False, mentions=NO_NAMES)
-    return msgspec.structs.replace(stand, waiting=waiting)
+    return msgspec.structs.replace(standing, waiting=waiting)
 
 
-def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, capacity: TrainingCapacity) -> None:
+def _ask_for_more(wave: ObservedWave, standing: WaveStanding, missing: int, capacity: TrainingCapacity) -> None:
     """Add what is missing to the demand if engines can be added for it or waves of lower priority can give way."""
-    gang = stand.train.admission == "Gang"
+    gang = standing.train.admission == "Gang"
     spare = capacity.total - capacity.demand - capacity.serving(wave.spec.priority if gang else None)
     if missing <= spare or not gang:
         capacity.demand += max(0, min(missing, spare))

@@ -14,16 +14,16 @@ from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Inputs, ObservedWave, TrainKnown
 from mint_operator.training.fit import leases_of, manifest_of
 from mint_operator.training.last_words import last_words
-from mint_operator.training.stand import WaveStand, stands
+from mint_operator.training.standing import WaveStanding, standings_of
 
 
-def stand(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> WaveStand:
-    """Return the stand of its policies; only those that engines hold want slots."""
+def standing(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> WaveStanding:
+    """Return the standing of its policies; only those that engines hold want slots."""
     known, train = _record(wave, state), wave.spec.train or Train(policies=Policies())
     policies = [Policy(name) for name in known.policies] if known is not None else []
-    stood = stands(wave.meta.key, wave.meta.uid, policies, train, state, alive)
-    held = tuple(each.name for each in stood if each.holds and not each.ended(train.steps))
-    return WaveStand(train=train, policies=stood, wants_slot=held, kept=True)
+    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, state, alive)
+    held = tuple(each.name for each in found if each.holds and not each.ended(train.steps))
+    return WaveStanding(train=train, policies=found, wants_slot=held, kept=True)
 
 
 def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
@@ -40,7 +40,7 @@ def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
     return isinstance(known, PartTraining) or any(isinstance(each, PartAssignment) for each in leases_of(wave, state))
 
 
-def record(wave: ObservedWave, stand: WaveStand, known: TrainKnown) -> WaveTraining | None:
+def record(wave: ObservedWave, standing: WaveStanding, known: TrainKnown) -> WaveTraining | None:
     """Return the wave's record with the current last words on its policies; None if there is none to write.
 
     A partly read record stays as it is, and is not written again if the map has lost it.
@@ -48,7 +48,7 @@ def record(wave: ObservedWave, stand: WaveStand, known: TrainKnown) -> WaveTrain
     found = _record(wave, known.state)
     if isinstance(found, PartTraining):
         return found if wave.meta.key in known.written.training else None
-    return found and msgspec.structs.replace(found, last_words=last_words(stand, found.last_words))
+    return found and msgspec.structs.replace(found, last_words=last_words(standing, found.last_words))
 
 
 def _record(wave: ObservedWave, state: TrainState) -> WaveTraining | None:

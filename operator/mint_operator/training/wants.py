@@ -13,41 +13,43 @@ from mint_contracts.training import Policy
 from mint_operator.planning.adapters import Want, pins
 from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedWave
-from mint_operator.training.stand import PolicyStand, WaveStand
+from mint_operator.training.standing import PolicyStanding, WaveStanding
 
 
 def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
-    """Return every adapter that the wave has published, or why it will publish none. `wave` carries its stand.
+    """Return every adapter that the wave has published, or why it will publish none. `wave` carries its standing.
 
     For a wave whose spec cannot be read, these are the adapters that are placed.
     """
-    stand = wave.stand
-    if stand is None:
+    standing = wave.standing
+    if standing is None:
         return Refusal("InvalidRequest", "the wave's policies are not known", terminal=False, mentions=NO_NAMES)
     if wave.defect:
-        return _kept(wave, stand)
+        return _kept(wave, standing)
     found = tuple(
-        _want(wave, stand, policy, policy.published) for policy in stand.policies if policy.published is not None
+        _want(wave, standing, policy, policy.published)
+        for policy in standing.policies
+        if policy.published is not None
     )
-    if stand.unfit is None or stand.over or found:
+    if standing.unfit is None or standing.over or found:
         return found
-    return stand.unfit
+    return standing.unfit
 
 
-def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
+def _kept(wave: ObservedWave, standing: WaveStanding) -> tuple[Want, ...]:
     """Return the adapters as they are placed, but with newer revisions that have been published since."""
-    policies = {policy.name: policy for policy in stand.policies}
+    policies = {policy.name: policy for policy in standing.policies}
     found = []
     for each in wave.listed or ():
-        policy = policies.get(each.name, PolicyStand(Policy(each.name)))
-        want = _want(wave, stand, policy, policy.published or each.source)
+        policy = policies.get(each.name, PolicyStanding(Policy(each.name)))
+        want = _want(wave, standing, policy, policy.published or each.source)
         found.append(msgspec.structs.replace(want, source_from=wave.shared_with.get(each.name, ())))
     return tuple(found)
 
 
-def _want(wave: ObservedWave, stand: WaveStand, policy: PolicyStand, source: Source) -> Want:
+def _want(wave: ObservedWave, standing: WaveStanding, policy: PolicyStanding, source: Source) -> Want:
     spec, serve, waves = wave.spec, wave.spec.serve, (wave.meta.key,)
-    if stand.ended(policy):
+    if standing.ended(policy):
         return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, spec.priority, pins(spec))
     home = (policy.engine,) if policy.engine else ()
     return Want(policy.name, source, Tier.DISK, 1, waves, spec.priority, home, at_home=True)

@@ -1,4 +1,4 @@
-"""The state ("stand") of a training wave's policies: what the map says about each, and whether it needs an engine."""
+"""How the policies of a training wave stand: what the map says about each, and whether it needs an engine."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +14,7 @@ _OVER = {Stage.FAILED, Stage.CANCELLED}
 _SAVED = {Stage.PAUSED, Stage.COMPLETE}
 
 
-class PolicyStand(msgspec.Struct, frozen=True):
+class PolicyStanding(msgspec.Struct, frozen=True):
     """One policy. `assignment` is the newest one, on `engine`; `token` is the highest known lease.
 
     `given_up`: its assignment ended by giving it up, and it is to continue.
@@ -73,7 +73,7 @@ class PolicyStand(msgspec.Struct, frozen=True):
         return self.stage in _OVER or (self.stage is Stage.COMPLETE and self.step >= steps)
 
 
-class WaveStand(msgspec.Struct, frozen=True):
+class WaveStanding(msgspec.Struct, frozen=True):
     """A wave's policies, and its training with all inputs filled in. `pins` says where policies train, or should.
 
     `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why the wave
@@ -82,7 +82,7 @@ class WaveStand(msgspec.Struct, frozen=True):
     """
 
     train: Train
-    policies: tuple[PolicyStand, ...] = ()
+    policies: tuple[PolicyStanding, ...] = ()
     wants_slot: tuple[str, ...] = ()
     pins: Mapping[str, str] = {}
     unfit: Refusal | None = None
@@ -105,7 +105,7 @@ class WaveStand(msgspec.Struct, frozen=True):
         """Whether every policy has ended."""
         return bool(self.policies) and all(self.ended(each) for each in self.policies)
 
-    def ended(self, policy: PolicyStand) -> bool:
+    def ended(self, policy: PolicyStanding) -> bool:
         """Whether a policy has nothing left to train, or rests and is not to continue."""
         return policy.ended(self.train.steps) or (self.stopped and not policy.holds)
 
@@ -154,10 +154,10 @@ def _too_many(failed: int, policies: int, train: Train) -> bool:
     return failed == policies > 0 if most is None else failed > most
 
 
-def stands(
+def standings_of(
     wave: str, run: str, policies: Iterable[Policy], train: Train, state: TrainState, alive: Mapping[str, int]
-) -> tuple[PolicyStand, ...]:
-    """Return the stand of every policy of one wave; `alive` are the engines with a heartbeat, and their incarnations.
+) -> tuple[PolicyStanding, ...]:
+    """Return how every policy of a wave stands; `alive` are the engines with a heartbeat, and their incarnations.
 
     An assignment that the map has lost is recovered from the report of the live engine that still works under it. No
     engine works on a policy at rest; the wave's record remembers it however often engines restart.
@@ -170,7 +170,7 @@ def stands(
     taken = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
     again = {name: word.lease for name, (_, word) in latest.items() if word.stage is not taken[name].stage}
     latest = {name: (engine, taken[name]) for name, (engine, _) in latest.items()}
-    found = (_stand(wave, run, policy, state, latest, alive) for policy in policies)
+    found = (_standing(wave, run, policy, state, latest, alive) for policy in policies)
     return tuple(
         msgspec.structs.replace(each, given_up=True)
         if each.assignment is not None and again.get(each.name) == each.assignment.lease
@@ -179,35 +179,35 @@ def stands(
     )
 
 
-def wanting(train: Train, policies: Sequence[PolicyStand], *, stopped: bool) -> tuple[str, ...]:
+def wanting(train: Train, policies: Sequence[PolicyStanding], *, stopped: bool) -> tuple[str, ...]:
     """Return the policies that need a slot now: those that have one first, then in the wave's order."""
     needy = [each for each in policies if not each.ended(train.steps) and not _rests(each, train, stopped=stopped)]
     return tuple(each.name for each in sorted(needy, key=lambda each: not each.holds))
 
 
-def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
+def _rests(policy: PolicyStanding, train: Train, *, stopped: bool) -> bool:
     """Whether a policy that has not ended needs no slot: it is saved or has not begun, and is not to continue."""
     return (train.paused or stopped) and not policy.holds
 
 
-def _stand(
+def _standing(
     wave: str, run: str, policy: Policy, state: TrainState, latest: LatestReports, alive: Mapping[str, int]
-) -> PolicyStand:
+) -> PolicyStanding:
     name = policy.name
     given = [
         (each.lease, engine, each)
         for engine, of in state.trains.items()
         if (each := of.get(name)) is not None and each.wave == wave and each.run == run
     ]
-    found = PolicyStand(policy)
+    found = PolicyStanding(policy)
     if given:
         token, engine, assignment = max(given, key=lambda item: item[:2])
-        found = PolicyStand(policy, engine, assignment, None, token)
+        found = PolicyStanding(policy, engine, assignment, None, token)
     if name not in latest:
         return found
     where, progress = latest[name]
     if progress.lease > found.token and where in alive and progress.stage not in AT_REST:
-        return PolicyStand(policy, where, _adopted(policy, progress, alive[where]), progress, progress.lease)
+        return PolicyStanding(policy, where, _adopted(policy, progress, alive[where]), progress, progress.lease)
     return msgspec.structs.replace(found, progress=progress, token=max(found.token, progress.lease))
 
 
