@@ -19,7 +19,6 @@ from mint_contracts.records import (
     Assignment,
     BaseRecord,
     EngineRecord,
-    EngineView,
     Held,
     MapState,
     Placement,
@@ -138,19 +137,6 @@ class MapReader:
             edition=int(edition or 0),
             assigned=decoded(raw, Assignment, _warm_assignment),
         )
-
-    async def engines(self, base: str) -> list[EngineView]:
-        """Return every engine that ever reported, sorted by name, with what it reports to hold."""
-        names = sorted(await bounded(lambda: self._redis.hkeys(keys.engines(base))))
-        if not names:
-            return []
-        records = await bounded(lambda: self._redis.mget([keys.engine(base, name) for name in names]))
-        held = await self.holdings(base, names)
-        views = []
-        for name, text in zip(names, records, strict=True):
-            record = None if text is None else msgspec.json.decode(text, type=EngineRecord)
-            views.append(EngineView(engine=name, record=record, held=held[name]))
-        return views
 
     async def held(self, base: str, engine: str) -> dict[str, Held]:
         """Return what one engine reports to hold, by adapter."""

@@ -28,6 +28,7 @@ from tests.bench.places import scratch
 from tests.bench.prompts import GROUP, PROMPTS, RANK, TARGET, texts
 from tests.bench.protocol import Answer, serve
 from tests.engine.pods import BASE, Pod, pod
+from tests.engine_views import engine_views
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -97,7 +98,7 @@ async def _ready(redis: Redis, engine: Pod) -> float:
 
     async def look() -> bool:
         _check(engine)
-        views = await MapReader(redis).engines(BASE)
+        views = await engine_views(MapReader(redis), BASE)
         return any(each.engine == engine.name and each.record is not None and each.record.ready for each in views)
 
     await until(look, PATIENCE_S)

@@ -9,6 +9,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import Tier
 from tests.contracts.placed import BASE, held, outlive, record
+from tests.engine_views import engine_views
 from tests.redis_process import full_memory
 from tests.waiting import until
 
@@ -35,9 +36,9 @@ async def test_parts_of_a_report_are_not_read_before_it_is_complete(
 ) -> None:
     assert await reporter.tell(1, 1, [held("a"), held("b")], [], over=0)
     assert await reporter.tell(1, 2, [held("c"), held("a", Tier.HOST)], ["b"], over=1)
-    assert await reader.engines(BASE) == []
+    assert await engine_views(reader, BASE) == []
     assert await reporter.report(record(sequence=3), [held("d")], ["c"], full=True, over=2)
-    (view,) = await reader.engines(BASE)
+    (view,) = await engine_views(reader, BASE)
     assert view.record == record(sequence=3)
     assert view.held == {"a": held("a", Tier.HOST), "d": held("d")}
     assert await redis_client.hlen(keys.held(BASE, "e-0")) == 2
@@ -52,7 +53,7 @@ async def test_a_full_report_in_parts_keeps_the_old_one_readable_and_the_heartbe
     await redis_client.pexpire(keys.engine(BASE, "e-0"), 3_600_000)
     assert await reporter.tell(1, 2, [held("b")], [], over=0)
     assert await redis_client.pttl(keys.engine(BASE, "e-0")) <= map_reporter.HEARTBEAT_TTL_S * 1000
-    (view,) = await reader.engines(BASE)
+    (view,) = await engine_views(reader, BASE)
     assert (view.record, list(view.held)) == (record(), ["a"])
     assert await reporter.report(record(sequence=3), [], [], full=True, over=2)
     assert await reader.held(BASE, "e-0") == {"b": held("b")}
@@ -79,7 +80,7 @@ async def test_a_part_is_refused_without_the_parts_before_it(
     await redis_client.delete(keys.telling(BASE, "e-0"))
     assert not await reporter.tell(1, 4, [held("b")], [], over=3)
     assert not await reporter.report(record(sequence=4), [held("b")], [], full=True, over=3)
-    assert await reader.engines(BASE) == []
+    assert await engine_views(reader, BASE) == []
 
 
 async def test_changes_apply_once_to_the_report_they_were_made_for(reporter: MapReporter, reader: MapReader) -> None:
@@ -90,7 +91,7 @@ async def test_changes_apply_once_to_the_report_they_were_made_for(reporter: Map
     # As if Redis had stalled, and executed only now calls that nobody waits for any more.
     assert not await reporter.report(record(sequence=5), [held("b")], ["a"], full=False, over=4)
     assert not await reporter.report(record(sequence=4), [held("a")], [], full=True)
-    (view,) = await reader.engines(BASE)
+    (view,) = await engine_views(reader, BASE)
     assert view.record == record(sequence=6)
     assert view.held == {"a": held("a", Tier.HOST), "b": held("b")}
 

@@ -13,15 +13,16 @@ from mint_contracts.map_reporter import HEARTBEAT_TTL_S, MapReporter
 from mint_contracts.records import Failure, Held, Tier
 from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from tests.contracts.placed import BASE, SOURCE, held, record
+from tests.engine_views import engine_views
 
 
 async def test_a_full_report_is_needed_first_and_then_differences_do(redis_client: Redis) -> None:
     reporter, reader = MapReporter(redis_client, BASE, "e-0"), MapReader(redis_client)
     assert not await reporter.report(record(), [held("a")], [], full=False)
-    assert await reader.engines(BASE) == []
+    assert await engine_views(reader, BASE) == []
     assert await reporter.report(record(), [held("a"), held("b")], [], full=True)
     assert await reporter.report(record(sequence=2), [held("c"), held("a", Tier.HOST)], ["b"], full=False, over=1)
-    (view,) = await reader.engines(BASE)
+    (view,) = await engine_views(reader, BASE)
     assert view.record == record(sequence=2)
     assert view.held == {"a": held("a", Tier.HOST), "c": held("c")}
 
@@ -45,7 +46,7 @@ async def test_an_earlier_start_cannot_speak_for_a_later_one(redis_client: Redis
     for full in (True, False):
         with pytest.raises(StaleEpoch):
             await reporter.report(record(incarnation=older), [held("b")], [], full=full)
-    (view,) = await reader.engines(BASE)
+    (view,) = await engine_views(reader, BASE)
     assert (view.record, list(view.held)) == (record(incarnation=newer), ["a"])
 
 
@@ -59,7 +60,7 @@ async def test_a_start_whose_clock_was_put_back_is_heard_once_the_one_before_has
     assert not await reporter.report(record(incarnation=now), [held("b")], [], full=False)
     assert await reporter.report(record(incarnation=now), [held("b")], [], full=True)
     assert await TrainReporter(redis_client, BASE, "e-0").report(now, (), (), {}, full=True) == MissingRewards()
-    (view,) = await reader.engines(BASE)
+    (view,) = await engine_views(reader, BASE)
     assert (view.record, list(view.held)) == (record(incarnation=now), ["b"])
 
 
@@ -78,7 +79,7 @@ async def test_engines_do_not_touch_each_other(redis_client: Redis) -> None:
     for name in ("e-0", "e-1"):
         await MapReporter(redis_client, BASE, name).report(record(name), [held(name)], [], full=True)
     await MapReporter(redis_client, BASE, "e-0").report(record("e-0", 2), [], [], full=True)
-    assert [list(view.held) for view in await reader.engines(BASE)] == [[], ["e-1"]]
+    assert [list(view.held) for view in await engine_views(reader, BASE)] == [[], ["e-1"]]
 
 
 async def test_a_heartbeat_runs_out_and_a_goodbye_ends_it_at_once(redis_client: Redis) -> None:
@@ -88,14 +89,14 @@ async def test_a_heartbeat_runs_out_and_a_goodbye_ends_it_at_once(redis_client: 
     assert 0 < left_ms <= HEARTBEAT_TTL_S * 1000
     await redis_client.pexpire(keys.engine(BASE, "e-0"), 1)  # as if its lifetime had passed
     async with asyncio.timeout(60):
-        (view,) = await reader.engines(BASE)
+        (view,) = await engine_views(reader, BASE)
         while view.record is not None:
-            (view,) = await reader.engines(BASE)
+            (view,) = await engine_views(reader, BASE)
     assert view.held == {"a": held("a")}
     await reporter.report(record(sequence=2), [], [], full=False, over=1)  # it was only slow
-    assert (await reader.engines(BASE))[0].record == record(sequence=2)
+    assert (await engine_views(reader, BASE))[0].record == record(sequence=2)
     await reporter.leave()
-    assert (await reader.engines(BASE))[0].record is None
+    assert (await engine_views(reader, BASE))[0].record is None
 
 
 async def test_a_failure_is_reported_with_its_reason(redis_client: Redis) -> None:

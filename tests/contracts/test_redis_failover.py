@@ -13,6 +13,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from tests.contracts.placed import BASE, record, write
+from tests.engine_views import engine_views
 from tests.redis_process import RedisProcess
 from tests.relay import relaying
 from tests.waiting import until
@@ -77,4 +78,4 @@ async def test_heartbeats_go_on_after_a_failover(failed_over: Redis) -> None:
     with pytest.raises(MapUnavailable, match="Redis is a replica"):
         await reporter.report(record(), [], [], full=True)
     await reporter.report(record(), [], [], full=True)
-    assert [view.record for view in await MapReader(failed_over).engines(BASE)] == [record()]
+    assert [view.record for view in await engine_views(MapReader(failed_over), BASE)] == [record()]

@@ -18,6 +18,7 @@ from mint_contracts.records import EngineView
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from tests.engine.parallel.nodes import group_environment
+from tests.engine_views import engine_views
 from tests.logs import whole_lines
 from tests.redis_process import RedisProcess, free_port
 from tests.waiting import PATIENCE_S
@@ -82,4 +83,4 @@ def pod(
 
 async def view(reader: MapReader, name: str) -> EngineView | None:
     """What the map has about an engine; None before the engine's first report."""
-    return next((each for each in await reader.engines(BASE) if each.engine == name), None)
+    return next((each for each in await engine_views(reader, BASE) if each.engine == name), None)

@@ -20,6 +20,7 @@ from mint_engine.serve import listen
 from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
+from tests.engine_views import engine_views
 from tests.redis_process import patient
 from tests.waiting import PATIENCE_S, until
 
@@ -53,7 +54,7 @@ async def test_the_heartbeat_tells_how_much_of_the_base_is_copied(
         following, loading = asyncio.create_task(engine.agent.run()), asyncio.create_task(engine.load_base())
 
         async def bringing() -> Bringing | None:
-            views = await MapReader(redis).engines(told.base_model)
+            views = await engine_views(MapReader(redis), told.base_model)
             record = next((view.record for view in views if view.engine == "slow"), None)
             return record.bringing if record else None
 

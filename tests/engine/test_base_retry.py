@@ -28,6 +28,7 @@ from mint_engine.serve import listen
 from mint_engine.sources.fetch_base import cached_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
+from tests.engine_views import engine_views
 from tests.redis_process import patient
 from tests.waiting import PATIENCE_S, until
 
@@ -59,7 +60,7 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     loading = asyncio.create_task(engine.load_base())
 
     async def record() -> EngineRecord | None:
-        views = await MapReader(redis).engines(BASE)
+        views = await engine_views(MapReader(redis), BASE)
         return next((view.record for view in views if view.engine == broken), None)
 
     async def refused() -> bool:

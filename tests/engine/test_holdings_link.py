@@ -21,6 +21,7 @@ from mint_contracts.records import EngineRecord, Held, Tier
 from mint_engine import holdings_link
 from mint_engine.holdings_link import HoldingsLink
 from tests.contracts.placed import BASE, held, record
+from tests.engine_views import engine_views
 from tests.redis_process import patient, without_replicas
 from tests.relay import relaying
 
@@ -98,7 +99,7 @@ async def brought(by: HoldingsLink, holdings: Mapping[str, Held]) -> None:
 
 async def said(redis: Redis) -> dict[str, Held] | None:
     """What a reader believes the engine holds; None if it does not know the engine, or believes it dead."""
-    views = await MapReader(redis).engines(BASE)
+    views = await engine_views(MapReader(redis), BASE)
     return views[0].held if views and views[0].record is not None else None
 
 

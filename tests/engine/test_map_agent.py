@@ -24,6 +24,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from tests.engine.made import edit_config, peft_adapter, tiny_fit
+from tests.engine_views import engine_views
 from tests.redis_process import RedisProcess, patient
 from tests.relay import relaying
 from tests.waiting import until
@@ -80,7 +81,7 @@ class Map:
         self.reader, self.writer = MapReader(self.redis), MapWriter(self.redis, epoch)
 
     async def engine(self) -> EngineView | None:
-        return next(iter(await self.reader.engines(BASE)), None)
+        return next(iter(await engine_views(self.reader, BASE)), None)
 
     async def told(self, *, slots_used: int, map_version: int) -> EngineView | None:
         """The engine once its record says this: copies are reported as they arrive, the record with a heartbeat."""

@@ -25,6 +25,7 @@ from mint_engine.requests.spelling import Spelling
 from mint_gateway.answer import Answer
 from mint_gateway.client import Client, question
 from tests.engine.running import save_adapter, save_base
+from tests.engine_views import engine_views
 from tests.gateway.scene import BASE, Scene
 from tests.redis_process import RedisProcess, free_port
 from tests.waiting import until
@@ -306,7 +307,7 @@ async def test_serving_goes_on_by_the_last_map_while_redis_is_away_and_an_empty_
 
     async def held() -> bool:
         try:
-            views = await reader.engines(BASE)
+            views = await engine_views(reader, BASE)
         except errors.MapUnavailable:  # this test's own connections were closed with Redis
             return False
         tiers = {view.engine: {name: each.tier for name, each in view.held.items()} for view in views if view.record}
