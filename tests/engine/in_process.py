@@ -12,6 +12,7 @@ from mint_engine.adapters.check import Fit
 from mint_engine.build import build
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
+from mint_engine.residency.limits import ResidencyLimits
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
@@ -90,7 +91,8 @@ async def engine_of(
 
     stepper = Stepper(generation, post)
     loader = Loader(DiskTier(folder / "disk", disk), Fit(memory.modules, max_rank), memory.dtype)
-    residency = Residency(memory, loader, HostTier(host, pinned=memory.device.type == "cuda"), store=store, **limits)
+    tier = HostTier(host, pinned=memory.device.type == "cuda")
+    residency = Residency(memory, loader, tier, store=store, limits=ResidencyLimits(**limits))
     residency.in_flight = stepper.tenants
     residency.follows = lambda: stepper.follows_arrivals
     residency.start()

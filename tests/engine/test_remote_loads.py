@@ -20,7 +20,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import loading
 from mint_engine.residency.read_concurrency import ReadConcurrency
-from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
+from mint_engine.residency.residency import LIMITS
 from mint_engine.sources import hosts
 from mint_engine.sources.fetch import PACKED, WEIGHTS
 from mint_engine.sources.hosts import Hosts
@@ -35,7 +35,7 @@ LIMIT_S = 60.0  # only failing tests wait this long
 class Meeting(stores.Files):
     """Sends weights only once as many are requested as may be loaded at once."""
 
-    met = threading.Barrier(REMOTE_WORKERS)
+    met = threading.Barrier(LIMITS.remote_workers)
 
     def do_GET(self) -> None:  # noqa: N802
         if self.path.endswith(WEIGHTS):
@@ -54,11 +54,11 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("direct")
 @pytest.mark.parametrize("by", ["wave", "requests"])
 async def test_slow_loads_overlap(scene: Callable[..., Scene], store: Path, tmp_path: Path, by: str) -> None:
-    for number in range(REMOTE_WORKERS):
+    for number in range(LIMITS.remote_workers):
         shutil.copytree(store / NAMES[0], tmp_path / "shelf" / f"n{number}")
-    here = scene(slots=REMOTE_WORKERS, host=1 << 24, disk=1 << 24, store=None)
+    here = scene(slots=LIMITS.remote_workers, host=1 << 24, disk=1 << 24, store=None)
     with stores.serving(Meeting, tmp_path / "shelf") as (address, _):
-        sources = {f"far/n{n}": Source(f"http://{address}/n{n}") for n in range(REMOTE_WORKERS)}
+        sources = {f"far/n{n}": Source(f"http://{address}/n{n}") for n in range(LIMITS.remote_workers)}
         if by == "wave":
             here.residency.want(Assignment(name, source, Tier.DISK) for name, source in sources.items())
         else:
@@ -87,7 +87,7 @@ async def test_remote_loads_that_wait_take_no_local_ones_place(scene: Callable[.
         here.residency.want([*far, *near])
         try:
             await until(lambda: all(here.tier(name) is Tier.DEVICE for name in NAMES), LIMIT_S)
-            await until(lambda: len(here.residency.books.loading) == REMOTE_WORKERS, LIMIT_S)
+            await until(lambda: len(here.residency.books.loading) == LIMITS.remote_workers, LIMIT_S)
         finally:
             go_on.set()
         await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in far), LIMIT_S)
@@ -115,7 +115,7 @@ def test_only_few_large_adapters_are_read_at_once() -> None:
         assert [each.result(LIMIT_S) for each in (*large, *others)] == [1000, 1000, 90, 90, 90]
     with together.reading(40), together.reading(30), together.reading(30):
         pass  # many small ones at once
-    assert WORKERS < REMOTE_WORKERS
+    assert LIMITS.workers < LIMITS.remote_workers
 
 
 async def test_small_adapters_that_keep_coming_do_not_keep_a_large_one_out() -> None:

@@ -33,6 +33,7 @@ from mint_engine.residency import climb, metrics
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
+from mint_engine.residency.limits import ResidencyLimits
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
@@ -151,10 +152,7 @@ class Schedule:
             self.loader,
             host,
             store=store,
-            workers=1,
-            slot_wait_s=math.inf,
-            terms=NEVER,
-            poll_s=math.inf,
+            limits=ResidencyLimits(workers=1, slot_wait_s=math.inf, terms=NEVER, poll_s=math.inf),
         )
         self.evicted = Counter[str]()
         self.held: dict[str, frozenset[object]] = {}

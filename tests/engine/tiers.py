@@ -14,6 +14,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
+from mint_engine.residency.limits import ResidencyLimits
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
@@ -85,7 +86,7 @@ class Scene:
     ) -> None:
         self.slots, self.host = Watched(slots), HostTier(host)
         self.loader = CountingLoader(DiskTier(folder / "disk", disk))
-        self.residency = Residency(self.slots, self.loader, self.host, store=store, **limits)
+        self.residency = Residency(self.slots, self.loader, self.host, store=store, limits=ResidencyLimits(**limits))
         self.changes = 0
         self.residency.on_change = self._changed
 

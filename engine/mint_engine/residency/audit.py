@@ -15,8 +15,6 @@ from mint_engine.residency.holding import Tenant
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slot_table import SlotTable
 
-AUDIT_S = 5.0  # the shortest time between two audits
-
 log = structlog.get_logger(__name__)
 
 
@@ -45,7 +43,7 @@ class Evidence:
 class Audit:
     """Audits one engine's books. Used only on the event loop's thread."""
 
-    def __init__(self, books: Books, table: SlotTable, evidence: Evidence, every_s: float = AUDIT_S) -> None:
+    def __init__(self, books: Books, table: SlotTable, evidence: Evidence, every_s: float) -> None:
         self._books, self._table, self._evidence = books, table, evidence
         self._every_s = every_s
         self._stirred = asyncio.Event()

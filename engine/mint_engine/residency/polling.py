@@ -11,8 +11,6 @@ import structlog
 from mint_engine.residency import metrics
 from mint_engine.residency.retention import RetentionReport
 
-POLL_S = 2.0
-
 log = structlog.get_logger(__name__)
 
 
@@ -41,7 +39,7 @@ class Poller:
         clear_again: Callable[[], Awaitable[None]],
         watch: Pollable,
         on_change: Callable[[], None],
-        every_s: float = POLL_S,
+        every_s: float,
     ) -> None:
         self._memory, self._clear_again, self._watch = memory, clear_again, watch
         self._on_change, self._every_s = on_change, every_s

@@ -19,7 +19,7 @@ from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
-from mint_engine.residency.audit import AUDIT_S, Audit, Evidence
+from mint_engine.residency.audit import Audit, Evidence
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, fresh_error
@@ -27,30 +27,22 @@ from mint_engine.residency.decide import decide
 from mint_engine.residency.holding import AdapterStatus, Pinned, Tenant
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
+from mint_engine.residency.limits import ResidencyLimits
 from mint_engine.residency.load_queue import LoadQueue
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.policy_device import PolicyDevice
-from mint_engine.residency.polling import POLL_S, Poller
+from mint_engine.residency.polling import Poller
 from mint_engine.residency.prefetch import Prefetcher
 from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.slot_table import SlotTable
-from mint_engine.residency.slot_turns import SlotTerms
 from mint_engine.residency.source_stat import SourceStat
 from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
-WORKERS = 4  # concurrent loads of local sources for waves, and threads that read them; as many read for requests
-# The same for remote sources, which mostly wait for responses. An adapter of 4.4 MB took eight requests; with 50 ms
-# per response, 4 workers loaded 5.6 adapters a second, 16 loaded 8.7 and 32 about 9.7 (two cores, fully loaded with
-# other work). The S3 client has twice as many connections.
-REMOTE_WORKERS = 16
-LOADS_WAITING = 256
-REQUESTS_WAITING = 1024  # for loads, or for a closed slot
-FIRST_PER_S = 40.0  # loads assumed before the first one has ended: 0.1 s each on WORKERS threads
-SLOT_WAIT_S = 10.0
-TERMS = SlotTerms()
+FIRST_PER_S = 40.0  # loads assumed before the first one has ended: 0.1 s each on four threads
 CLOSE_S = 5.0
+LIMITS = ResidencyLimits()
 
 log = structlog.get_logger(__name__)
 
@@ -72,20 +64,13 @@ class Residency:
         *,
         store: Source | None = None,
         policy_gpu: PolicyDevice | None = None,
-        workers: int = WORKERS,
-        remote_workers: int = REMOTE_WORKERS,
-        loads_waiting: int = LOADS_WAITING,
-        requests_waiting: int = REQUESTS_WAITING,
-        slot_wait_s: float = SLOT_WAIT_S,
-        terms: SlotTerms = TERMS,
-        poll_s: float = POLL_S,
-        audit_s: float = AUDIT_S,
+        limits: ResidencyLimits = LIMITS,
     ) -> None:
-        self.books = Books(host, loader.disk, store, requests_waiting)
+        self.books = Books(host, loader.disk, store, limits.requests_waiting)
         loader.disk.sheds = host.shed
-        self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
+        self.slots = SlotTable(self.books, memory.count, limits.slot_wait_s, limits.terms)
         self._source_stat = SourceStat(loader)
-        self._readers = Readers(workers, remote_workers, self._is_silent)
+        self._readers = Readers(limits.workers, limits.remote_workers, self._is_silent)
         self._climber = Climber(
             self.books,
             self.slots,
@@ -97,18 +82,19 @@ class Residency:
             lambda: self.follows(),
         )
         watch = Watch(self.books, self._source_stat, self._start)
-        self._poller = Poller(memory, self._climber.clear_again, watch, self._changed, poll_s)
+        self._poller = Poller(memory, self._climber.clear_again, watch, self._changed, limits.poll_s)
         self.lending = Lending(
             self.books, self.slots, self._climber, loader, self._source_stat, self._spawn, self._want_anew, policy_gpu
         )
         evidence = Evidence(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
-        self._audit = Audit(self.books, self.slots, evidence, audit_s)
+        self._audit = Audit(self.books, self.slots, evidence, limits.audit_s)
         self._prefetcher = Prefetcher(
             loader, self._readers, self._source_stat, lambda: not self.books.loading, lambda: self.on_change()
         )
         self._wanted: dict[str, Assignment] = {}
-        self._loads_waiting = loads_waiting
-        self._lines = {True: (workers, LoadQueue()), False: (remote_workers, LoadQueue())}  # True for local sources
+        self._loads_waiting = limits.loads_waiting
+        # By whether sources are local.
+        self._lines = {True: (limits.workers, LoadQueue()), False: (limits.remote_workers, LoadQueue())}
         self._wake = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
