@@ -14,6 +14,8 @@ PASS_SECONDS = Histogram(
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )
 PASSES = Counter("mint_operator_passes_total", "Passes of the loop, by outcome", ["outcome"])
+for _outcome in ("done", "failed"):
+    PASSES.labels(_outcome)  # from the start: Prometheus' increase() does not see the first value of a new series
 WRITES = Counter("mint_operator_writes_total", "Writes, by what was written and outcome", ["what", "outcome"])
 WAVES = Gauge("mint_operator_waves", "Waves by phase", ["phase"])
 BASES = Gauge("mint_operator_bases", "Base models by phase", ["phase"])
