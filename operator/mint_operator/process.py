@@ -16,7 +16,7 @@ from mint_contracts.map_writer import MapWriter
 from mint_contracts.scraping import expose
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import crds, kube, metrics, reach, settings
+from mint_operator import crds, kube, metrics, namespaces, settings
 from mint_operator.apply import Applier, Maps
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.loop import Loop
@@ -71,7 +71,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     """
     dirt, feed, loops = Dirt(), Feed(), list[Loop]()
     running, named = asyncio.get_running_loop(), config.namespaces
-    config = msgspec.structs.replace(config, namespaces=await reach.readable(api, named))
+    config = msgspec.structs.replace(config, namespaces=await namespaces.readable(api, named))
 
     def kopf_ended() -> None:
         running.call_soon_threadsafe(broken.set)
@@ -91,7 +91,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
             watch = begin()
         work = [_lead(config, api, dirt, feed, loops)]
         if named:
-            work.append(reach.changed(api, named, config.namespaces))
+            work.append(namespaces.changed(api, named, config.namespaces))
         await first(*work)
     finally:
         watch.stop()

@@ -84,7 +84,7 @@ def running(
     }
     command = [sys.executable, "-m", "mint_operator.main"]
     if look_s is not None:
-        begin = f"from mint_operator import main, reach; reach.LOOK_S = {look_s}; main.main()"
+        begin = f"from mint_operator import main, namespaces; namespaces.LOOK_S = {look_s}; main.main()"
         command = [sys.executable, "-c", begin]
     if not resyncs:
         begin = "from mint_operator import main, process; process.Dirt.__init__.__defaults__ = (1e9,); main.main()"
