@@ -1,5 +1,10 @@
 """Fixtures for every test: a real Redis and a real Kubernetes API server, private to the test run."""
 
+import os
+
+# Before anything imports Triton, which then interprets the kernels for GPUs: no test has one.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import gc
 from collections.abc import AsyncIterator, Iterator
 

@@ -23,6 +23,7 @@ from unittest.mock import patch
 from weakref import WeakValueDictionary
 
 import torch
+import triton.runtime.interpreter
 from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
@@ -290,6 +291,22 @@ def _pin(self: torch.Tensor) -> torch.Tensor:
     return pinned
 
 
+class _Launch:
+    """Launches interpreted kernels on what is on the device. Pieces of the host's memory are refused, as by CUDA."""
+
+    def __init__(self, plain: Callable[..., None]) -> None:
+        self._plain = plain
+
+    def __get__(self, grid: Any, _: Any = None) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            for each in args:
+                if isinstance(each, torch.Tensor) and not isinstance(each, OnDevice):
+                    raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+            self._plain(grid, *(each.host if isinstance(each, OnDevice) else each for each in args), **kwargs)
+
+        return launch
+
+
 class _Stream:
     """All streams are one, whose work is done when it is told."""
 
@@ -311,6 +328,8 @@ def standing_in() -> Iterator[Seen]:
     put += [(torch.Tensor, "to", _to), (torch.Tensor, "pin_memory", _pin), (torch.nn.Module, "to", _module_to)]
     put += [(torch.Tensor, "cpu", lambda self: _to(self, HOST)), (torch, "where", _where)]
     put += [(functional, "scaled_dot_product_attention", _attend)]
+    executor: Any = triton.runtime.interpreter.GridExecutor
+    put += [(executor, "__call__", _Launch(executor.__call__))]
     found: dict[str, Any] = {
         "device_count": lambda: 1, "set_device": lambda _: None, "get_device_capability": lambda _: (9, 0),
         "mem_get_info": lambda _: (_seen.memory - _seen.others - _seen.allocated, _seen.memory),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mint_contracts.errors import MintError, RankTooLarge, ShapeMismatch, UnknownTargetModules
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
-from mint_engine.model.lora import LONG_SEGMENT, Segment, add_lora, sort_rows
+from mint_engine.model.lora import LONG_SEGMENT, Segment, sort_rows
 from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.made import Delta, pack, unpack
 
@@ -75,7 +75,7 @@ def test_any_mix_equals_the_formula(
         x, y = torch.randn(row, module.in_features), torch.randn(row, module.out_features)
         expected = naive(y, x, segments, tenants, module.path)
         if rows is not None:
-            add_lora(y, x, slots, slots.index[module.path], rows)
+            rows.add(y, x, slots, slots.index[module.path])
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_a_neighbour_with_nan_stays_alone() -> None:
         rows = sort_rows(segments, slots)
         assert rows is not None
         y = torch.zeros(2 * length + 1, LEFT.out_features)
-        add_lora(y, torch.ones(2 * length + 1, LEFT.in_features), slots, slots.index[LEFT.path], rows)
+        rows.add(y, torch.ones(2 * length + 1, LEFT.in_features), slots, slots.index[LEFT.path])
         assert y[:length].isnan().all()
         assert y[length:].isfinite().all()
 

@@ -13,7 +13,7 @@ compressed keys and values.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model import widened
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
-from mint_engine.model.paged import Chunk, Decodes, Paged, tiles
+from mint_engine.model.paged import Chunk, Decodes, Paged, PagedAttention, tiles
 
 NAME = "mint"
 
@@ -92,12 +92,19 @@ def attend(
             f"{cache.heads} heads of {cache.head_dim} for both",
         )
     cache.write(layer, plan.places, key[0], value[0])
-    out = torch.empty_like(query[0])
+    return attend_planned(query[0], layer, plan, style).transpose(0, 1).unsqueeze(0), None
+
+
+def attend_planned(query: torch.Tensor, layer: int, plan: PagedAttention, style: Style) -> torch.Tensor:
+    """Attention of query [Q, T, D] over a layer's pages in the cache, as planned -> [Q, T, D]."""
+    cache, out = cast(KvCache, plan.cache), torch.empty_like(query)
+    if plan.work is not None:
+        plan.work.attend(query, out, cache.of(layer), style)
     for decodes in plan.decodes:
-        _decode(out, query[0], layer, decodes, cache, style)
+        _decode(out, query, layer, decodes, cache, style)
     for chunk in plan.chunks:
-        _attend_chunk(out, query[0], layer, chunk, cache, style)
-    return out.transpose(0, 1).unsqueeze(0), None
+        _attend_chunk(out, query, layer, chunk, cache, style)
+    return out
 
 
 def window_of(module: Any, window: int | None) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from mint_engine.model.lora import Segment, with_adapters
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
+if TYPE_CHECKING:
+    from mint_engine.gpu.kernels import GpuKernels
+
 # Pairs whose weights are gathered at a time; more would only take more memory.
 _AT_ONCE = 256
 
@@ -31,11 +35,12 @@ class ExpertRows:
     """One step's rows: the slot of each, and which slots share a layout. Not created if no row has an adapter."""
 
     owners: torch.Tensor  # [T] int64: slots, NO_SLOT for the bare base
-    # [S + 1] int64: a slot's kind; S for slots without rows in this step, and for the last, which stands for NO_SLOT
-    kinds: torch.Tensor
+    # [S + 1] int64: a slot's kind; S for slots without rows in this step, and for the last, which stands for NO_SLOT.
+    kinds: torch.Tensor | None  # None if kernels for GPUs add all of them
     examples: tuple[int, ...]  # one slot of each kind
     slots: Slots
     kernels: Kernels | None
+    gpu: "GpuKernels | None" = None
 
     @cached_property
     def scalings(self) -> torch.Tensor:
@@ -66,6 +71,7 @@ class Pairs:
     def alike(self) -> tuple[torch.Tensor, ...]:
         """Which pairs are of slots of each kind, in order."""
         assert self.rows is not None  # noqa: S101 - asked where there are adapters
+        assert self.rows.kinds is not None  # noqa: S101 - asked where plain torch adds them
         assert self.owners is not None  # noqa: S101 - as rows is
         kinds, order = torch.sort(self.rows.kinds[self.owners], stable=True)  # NO_SLOT takes the last
         ends = _ends(kinds, len(self.rows.examples)).tolist()
@@ -108,7 +114,7 @@ def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut, *, whol
         chosen, order = (each[:many] for each in torch.sort(own, stable=True))
         return Pairs(order, _ends(chosen, held.size), chosen, None, None, None)
     owners = rows.owners.repeat_interleave(each)
-    count = rows.kinds.shape[0]
+    count = rows.slots.count + 1
     keys, order = (each[:many] for each in torch.sort(own * count + owners + 1, stable=True))
     chosen, owners = keys // count, keys % count - 1
     items = _items(keys.numpy(), count) if rows.kernels is not None else None
@@ -123,6 +129,11 @@ def add_expert_lora(
     if rows.kernels is not None and pairs.items is not None and not torch.is_grad_enabled():
         for y, module in adapted:
             rows.kernels.lora_experts(y, x, pairs.items, slots, module)
+        return
+    if rows.gpu is not None and pairs.owners is not None:
+        planned = rows.gpu.rows(pairs.owners, pairs.experts)
+        for y, module in adapted:
+            planned.add(y, x, slots, module)
         return
     targeted = [[each for each in adapted if slots.places[each[1], example] != ABSENT] for example in rows.examples]
     if not any(targeted):

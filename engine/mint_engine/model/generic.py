@@ -4,25 +4,24 @@ from collections.abc import Sequence
 
 import torch
 
+from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.kernels.constants import ITEM_ROWS, MAX_RANK
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import attention, experts
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
 from mint_engine.model.device import lists_on
-from mint_engine.model.expert_lora import plan_experts
-from mint_engine.model.lora import merge_spans, sort_rows, work_items
+from mint_engine.model.expert_lora import ExpertRows, plan_experts
+from mint_engine.model.lora import merge_spans, sort_rows, with_adapters, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
 from mint_engine.model.paged import Span, plan_attention
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.sums import add_sums
-from mint_engine.residency.slots import Slots
+from mint_engine.residency.slots import NO_SLOT, Slots
 
 
 class Generic:
     """A base whose modules are replaced in place."""
-
-    name = "generic"
 
     def __init__(self, base: Base, slots: Slots, cache: Cache, group: Group | None = None) -> None:
         """`group` is where this rank meets the others; everything else is then its share."""
@@ -34,6 +33,7 @@ class Generic:
             experts.register()
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
+        self._gpu = find_gpu_kernels(base.dtype, base.device)
         self._group = group
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)
         if group is not None:
@@ -42,21 +42,27 @@ class Generic:
         sparse = getattr(base.config, "index_topk", None)
         self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
 
+    @property
+    def name(self) -> str:
+        """What computes: transformers' modules, and what of own kernels is in them."""
+        return f"generic ({self._gpu.name})" if self._gpu is not None else "generic"
+
+    def use_plain_torch(self) -> bool:
+        """From now on use none of the kernels for GPUs. Returns whether there were any."""
+        found, self._gpu = self._gpu is not None, None
+        return found
+
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; with several ranks, only the first gets all of the logits."""
         device, current = self._base.device, self._current
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
-        segments = merge_spans(spans)
+        owners = self._owners(spans)
+        numbers, places, kept, slots = lists_on(device, tokens, positions, keep, owners)
         try:
-            if self._kernels is None:
-                current.rows = sort_rows(segments, self._slots)
-            elif (items := work_items(segments, self._slots, ITEM_ROWS)).shape[0]:
-                current.compiled = CompiledRows(self._kernels, items)
+            self._plan_adapters(spans, len(tokens), slots if owners else None)
             if self._routed:
-                current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
                 current.routes = [] if self._cache.routes is not None else None
-            current.paged = paged = plan_attention(spans, self._cache, device)
-            numbers, places, kept = lists_on(device, tokens, positions, keep)
+            current.paged = paged = plan_attention(spans, self._cache, device, self._gpu)
             output = self._base.model(
                 input_ids=numbers[None],
                 attention_mask=self._masks,
@@ -68,6 +74,30 @@ class Generic:
             if self._cache.routes is not None and current.routes is not None:
                 self._cache.routes.write(paged.groups[0].places, current.routes)
         finally:
-            current.rows = current.compiled = current.expert_rows = current.paged = current.routes = None
+            current.rows = current.expert_rows = current.paged = current.routes = None
         logits: torch.Tensor = output.logits[0]
         return logits if self._group is None else self._group.gather(logits)
+
+    def _owners(self, spans: Sequence[Span]) -> list[int]:
+        """Return each row's slot for kernels on a GPU; nothing if there are none, or no row has an adapter."""
+        if self._gpu is None or not with_adapters(merge_spans(spans), self._slots):
+            return []
+        filled = self._slots.filled
+        slots = (span.slot if span.slot != NO_SLOT and filled[span.slot] else NO_SLOT for span in spans)
+        return [slot for slot, span in zip(slots, spans, strict=True) for _ in range(span.length)]
+
+    def _plan_adapters(self, spans: Sequence[Span], rows: int, owners: torch.Tensor | None) -> None:
+        """Plan which adapters are added to a step's rows, and by what."""
+        current, segments = self._current, merge_spans(spans)
+        if self._gpu is not None:
+            if owners is not None:
+                current.rows = self._gpu.rows(owners)
+                if self._routed:
+                    current.expert_rows = ExpertRows(owners, None, (), self._slots, None, self._gpu)
+            return
+        if self._kernels is None:
+            current.rows = sort_rows(segments, self._slots)
+        elif (items := work_items(segments, self._slots, ITEM_ROWS)).shape[0]:
+            current.rows = CompiledRows(self._kernels, items)
+        if self._routed:
+            current.expert_rows = plan_experts(segments, rows, self._slots, self._kernels)

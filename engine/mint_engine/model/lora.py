@@ -50,6 +50,19 @@ class Rows:
     long: tuple[Segment, ...]
     gathers: tuple[Gather, ...]
 
+    def add(self, y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int) -> None:
+        """Add every row's adapter to y [T, out], in place, from the input x [T, in] of the `module`-th module."""
+        for segment in self.long:
+            part = slots.part(module, segment.slot)
+            if part is not None:
+                span = slice(segment.start, segment.start + segment.length)
+                middle = x[span] @ part[0].t()
+                middle *= slots.scalings[module, segment.slot]
+                y[span].addmm_(middle, part[1])
+        for gather in self.gathers:
+            if slots.places[module, gather.example] != ABSENT:
+                _add_gathered(y, x, slots, module, gather)
+
 
 def merge_spans(spans: Sequence[Span]) -> list[Segment]:
     """Merge adjacent spans of the same slot into segments."""
@@ -91,20 +104,6 @@ def sort_rows(segments: Sequence[Segment], slots: Slots) -> Rows | None:
         long=tuple(each for each in tenants if each.length >= LONG_SEGMENT),
         gathers=tuple(_gather(members, slots) for members in alike.values()),
     )
-
-
-def add_lora(y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int, rows: Rows) -> None:
-    """Add every row's adapter to y [T, out], in place, from the input x [T, in] of the base's `module`-th module."""
-    for segment in rows.long:
-        part = slots.part(module, segment.slot)
-        if part is not None:
-            span = slice(segment.start, segment.start + segment.length)
-            middle = x[span] @ part[0].t()
-            middle *= slots.scalings[module, segment.slot]
-            y[span].addmm_(middle, part[1])
-    for gather in rows.gathers:
-        if slots.places[module, gather.example] != ABSENT:
-            _add_gathered(y, x, slots, module, gather)
 
 
 def _add_gathered(y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int, gather: Gather) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeGuard, cast
+from functools import cache, partial
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -21,26 +21,36 @@ from mint_engine.model.experts import ExpertModules, is_stack, stacked_modules
 from mint_engine.model.indexer import rotation_of, select
 from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent, up_projection
-from mint_engine.model.lora import Rows, add_lora
 from mint_engine.model.paged import Paged
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
 
+class Adds(Protocol):
+    """One step's rows, and a way to add their adapters."""
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int) -> None:
+        """Add every row's adapter to y [T, out], in place, from the input x [T, in] of the `module`-th module."""
+        ...
+
+
 @dataclass(frozen=True)
 class CompiledRows:
-    """One step's rows in the form that the kernels take; gradients do not pass through these."""
+    """One step's rows in the form that the kernels for CPUs take; gradients do not pass through these."""
 
     kernels: Kernels
     items: torch.Tensor  # [n, 3] int32, see Kernels.lora
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int) -> None:
+        """See Adds."""
+        self.kernels.lora(y, x, self.items, slots, _part(module, x.shape[1], y.shape[1]))
 
 
 @dataclass
 class Current:
     """The step in progress. Modules look it up here, because most are passed only their input."""
 
-    rows: Rows | None = None
-    compiled: CompiledRows | None = None  # replaces `rows` if kernels add the adapters
+    rows: Adds | None = None
     expert_rows: ExpertRows | None = None
     paged: Paged | None = None
     routes: list[torch.Tensor] | None = None  # what routers choose, [T, k] for each layer in order
@@ -58,27 +68,25 @@ class LoraLinear(nn.Module):
         self._slots = slots
         self._module = module
         self._current = current
-        self._part = torch.tensor([[module, 0, self.in_features, self.out_features]])  # see Kernels.lora
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [1, T, in] -> [1, T, out]."""
-        y = functional.linear(x, self.weight, self.bias)
-        if self._current.rows is None and self._current.compiled is None:
+        y, rows = functional.linear(x, self.weight, self.bias), self._current.rows
+        if rows is None:
             return y
-        dtype = self._slots.dtype
-        if y.dtype == dtype:
-            self._add(y.view(-1, self.out_features), x.reshape(-1, self.in_features))
+        slots, own = self._slots, x.reshape(-1, self.in_features)
+        if y.dtype == slots.dtype:
+            rows.add(y.view(-1, self.out_features), own, slots, self._module)
             return y
-        added = torch.zeros_like(y, dtype=dtype)  # the base keeps this module in float32
-        self._add(added.view(-1, self.out_features), x.reshape(-1, self.in_features).to(dtype))
+        added = torch.zeros_like(y, dtype=slots.dtype)  # the base keeps this module in float32
+        rows.add(added.view(-1, self.out_features), own.to(slots.dtype), slots, self._module)
         return y + added
 
-    def _add(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        compiled, rows = self._current.compiled, self._current.rows
-        if compiled is not None:
-            compiled.kernels.lora(y, x, compiled.items, self._slots, self._part)
-        elif rows is not None:
-            add_lora(y, x, self._slots, self._module, rows)
+
+@cache
+def _part(module: int, inputs: int, outputs: int) -> torch.Tensor:
+    """See Kernels.lora."""
+    return torch.tensor([[module, 0, inputs, outputs]])
 
 
 def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> dict[str, Module]:

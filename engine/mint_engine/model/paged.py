@@ -6,13 +6,17 @@ Letters in shapes: T tokens, B decoding requests, N cached tokens (padding inclu
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
-from mint_engine.model.cache import Cache
+from mint_engine.model.cache import Cache, KvCache
 from mint_engine.model.device import lists_on
+
+if TYPE_CHECKING:
+    from mint_engine.gpu.attend import Work
+    from mint_engine.gpu.kernels import GpuKernels
 
 SCORES = 1 << 26  # computed at once: 256 MiB in float32, and enough work for any device
 SHORT = 32  # pages: for shorter pasts, padding costs less than another round of kernels
@@ -88,6 +92,7 @@ class PagedAttention:
     places: torch.Tensor  # [T]: where each token's part of the cache goes
     decodes: tuple[Decodes, ...]
     chunks: tuple[Chunk, ...]
+    work: "Work | None" = None  # replaces both if own kernels for GPUs attend
     sorted: dict[tuple[int, ...], Any] = field(default_factory=dict)  # rows by the slots of their owners, see latent
 
 
@@ -107,13 +112,12 @@ class Paged:
         return self.cache.groups.windows[self.cache.groups.places[layer][0]]
 
 
-def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) -> Paged:
-    """Plan a step's attention; the spans cover its rows in order."""
-    windows = cache.groups.windows
-    plans = [
-        _plan_group([_seen(each, at, window) for each in spans], cache, device) for at, window in enumerate(windows)
-    ]
-    return Paged(cache, tuple(plans))
+def plan_attention(
+    spans: Sequence[Span], cache: Cache, device: torch.device, kernels: "GpuKernels | None" = None
+) -> Paged:
+    """Plan a step's attention; the spans cover its rows in order. With `kernels`, these attend, not plain torch."""
+    seen = ([_seen(each, at, window) for each in spans] for at, window in enumerate(cache.groups.windows))
+    return Paged(cache, tuple(_plan_group(each, cache, device, kernels) for each in seen))
 
 
 def _seen(span: Span, group: int, window: int | None) -> Span:
@@ -125,12 +129,17 @@ def _seen(span: Span, group: int, window: int | None) -> Span:
     return replace(span, position=span.position - first * PAGE_TOKENS, pages=pages[first:])
 
 
-def _plan_group(spans: Sequence[Span], cache: Cache, device: torch.device) -> PagedAttention:
+def _plan_group(
+    spans: Sequence[Span], cache: Cache, device: torch.device, kernels: "GpuKernels | None"
+) -> PagedAttention:
     places = [
         span.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
         for span in spans
         for at in range(span.position, span.position + span.length)
     ]
+    if kernels is not None and isinstance(cache, KvCache):
+        first, *lists = lists_on(device, places, *kernels.lists(spans))
+        return PagedAttention(cache, first, (), (), kernels.work(spans, lists))
     singles = [span for span in spans if span.length == 1]
     groups = list(_alike(singles, READ_BYTES // cache.pool[0, 0].nbytes))
     chunks = [span for span in spans if span.length > 1]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import gcd
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -101,6 +102,8 @@ class Slots:
         self.index = {path: at for at, path in enumerate(self.modules)}
         self.shapes, self.experts = _held(self.modules, cuts)
         self._widest = max_rank * _elements(self.shapes, self.experts)
+        # Elements at whose multiples every part of a run begins, and every row of its weights.
+        self.alignment = gcd(*(size for shape in self.shapes for size in shape), 8)
         size = f"of {count} with maxRank {max_rank} needs {in_units(self.bytes)}, which"
         with claiming("deviceSlots", size, lower="one of the two"):
             self._rows = SlotRows(count, self._widest, dtype, device)
@@ -111,8 +114,12 @@ class Slots:
         self.scalings = torch.zeros((len(self.shapes), count), dtype=torch.float32)  # [M, S]
         self._tables = _Tables(self.places.numpy(), self.ranks.numpy(), self.scalings.numpy())
         self.filled = self._rows.filled  # elements of each row, up to the end of its tenant
-        # Copies run beside the steps' kernels, one after another.
+        # On a GPU: copies run beside the steps' kernels, one after another.
         self._stream = _stream_on(device) if device.type == "cuda" else None
+        # On a GPU: the tables once more, for kernels, [S, M, 3] int64: place, rank, and the scaling's bits (float32).
+        self.parts = torch.zeros(
+            (count if self._stream else 0, len(self.shapes), 3), dtype=torch.int64, device=device
+        )
 
     @property
     def bytes(self) -> int:
@@ -177,7 +184,8 @@ class Slots:
         on_present = partial(_note_present, arrival, begin) if arrival is not None else None
         with self._beside():
             start = self._rows.load(slot, own, keep=keep, on_present=on_present)
-        begin(start)
+            begin(start)
+            self.copy_tables(slot)
 
     def clear(self, slot: int) -> None:
         """Remove the slot's tenant and zero its weights."""
@@ -198,6 +206,14 @@ class Slots:
     def is_empty(self, slot: int) -> bool:
         """Return whether a slot has no tenant, according to its tables."""
         return self.filled[slot] == 0 and bool((self._tables.places[:, slot] == ABSENT).all())
+
+    def copy_tables(self, slot: int) -> None:
+        """Copy a slot's tables to the GPU, if there is one. Steps read only those of slots that they use."""
+        if self._stream is not None:
+            tables = self._tables
+            columns = tables.places[:, slot], tables.ranks[:, slot], tables.scalings[:, slot].view(np.int32)
+            column = torch.from_numpy(np.stack(columns, axis=1)).pin_memory()  # int64, as the places are
+            self.parts[slot].copy_(column, non_blocking=True)
 
     def _forget(self, slot: int) -> None:
         self._tables.places[:, slot] = ABSENT

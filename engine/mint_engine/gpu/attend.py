@@ -1,0 +1,95 @@
+"""Attention over the paged cache: keys and values are read where they lie, and nothing is as wide as all scores.
+
+A program computes the query heads of one key head, for one token of a decoding request or some of a prompt's chunk,
+with a running softmax (FlashAttention-2, arXiv 2307.08691). Long pasts of decoding requests are split among programs,
+at the same tokens whatever else is in the batch, and combined in order (Flash-Decoding).
+
+Letters in shapes: T rows, Q query heads, K key heads, D head size, P pages, n work items.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from mint_engine.gpu.attend_kernels import attend, combine
+from mint_engine.gpu.lora import precision
+
+TOKENS = 64  # of a chunk, at most, in one item of work
+ROWS = 64  # of a program: one for each token of a chunk and each query head of a key head
+FEWEST = 16  # rows that tensor cores multiply
+SPLIT = 512  # tokens of a decoding request's past that one program reads
+_STEP_BYTES = 1 << 14  # of keys that a program reads at once
+
+
+class Style(Protocol):
+    """How scores become weights, see `mint_engine.model.attention`."""
+
+    @property
+    def scale(self) -> float: ...  # noqa: D102
+    @property
+    def window(self) -> int | None: ...  # noqa: D102
+    @property
+    def cap(self) -> float | None: ...  # noqa: D102
+    @property
+    def sinks(self) -> torch.Tensor | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step's work in layers with the same pages.
+
+    Items [n, 4] int64: first row, tokens, position of the first, index of its pages in `tables`.
+    """
+
+    chunks: torch.Tensor  # of at most `TOKENS` tokens each
+    decodes: torch.Tensor  # of one token each
+    tables: torch.Tensor  # int64
+    longest: int  # tokens that one of the decodes sees
+
+    def attend(self, query: torch.Tensor, out: torch.Tensor, pool: torch.Tensor, style: Style) -> None:
+        """Attention of query [Q, T, D] over a layer's pages [P, 2, K, page, D], into out [Q, T, D].
+
+        Each row sees its own past and itself, which are in the pages already.
+        """
+        group = _padded(query.shape[0] // pool.shape[2])
+        if self.chunks.shape[0]:
+            self._launch(query, out, pool, style, self.chunks, tokens=max(1, ROWS // group), group=group)
+        if self.decodes.shape[0]:
+            splits = -(-self.longest // SPLIT)
+            self._launch(query, out, pool, style, self.decodes, tokens=1, group=max(group, FEWEST), splits=splits)
+
+    def _launch(
+        self, query: torch.Tensor, out: torch.Tensor, pool: torch.Tensor, style: Style, items: torch.Tensor, *,
+        tokens: int, group: int, splits: int = 0,
+    ) -> None:  # fmt: skip
+        (queries, _, size), (keys, page), count = query.shape, pool.shape[2:4], items.shape[0]
+        padded, programs = max(16, _padded(size)), -(-TOKENS // tokens) if not splits else 1
+        partial = weights = out  # not read
+        if splits > 1:
+            partial = torch.empty((count, queries, splits, size), dtype=torch.float32, device=out.device)
+            weights = torch.empty((count, queries, splits, 2), dtype=torch.float32, device=out.device)
+        sinks = out if style.sinks is None else style.sinks
+        sunk = style.sinks is not None
+        attend[count * programs, keys, max(1, splits)](
+            query, query.stride(0), query.stride(1), out, out.stride(0), out.stride(1), pool, items, self.tables,
+            sinks, partial, weights, splits, style.scale, style.cap or 1.0, style.window or 1, keys,
+            queries=queries, group=queries // keys, size=size, tokens=tokens, programs=programs, padded_group=group,
+            padded_size=padded, page_tokens=page, step=_step(padded * query.element_size()), split_tokens=SPLIT,
+            capped=style.cap is not None, windowed=style.window is not None, sunk=sunk, split=splits > 1,
+            precision=precision(query.dtype),
+        )  # fmt: skip
+        if splits > 1:
+            combine[count, queries](
+                out, out.stride(0), out.stride(1), items, sinks, partial, weights, splits, queries=queries, size=size,
+                padded_size=padded, sunk=sunk,
+            )  # fmt: skip
+
+
+def _padded(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _step(row_bytes: int) -> int:
+    """Return how many tokens of a past are read at once, if the keys of each are so many bytes."""
+    return max(16, min(64, _STEP_BYTES // row_bytes))
