@@ -16,7 +16,8 @@ from mint_engine.gpu.attend_kernels import attend, combine
 from mint_engine.gpu.lora import precision
 
 TOKENS = 64  # of a chunk, at most, in one item of work
-ROWS = 64  # of a program: one for each token of a chunk and each query head of a key head
+ROWS = 64  # most of a program: one for each token of a chunk and each query head of a key head
+_QUERIES = 1 << 14  # numbers of a program's queries, at most: they stay in a processor's own memory
 FEWEST = 16  # rows that tensor cores multiply
 SPLIT = 512  # tokens of a decoding request's past that one program reads
 _STEP_BYTES = 1 << 14  # of keys that a program reads at once
@@ -54,7 +55,8 @@ class Work:
         """
         group = _padded(query.shape[0] // pool.shape[2])
         if self.chunks.shape[0]:
-            self._launch(query, out, pool, style, self.chunks, tokens=max(1, ROWS // group), group=group)
+            rows = max(FEWEST, min(ROWS, _QUERIES // _padded(query.shape[2])))
+            self._launch(query, out, pool, style, self.chunks, tokens=max(1, rows // group), group=group)
         if self.decodes.shape[0]:
             splits = -(-self.longest // SPLIT)
             self._launch(query, out, pool, style, self.decodes, tokens=1, group=max(group, FEWEST), splits=splits)

@@ -138,8 +138,8 @@ def _plan_group(
         for at in range(span.position, span.position + span.length)
     ]
     if kernels is not None and isinstance(cache, KvCache):
-        first, *lists = lists_on(device, places, *kernels.lists(spans))
-        return PagedAttention(cache, first, (), (), kernels.work(spans, lists))
+        found, *work = lists_on(device, places, *kernels.lists(spans))
+        return PagedAttention(cache, found, (), (), kernels.work(spans, work))
     singles = [span for span in spans if span.length == 1]
     groups = list(_alike(singles, READ_BYTES // cache.pool[0, 0].nbytes))
     chunks = [span for span in spans if span.length > 1]

@@ -1,0 +1,92 @@
+"""Compiles the kernels for a GPU that is not here, as they are launched.
+
+    python -m tests.engine.gpu_compiled 90 bfloat16
+
+Prints a line of JSON for each: its name, the shared memory that it needs in bytes, whether it uses tensor cores.
+Run where Triton compiles, so not in the process of tests, which have it interpret.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from mint_engine.adapters.adapter import Module
+from mint_engine.gpu.attend import SPLIT, Work
+from mint_engine.gpu.lora import FEW, GpuRows
+from mint_engine.model.attention import Style
+from mint_engine.residency.slots import Slots
+
+CPU = torch.device("cpu")
+# Query heads, key heads and head size: of Llama's kind, Gemma's, Falcon's, and wider ones.
+HEADS = ((32, 8, 128), (8, 1, 256), (71, 1, 64), (4, 1, 512))
+
+
+class Target:
+    """Stands for the driver of a GPU that is not here."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(capability: int) -> Iterator[list[Any]]:
+    """Launches compile and go no further; gives what was compiled."""
+    compiled, run = list[Any](), JITFunction.run
+
+    def only_compile(self: Any, *args: Any, warmup: bool, **options: Any) -> None:
+        del warmup
+        compiled.append((self.__name__, run(self, *args, warmup=True, **options)))
+
+    driver.set_active(Target(capability))
+    with patch.object(JITFunction, "run", only_compile):
+        yield compiled
+
+
+def launch_all(dtype: torch.dtype) -> None:
+    modules = {"plain": Module("plain", 4096, 1024), "stack": Module("stack", 2048, 768, experts=2)}
+    for max_rank in (8, 256):
+        slots = Slots(modules, 2, max_rank, dtype, CPU)
+        slots.parts = torch.zeros((2, 2, 3), dtype=torch.int64)
+        for count in (FEW, FEW + 1):
+            owners = torch.zeros(count, dtype=torch.int64)
+            for module, rows in ((0, GpuRows(owners)), (1, GpuRows(owners, owners))):
+                width, height = slots.shapes[module]
+                x, y = (torch.zeros(count, size, dtype=dtype) for size in (width, height))
+                rows.add(y, x, slots, module)
+    items, table = torch.zeros((1, 4), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for queries, keys, size in HEADS:
+        query = torch.zeros((1, queries, size), dtype=dtype).transpose(0, 1)
+        pool, sinks = torch.zeros((1, 2, keys, 16, size), dtype=dtype), torch.zeros(queries, dtype=dtype)
+        for longest, style in ((SPLIT, Style(0.1, None, None, None)), (SPLIT + 1, Style(0.1, 128, 30.0, sinks))):
+            Work(items, items, table, longest).attend(query, torch.empty_like(query), pool, style)
+
+
+def main(capability: str, dtype: str) -> None:
+    with compiling(int(capability)) as compiled:
+        launch_all(getattr(torch, dtype))
+    for name, kernel in compiled:
+        sys.stdout.write(
+            json.dumps({"name": name, "shared": kernel.metadata.shared, "tensor_cores": "mma" in kernel.asm["ptx"]})
+            + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
