@@ -46,5 +46,9 @@ COPY --from=control-dependencies /opt/mint /opt/mint
 COPY --from=mint /made/opt/mint /opt/mint
 
 FROM runtime AS engine
+# On GPUs, Triton compiles MinT's kernels and a few lines of C of its own.
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 65532:65532
 COPY --from=engine-dependencies /opt/mint /opt/mint
 COPY --from=mint /made/opt/mint /opt/mint

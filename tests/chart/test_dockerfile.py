@@ -23,6 +23,13 @@ def needed() -> Iterator[str]:
     yield from build["targets"]["wheel"]["packages"]
 
 
+def user_of(stage: str) -> str:
+    """Return the user that a stage of the Dockerfile ends with, or the stage that it begins from."""
+    [(parent, text)] = re.findall(rf"^FROM (\S+) AS {stage}$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    users = re.findall(r"^USER (.+)$", text, re.MULTILINE)
+    return users[-1] if users else user_of(parent)
+
+
 def test_pods_start_programs_that_the_distribution_has() -> None:
     made = workloads(render(DEFAULTS))
     commands = [container(made[name])["command"] for name in OURS] + [engine_container(base())["command"]]
@@ -32,7 +39,7 @@ def test_pods_start_programs_that_the_distribution_has() -> None:
 def test_pods_run_as_the_user_of_their_image() -> None:
     made = workloads(render(DEFAULTS))
     users = {pod(made[name])["securityContext"]["runAsUser"] for name in OURS} | {USER}
-    assert [f"{user}:{user}" for user in users] == re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)
+    assert [f"{user}:{user}" for user in users] == [user_of("control")] == [user_of("engine")]
 
 
 def test_the_build_gets_every_file_that_it_reads() -> None:

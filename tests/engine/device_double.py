@@ -307,6 +307,23 @@ class _Launch:
         return launch
 
 
+class _Language:
+    """Gives kernels the interpreted language once, where the interpreter gives it to each function that one calls."""
+
+    def __init__(self) -> None:
+        self._plain: Any = triton.runtime.interpreter._patch_lang
+        self._patched: set[int] = set()
+
+    def patch(self, function: Any) -> "_Language":
+        if id(function) not in self._patched:
+            self._plain(function)
+            self._patched.add(id(function))
+        return self
+
+    def restore(self) -> None:
+        pass
+
+
 class _Stream:
     """All streams are one, whose work is done when it is told."""
 
@@ -330,6 +347,10 @@ def standing_in() -> Iterator[Seen]:
     put += [(functional, "scaled_dot_product_attention", _attend)]
     executor: Any = triton.runtime.interpreter.GridExecutor
     put += [(executor, "__call__", _Launch(executor.__call__))]
+    put += [(triton.runtime.interpreter, "_patch_lang", _Language().patch)]
+    # It would copy all that kernels are given, and back.
+    put += [(executor, "_init_args_hst", lambda _, args, kwargs: (args, kwargs))]
+    put += [(executor, "_restore_args_dev", lambda *_: None)]
     found: dict[str, Any] = {
         "device_count": lambda: 1, "set_device": lambda _: None, "get_device_capability": lambda _: (9, 0),
         "mem_get_info": lambda _: (_seen.memory - _seen.others - _seen.allocated, _seen.memory),

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
+from structlog.testing import capture_logs
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.model.base import load_base
 from mint_engine.model.modules import find_modules
 from mint_engine.training.example import PolicyBatch
@@ -59,6 +61,12 @@ def _by_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted programs take a millisecond each: let one take many rows."""
     monkeypatch.setattr("mint_engine.gpu.lora.FEW", 1)
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without kernels for GPUs, which tests have to interpret."""
+    monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_: None)
 
 
 @pytest.fixture
@@ -105,6 +113,45 @@ async def test_answers_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
         check(await answers(base, adapters, device="cuda"), expected)
 
 
+class Refused:
+    """A kernel that this device cannot launch with what a base gives it."""
+
+    def __getitem__(self, _: Any) -> Any:
+        def launch(*_: Any, **__: Any) -> None:
+            raise RuntimeError("out of resource: shared memory")
+
+        return launch
+
+
+class Silent:
+    """A kernel that computes nothing."""
+
+    def __getitem__(self, _: Any) -> Any:
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize(
+    ("program", "event"), [(Refused(), "gpu_kernels_unavailable"), (Silent(), "gpu_kernels_differ")]
+)
+async def test_a_base_that_kernels_fail_on_is_served_by_plain_torch(
+    program: object, event: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base = save_llama(tmp_path / "base")
+    async with running(base) as engine:
+        expected = await ask(engine, [3, 4, 5], max_tokens=NEW_TOKENS)
+    with standing_in():
+        assert find_gpu_kernels(torch.float32, CUDA) is not None
+        monkeypatch.setattr("mint_engine.gpu.attend.attend", program)
+        with capture_logs() as lines:
+            async with running(base, device="cuda") as engine:
+                found = await ask(engine, [3, 4, 5], max_tokens=NEW_TOKENS)
+    check([found], [expected])
+    events = {line["event"]: line for line in lines}
+    assert event in events
+    assert events["pass_chosen"]["compute"] == "generic"
+
+
+@pytest.mark.usefixtures("plainly")
 @pytest.mark.parametrize("keep", [False, True])
 async def test_answers_over_float8_are_those_of_the_cpu(keep: bool, tmp_path: Path) -> None:
     base, adapters = save("qwen3_moe", tmp_path)
@@ -162,7 +209,7 @@ def tier_of(engine: Engine, adapter: str) -> Tier | None:
 
 
 async def test_adapters_come_to_slots_by_way_of_pinned_memory(device: Seen, tmp_path: Path) -> None:
-    """Each in one copy, that the host waits for once; what serves meanwhile waits for none."""
+    """The host waits once for each; what serves meanwhile waits for none."""
     base = save_llama(tmp_path / "base")
     folders = [save_llama_adapter(base, tmp_path / str(rank), rank=rank) for rank in (4, 16)]
     options: dict[str, Any] = {
@@ -178,7 +225,7 @@ async def test_adapters_come_to_slots_by_way_of_pinned_memory(device: Seen, tmp_
         sources = [Source(f"file://{folder}") for folder in folders]
         engine.residency.want([Assignment("a", sources[0], Tier.DEVICE), Assignment("b", sources[1], Tier.HOST)])
         await until(lambda: (tier_of(engine, "a"), tier_of(engine, "b")) == (Tier.DEVICE, Tier.HOST))
-        assert device.copies == {"pinned": 1}
+        assert device.copies == {"pinned": 2}, "its weights, and where they lie"
         assert device.waits == {"a stream": 1}
         assert engine.slots.memory.device == CUDA
 
@@ -198,6 +245,7 @@ async def learnt(base: Path, folder: Path, device: str) -> tuple[tuple[float, ..
     return rewards, load(bytes(state))["weights"]
 
 
+@pytest.mark.usefixtures("plainly")
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 async def test_policies_learn_what_they_do_on_the_cpu(name: str, tmp_path: Path) -> None:
     """But for how the norm of a gradient is rounded, which is added up in other parts."""

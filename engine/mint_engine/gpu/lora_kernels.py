@@ -20,6 +20,18 @@ def _owners(slots, experts, row, mask, padded: tl.constexpr, stacked: tl.constex
     return slot_of, tl.zeros([padded], tl.int64)
 
 
+@triton.jit
+def _turn_of(slots, experts, row, turn, rows, stacked: tl.constexpr):
+    """Return a row's slot and expert, and whether a run begins with it: rows of a run are computed together."""
+    slot = tl.load(slots + row, mask=row < rows, other=-1)
+    begins = (turn == 0) | (slot != tl.load(slots + row - 1, mask=(turn > 0) & (row < rows), other=-1))
+    expert = slot * 0
+    if stacked:
+        expert = tl.load(experts + row, mask=row < rows, other=0)
+        begins = begins | (expert != tl.load(experts + row - 1, mask=(turn > 0) & (row < rows), other=-1))
+    return slot, expert, begins
+
+
 @triton.jit(do_not_specialize=["rows", "module"])
 def shrink(
     x, x_stride, middle, slots, experts, rows, memory, memory_stride, parts, modules, module, width,
@@ -28,16 +40,14 @@ def shrink(
 ):  # fmt: skip
     """middle [pieces, T, R] = x A^T of a tile's rows, for some ranks and one piece of the inputs."""
     rank_0, number = tl.program_id(1) * ranks, tl.program_id(2)
-    at = tl.arange(0, padded)
-    row = (tl.program_id(0) * tile + at).to(tl.int64)
+    first, at = tl.program_id(0).to(tl.int64) * tile, tl.arange(0, padded)
+    row = first + at
     inside = (at < tile) & (row < rows)
     slot_of, expert_of = _owners(slots, experts, row, inside, padded, stacked)
     for turn in range(tile):
-        slot = tl.sum(tl.where(at == turn, slot_of, 0))
-        expert = tl.sum(tl.where(at == turn, expert_of, 0))
-        run = inside & (slot_of == slot) & (expert_of == expert)
-        # Rows with the same adapter are computed together, in the turn of the first of them.
-        if (slot >= 0) & (tl.min(tl.where(run, at, padded)) == turn):
+        slot, expert, begins = _turn_of(slots, experts, first + turn, turn, rows, stacked)
+        if begins & (slot >= 0):
+            run = inside & (slot_of == slot) & (expert_of == expert)
             place, rank, _ = _part_of(parts, slot, modules, module)
             if (place >= 0) & (rank_0 < rank):
                 r = rank_0 + tl.arange(0, ranks)
@@ -65,15 +75,14 @@ def expand(
 ):  # fmt: skip
     """y [T, out] += middle * scaling * B of a tile's rows, for some outputs of a module of `count` experts."""
     column = tl.program_id(1) * outputs + tl.arange(0, outputs)
-    at = tl.arange(0, padded)
-    row = (tl.program_id(0) * tile + at).to(tl.int64)
+    first, at = tl.program_id(0).to(tl.int64) * tile, tl.arange(0, padded)
+    row = first + at
     inside = (at < tile) & (row < rows)
     slot_of, expert_of = _owners(slots, experts, row, inside, padded, stacked)
     for turn in range(tile):
-        slot = tl.sum(tl.where(at == turn, slot_of, 0))
-        expert = tl.sum(tl.where(at == turn, expert_of, 0))
-        run = inside & (slot_of == slot) & (expert_of == expert)
-        if (slot >= 0) & (tl.min(tl.where(run, at, padded)) == turn):
+        slot, expert, begins = _turn_of(slots, experts, first + turn, turn, rows, stacked)
+        if begins & (slot >= 0):
+            run = inside & (slot_of == slot) & (expert_of == expert)
             place, rank, scaling = _part_of(parts, slot, modules, module)
             if place >= 0:
                 b = memory + slot * memory_stride + tl.multiple_of(place, aligned)

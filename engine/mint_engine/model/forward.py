@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,18 +100,14 @@ class Forward:
             self._others.check_serving(self.compute)
         chosen = time.perf_counter()
         most = max(_TOLERANCE[base.dtype], min(_BEYOND * reference.moved, _MOST))
-        difference = self._difference(reference.logits)
+        difference = self._tried(reference.logits)
         if isinstance(self._pass, Lean) and team is None and not difference <= most:
             _log.warning("lean_pass_differs", architecture=base.architecture, difference=difference, most=most)
             self._pass = Generic(base, slots, cache)
-            difference = self._difference(reference.logits)
-        if (
-            isinstance(self._pass, Generic)
-            and team is None
-            and not difference <= most
-            and self._pass.use_plain_torch()
-        ):
+            difference = self._tried(reference.logits)
+        if self._uses_gpu_kernels and team is None and not difference <= most:
             _log.warning("gpu_kernels_differ", architecture=base.architecture, difference=difference, most=most)
+            self._pass = Generic(base, slots, cache, gpu=False)
             difference = self._difference(reference.logits)
         if not difference <= most:
             raise UnsupportedBase(
@@ -211,6 +208,22 @@ class Forward:
         """End the other ranks, if there are any."""
         if self._others is not None:
             self._others.close()
+
+    @property
+    def _uses_gpu_kernels(self) -> bool:
+        return isinstance(self._pass, Generic) and self._pass.uses_gpu_kernels
+
+    def _tried(self, expected: torch.Tensor) -> float:
+        """As `_difference`; infinite if the kernels for GPUs cannot be launched on this base's shapes."""
+        try:
+            return self._difference(expected)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self._uses_gpu_kernels:
+                raise
+            _log.warning("gpu_kernels_unavailable", architecture=self.base.architecture, why=str(error))
+            return math.inf
 
     def _difference(self, expected: torch.Tensor) -> float:
         """Return how far the probe's logits, in two chunks and a single token, are from the expected ones."""

@@ -23,8 +23,13 @@ from mint_engine.residency.slots import NO_SLOT, Slots
 class Generic:
     """A base whose modules are replaced in place."""
 
-    def __init__(self, base: Base, slots: Slots, cache: Cache, group: Group | None = None) -> None:
-        """`group` is where this rank meets the others; everything else is then its share."""
+    def __init__(
+        self, base: Base, slots: Slots, cache: Cache, group: Group | None = None, *, gpu: bool = True
+    ) -> None:
+        """`group` is where this rank meets the others; everything else is then its share.
+
+        `gpu=False` leaves out the kernels for GPUs.
+        """
         self._base, self._slots, self._cache = base, slots, cache
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
@@ -33,7 +38,7 @@ class Generic:
             experts.register()
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
-        self._gpu = find_gpu_kernels(base.dtype, base.device)
+        self._gpu = find_gpu_kernels(base.dtype, base.device) if gpu else None
         self._group = group
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)
         if group is not None:
@@ -47,10 +52,10 @@ class Generic:
         """What computes: transformers' modules, and what of own kernels is in them."""
         return f"generic ({self._gpu.name})" if self._gpu is not None else "generic"
 
-    def use_plain_torch(self) -> bool:
-        """From now on use none of the kernels for GPUs. Returns whether there were any."""
-        found, self._gpu = self._gpu is not None, None
-        return found
+    @property
+    def uses_gpu_kernels(self) -> bool:
+        """Whether own kernels for GPUs compute in the modules."""
+        return self._gpu is not None
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; with several ranks, only the first gets all of the logits."""
