@@ -114,7 +114,7 @@ class Policy:
     ) -> pb.ForwardBackwardResponse:
         """Add the gradients of a loss over examples; ForwardBackwardRequest explains the parameters.
 
-        A batch that is too large for one call is split over several: gradients add up until the next step. Raises
+        Split a batch that is too large for one call over several: gradients add up until the next step. Raises
         InvalidRequest for examples that are too large for one call.
         """
         request = pb.ForwardBackwardRequest(

@@ -124,7 +124,7 @@ class WaveRecord(_Record, frozen=True, gc=False):
 
 
 class Failure(_Record, frozen=True):
-    """Why a load failed; a terminal failure is not retried until the source changes."""
+    """Why a load failed. A terminal failure lasts until the source changes, for which engines look again."""
 
     reason: str
     message: str

@@ -106,6 +106,16 @@ async def test_a_policy_takes_room_of_both_memories_or_of_none(device: Seen) -> 
         room.take("two", Needs(0, 10, 5, device=most))
 
 
+def test_a_policy_for_which_others_left_no_room_at_the_start_only_waits_once_they_have_ended(device: Seen) -> None:
+    device.others = OTHERS
+    room, budget, _resident = room_on()
+    at_start = budget.budget
+    device.others = 0
+    room.take("one", Needs(0, 10, 5, device=budget.budget))
+    with pytest.raises(Overloaded):
+        room.take("two", Needs(0, 10, 5, device=at_start + 1))
+
+
 def test_a_base_that_does_not_fit_is_refused_before_its_weights_are_read(device: Seen, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     settings = settings_for(base, device="cuda")

@@ -61,6 +61,10 @@ class TrainingEngine:
     def _described(self, sequence: int) -> EngineRecord:
         return msgspec.structs.replace(self.record(), sequence=sequence)
 
+    def fall_silent(self) -> None:
+        """Report nothing more to the map, which takes the engine for alive for a while."""
+        self._beating.cancel()
+
     async def leave(self) -> None:
         """Leave the map; requests to the engine are still answered."""
         self._beating.cancel()

@@ -4,6 +4,9 @@ Waves and the catalog take precedence over what engines publish, whoever came fi
 errors do not name the wave: it may belong to a namespace outside the scope of the caller's key.
 """
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 import structlog
 from redis.asyncio import Redis
 
@@ -13,11 +16,13 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.source import Source, child, parent
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import published_in
-from mint_engine.sources.blocking import run_blocking
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.storage import folder_of
 
+LOOK_S = 5.0  # to wait for the adapter store, which lists a folder in a fraction of that
+
 _log = structlog.get_logger(__name__)
+_threads = ThreadPoolExecutor(4, "names")  # no more of a store's silent reads may keep their threads
 
 
 class NameConflicts:
@@ -28,7 +33,7 @@ class NameConflicts:
         self._base, self._training, self._store = base, training, store
 
     async def refuse(self, policy: str) -> None:
-        """Raise InvalidRequest if the name is in use. A source that cannot be read now counts as not using it."""
+        """Raise InvalidRequest if the name is in use. What cannot be read now, or soon, counts as not using it."""
         try:
             found = await self._in_waves(policy) or await self._in_catalog(policy)
         except MapUnavailable as error:
@@ -58,10 +63,11 @@ class NameConflicts:
     async def _in_store(self, policy: str) -> str:
         if self._store is None:
             return ""
-        source = child(self._store, policy)
+        source, loop = child(self._store, policy), asyncio.get_running_loop()
         try:
-            files = await run_blocking(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
-        except MintError:  # it does not exist, or nobody could load it now
+            async with asyncio.timeout(LOOK_S):
+                files = await loop.run_in_executor(_threads, lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
+        except (MintError, TimeoutError):  # it does not exist, or nobody could load it now
             return ""
         known = sorted(files.keys() & {CONFIG, WEIGHTS, PACKED})
         return f"adapter {policy!r} in the store of {self._base} has its name" if known else ""

@@ -18,16 +18,20 @@ class PolicyDevice:
         self._device = device
         memory = read_memory(device)
         self._aside = memory.taken + activations + int(RESERVE * memory.total)
-        self._budget = 0
-        self.most = self.budget  # what policies could take if no other process took more than now
+        self._budget = self.most = 0  # `most`: the largest budget so far, as other processes may end after the start
+        self._look()
 
     @property
     def budget(self) -> int:
         """Bytes that all policies may take together. It shrinks while other processes on the GPU take more."""
+        self._look()
+        return self._budget
+
+    def _look(self) -> None:
         try:
             memory = read_memory(self._device)
         except RuntimeError:  # the GPU has failed, which the engine notices by itself
-            return self._budget
+            return
         left = max(0, memory.free + memory.taken - self._aside)
         self._budget = left - left % max(1, memory.total // _PARTS)
-        return self._budget
+        self.most = max(self.most, self._budget)

@@ -88,7 +88,7 @@ class TopKMask:
 
 
 def allocate_mask(trees: Sequence[Tree], top_k: int) -> TopKMask | None:
-    """Allocate a mask of at top_k `top_k` places per row; None if no row sees more than that."""
+    """Allocate a mask of at most `top_k` places per row; None if no row sees more than that."""
     of, size = [], 0
     for tree in trees:
         places = tree.trunk + max(tree.branches, default=0)

@@ -1,5 +1,7 @@
 """A client's policy cannot have a name that is already taken; the error says who has it."""
 
+import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +19,14 @@ from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training_records import TrainChange, WaveTraining, published_in
 from mint_engine.policies.name_conflicts import NameConflicts
+from mint_engine.sources.blocking import run_blocking
 from tests.contracts.catalogs import make_complete
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, refused
 from tests.engine.training.training_engine import train
 from tests.redis_process import free_port
 
+LIMIT_S = 60.0  # only a failing test waits this long
 BASE, POLICY = "demo/tiny", "acme/one"
 TRAINING, CATALOG = Source("file:///training"), Source("s3://catalog/smol")
 OWN = child(published_in(TRAINING, POLICY), "1-1")
@@ -100,6 +104,30 @@ async def test_policies_are_published_while_the_map_does_not_answer() -> None:
     away = connect(f"redis://127.0.0.1:{free_port()}/0")
     await name_conflicts(away).refuse(POLICY)
     await away.aclose()
+
+
+async def test_an_adapter_store_that_does_not_answer_holds_up_no_policy(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mount whose server is gone, a read may never return: it keeps its thread, and no more than a few do."""
+    monkeypatch.setattr("mint_engine.policies.name_conflicts.LOOK_S", 0.01)
+    answers, looks = threading.Event(), threading.Semaphore(0)
+
+    class Silent:
+        def files(self, *_: str) -> dict[str, int | None]:
+            looks.release()
+            answers.wait(LIMIT_S)
+            return {"adapter_config.json": 2}
+
+    monkeypatch.setattr("mint_engine.policies.name_conflicts.folder_of", lambda _: Silent())
+    of = name_conflicts(redis_client, Source("file:///adapters"))
+    try:
+        for _ in range(40):
+            await of.refuse(POLICY)
+        assert await asyncio.to_thread(looks.acquire, timeout=LIMIT_S)
+        assert await run_blocking(lambda: "runs") == "runs"
+    finally:
+        answers.set()
 
 
 async def test_a_policy_is_not_even_created_under_a_name_that_it_could_not_publish(

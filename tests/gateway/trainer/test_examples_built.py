@@ -45,6 +45,7 @@ NO_IDS = {
     "dict": {"input_ids": [5, 6]},  # as apply_chat_template returns it
     "list of float": [5.0, 6.0],
     "list of list": [[5, 6]],
+    "list of str": [5, "6"],
     "NoneType": None,
 }
 
@@ -58,6 +59,14 @@ def test_what_is_no_list_of_token_ids_is_refused_with_what_to_give(kind: str) ->
     if not isinstance(prompt, str):
         with pytest.raises(InvalidRequest, match=f"^question: {words}"):
             question(prompt)
+
+
+@pytest.mark.parametrize("token", [-100, 2**31])
+def test_a_number_that_is_no_token_id_is_refused_with_its_place(token: int) -> None:
+    with pytest.raises(
+        InvalidRequest, match=rf"^example: has {token} in completion\[1\], which is no token id; give"
+    ):
+        example([5], [7, token])
 
 
 def test_numbers_that_do_not_fit_the_completion_are_refused_by_name() -> None:

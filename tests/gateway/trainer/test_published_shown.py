@@ -6,6 +6,7 @@ import pytest
 from mint_contracts.records import EngineRecord, Held, Tier
 from mint_contracts.source import Source
 from mint_gateway.client import question
+from mint_gateway.trainer import forwarding
 from mint_gateway.view import MapView, live_engine, newest_published
 from tests.gateway.scene import BASE
 from tests.gateway.taught import School, learn
@@ -24,6 +25,22 @@ async def test_a_name_answers_with_what_was_published_last_also_the_first_time(s
             await learn(policy)
         if name != "acme/b":
             await policy.drop()
+
+
+async def test_publish_returns_without_the_engines_report_in_the_end(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is published, whoever knows of it by then."""
+    monkeypatch.setattr(forwarding, "SHOWN_S", 0.01)
+    client = school.scene.client
+    policy = await client.create_policy(NAME, rank=4)
+    [where] = school.has(NAME)
+    school.engines[where].fall_silent()
+    published = await policy.publish()
+    view = school.scene.gateway.mirror.views[policy.base_model]
+    assert NAME not in view.published
+    assert published.uri
+    assert (policy.sequence, school.engines[where].calls[NAME].sequence) == (1, 1)
 
 
 def at(lease: int, sequence: int) -> Source:
