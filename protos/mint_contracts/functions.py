@@ -74,13 +74,19 @@ def connect(url: str | None = None) -> Redis:
 
 
 async def load(redis: Redis, *libraries: Library) -> None:
-    """Load these libraries, or else all. Raises MapUnavailable, also if Redis has no memory left for them."""
+    """Load these libraries, or else all, where Redis lacks them: one of the same name has the same code.
+
+    Raises MapUnavailable, also if Redis has no memory left for them.
+    """
     for each in libraries or (MAP, CATALOG):
         try:
-            await bounded(partial(redis.function_load, each.code, replace=True))
+            await bounded(partial(redis.function_load, each.code))
         except OutOfMemoryError as error:
             message = "Redis's memory is full: it takes no functions of this version of MinT; raise its maxmemory"
             raise MapUnavailable("placement map", message) from error
+        except ResponseError as error:
+            if "already exists" not in str(error):
+                raise
 
 
 async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence[str]) -> Any:

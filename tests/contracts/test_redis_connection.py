@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.functions import connect
+from mint_contracts.functions import connect, load
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
@@ -60,6 +60,13 @@ async def test_two_versions_of_the_functions_share_a_redis(redis_client: Redis) 
     assert "mint_other" in names
     assert len(names) == len(set(names)) >= 2
     await redis_client.function_delete("mint_other")
+
+
+async def test_functions_that_redis_has_are_not_written_again(redis_client: Redis) -> None:
+    await load(redis_client)
+    before = (await redis_client.info("persistence"))["rdb_changes_since_last_save"]
+    await load(redis_client)
+    assert (await redis_client.info("persistence"))["rdb_changes_since_last_save"] == before
 
 
 async def test_many_that_find_it_missing_at_once_all_succeed(redis_client: Redis) -> None:

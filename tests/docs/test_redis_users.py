@@ -35,7 +35,7 @@ from mint_operator.observing.dirt import Dirt
 from tests.apiserver import ROOT
 from tests.contracts.placed import BASE, assignment, held, placement, record
 from tests.gateway.catalogs import hanging, written
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, full_memory
 from tests.waiting import until
 
 ENGINE = "e-0"
@@ -313,3 +313,38 @@ async def test_engines_wait_for_functions_until_the_operator_connects_and_loads_
     await asyncio.wait([following])
     await engine.aclose()
     await operator.aclose()
+
+
+async def test_the_operator_loads_functions_that_redis_did_not_take_at_first_or_has_lost_since(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without losing its connection, so that gateways and engines do not wait for that."""
+
+    async def complete() -> bool:
+        return len(await users.root.function_list()) == len((functions.MAP, functions.CATALOG))
+
+    monkeypatch.setattr(hints, "LOAD_EVERY_S", 0.0)
+    monkeypatch.setattr(hints, "WAIT_S", 0.01)
+    operator = users.connect("operator")
+    async with full_memory(users.root):
+        following = asyncio.create_task(hints.follow(operator, Dirt()))
+        await until(users.root.pubsub_numpat)
+        assert await users.root.function_list() == []
+    await until(complete)
+    await users.root.function_flush()
+    await until(complete)
+    following.cancel()
+    await asyncio.wait([following])
+    await operator.aclose()
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_rules_that_are_set_again_leave_nothing_of_earlier_ones(users: Users, part: str) -> None:
+    async def user() -> list[str]:
+        listed = map(str, await users.root.acl_list())
+        return [line for line in listed if line.startswith(f"user mint-{part} ")]
+
+    before = await user()
+    for given in (("~theirs", "%W~mint:*", "&*", "+@all", "(+@all ~*)"), rules(part)):
+        await users.root.execute_command("ACL", "SETUSER", f"mint-{part}", *given)  # type: ignore[no-untyped-call]
+    assert await user() == before != []
