@@ -62,9 +62,10 @@ def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
 
 
 def _release(env: Mapping[str, str]) -> Release:
-    username, password = env.get(ENGINE_REDIS_USERNAME, ""), env.get(ENGINE_REDIS_PASSWORD, "")
-    if not username and not password:
-        username, password = env.get(contracts.REDIS_USERNAME, ""), env.get(contracts.REDIS_PASSWORD, "")
+    user = (ENGINE_REDIS_USERNAME, ENGINE_REDIS_PASSWORD)
+    if not any(name in env for name in user):  # set but empty, they must not give engines the operator's rights
+        user = (contracts.REDIS_USERNAME, contracts.REDIS_PASSWORD)
+    username, password = (env.get(name, "") for name in user)
     ca_file = env.get(contracts.REDIS_CA_FILE, "")
     ca = Path(ca_file).read_text() if ca_file else ""
     return Release(

@@ -47,6 +47,8 @@ def test_engines_are_the_operators_user_of_redis_unless_they_have_one_of_their_o
     assert own.redis_secret == {"username": "mint-engine", "password": "two"}
     default = settings.read(ENV | operator | {settings.ENGINE_REDIS_PASSWORD: "two"}).release
     assert default.redis_secret == {"password": "two"}, "Redis's default user"
+    empty = settings.read(ENV | operator | dict.fromkeys(engine, "")).release
+    assert empty.redis_secret == {}, "they can do nothing, rather than all that the operator can"
     digests = {each.redis_digest for each in (shared, own, default)}
     assert len(digests) == 3, "engines restart for another user"
 
