@@ -156,6 +156,15 @@ def test_a_gang_waits_for_a_gpus_memory_and_says_how_much_there_is() -> None:
     assert set(leased(world)) >= {"team/w-0", "team/w-1"}
 
 
+def test_what_no_engines_host_has_enough_of_is_not_said_of_the_gpus() -> None:
+    rooms = dict.fromkeys(("a", "b"), msgspec.structs.replace(ON_GPU, budget=250, calls=100))
+    message = Memory(rooms, {}).shortage([Policy(name="x", rank=20)], rooms)
+    assert message.startswith(
+        "needs 200 bytes of host memory to train its policies and checkpoint one of them; the ready engines have "
+        "300 bytes of 500 bytes free (at most 150 bytes on one engine); "
+    )
+
+
 def test_policies_of_a_gang_are_spread_by_what_gpus_have_left() -> None:
     """The large one first, or it would find no GPU that has enough for it."""
     rooms = [msgspec.structs.replace(ON_GPU, device=DeviceRoom(most, own=3)) for most in (600, 310)]

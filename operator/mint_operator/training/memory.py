@@ -188,14 +188,14 @@ class Memory:
     def shortage(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
         """Return the message that says what policies need together, and what these engines have."""
         rooms = {name: self._rooms[name] for name in engines if name in self._rooms}
-        needed = NOTHING
+        needed, largest = NOTHING, 0
         for policy in policies:
-            each = [self.needed(name, policy) for name in rooms]
-            needed = needed.plus(max(each, key=lambda taken: taken.total, default=NOTHING))
+            each = max((self.needed(name, policy) for name in rooms), key=lambda taken: taken.total, default=NOTHING)
+            needed, largest = needed.plus(each), max(largest, each.host_total)
         free, taken = [self._free[name] for name in rooms], [self._taken[name] for name in rooms]
         budgets = [_budget(room) for room in rooms.values()]
         host = [max(0, one.host - other.host_total) for one, other in zip(free, taken, strict=True)]
-        if needed.device and needed.host_total <= sum(host):
+        if needed.device and needed.host_total <= sum(host) and largest <= max(host):
             gpus = [max(0, one.device - other.device) for one, other in zip(free, taken, strict=True)]
             return (
                 f"needs {in_units(needed.device)} of GPU memory to train its policies; "
