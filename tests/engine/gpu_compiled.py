@@ -2,7 +2,8 @@
 
     python -m tests.engine.gpu_compiled 90 bfloat16
 
-Prints a line of JSON for each: its name, the shared memory that it needs in bytes, whether it uses tensor cores.
+Prints a line of JSON for each launch: at which element of another tensor the step's lists begin, the program's name
+and key, the shared memory that it needs in bytes, whether it uses tensor cores.
 Run where Triton compiles, so not in the process of tests, which have it interpret.
 """
 
@@ -19,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mint_engine.adapters.adapter import Module
-from mint_engine.gpu.attend import SPLIT, Work
+from mint_engine.gpu.attend import Work
 from mint_engine.gpu.lora import FEW, GpuRows
 from mint_engine.model.attention import Style
 from mint_engine.residency.slots import Slots
@@ -59,33 +60,38 @@ def compiling(capability: int) -> Iterator[list[Any]]:
         yield compiled
 
 
-def launch_all(dtype: torch.dtype) -> None:
+def launch_all(dtype: torch.dtype, first: int) -> None:
+    """Launch them with lists that begin at the `first` element of another tensor."""
+
+    def numbers(count: int) -> torch.Tensor:
+        return torch.zeros(first + count, dtype=torch.int64)[first:]
+
     modules = {"plain": Module("plain", 4096, 1024), "stack": Module("stack", 2048, 768, experts=2)}
     for max_rank in (8, 256):
         slots = Slots(modules, 2, max_rank, dtype, CPU)
         slots.parts = torch.zeros((2, 2, 3), dtype=torch.int64)
         for count in (FEW, FEW + 1):
-            owners = torch.zeros(count, dtype=torch.int64)
+            owners = numbers(count)
             for module, rows in ((0, GpuRows(owners)), (1, GpuRows(owners, owners))):
                 width, height = slots.shapes[module]
                 x, y = (torch.zeros(count, size, dtype=dtype) for size in (width, height))
                 rows.add(y, x, slots, module)
-    items, table = torch.zeros((1, 4), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    chunks, once, twice = numbers(5).view(-1, 5), numbers(5).view(-1, 5), numbers(10).view(-1, 5)
     for queries, keys, size in HEADS:
         query = torch.zeros((1, queries, size), dtype=dtype).transpose(0, 1)
         pool, sinks = torch.zeros((1, 2, keys, 16, size), dtype=dtype), torch.zeros(queries, dtype=dtype)
-        for longest, style in ((SPLIT, Style(0.1, None, None, None)), (SPLIT + 1, Style(0.1, 128, 30.0, sinks))):
-            Work(items, items, table, longest).attend(query, torch.empty_like(query), pool, style)
+        for decodes, style in ((once, Style(0.1, None, None, None)), (twice, Style(0.1, 128, 30.0, sinks))):
+            work = Work(chunks, decodes, numbers(3).view(-1, 3), numbers(1))
+            work.attend(query, torch.empty_like(query), pool, style)
 
 
 def main(capability: str, dtype: str) -> None:
-    with compiling(int(capability)) as compiled:
-        launch_all(getattr(torch, dtype))
-    for name, kernel in compiled:
-        sys.stdout.write(
-            json.dumps({"name": name, "shared": kernel.metadata.shared, "tensor_cores": "mma" in kernel.asm["ptx"]})
-            + "\n"
-        )
+    for first in (0, 1):
+        with compiling(int(capability)) as compiled:
+            launch_all(getattr(torch, dtype), first)
+        for name, kernel in compiled:
+            told = {"first": first, "name": name, "key": kernel.hash, "shared": kernel.metadata.shared}
+            sys.stdout.write(json.dumps(told | {"tensor_cores": "mma" in kernel.asm["ptx"]}) + "\n")
 
 
 if __name__ == "__main__":

@@ -158,6 +158,26 @@ def test_a_split_past_gives_the_same_whatever_else_is_in_the_batch() -> None:
         assert torch.equal(alone[:, 0].cpu(), beside[:, 0].cpu())
 
 
+def test_a_long_past_costs_requests_beside_it_nothing() -> None:
+    """No memory for splits that they do not have, and no programs."""
+    short = [Span(row, 1, 5, [1], NO_SLOT) for row in range(100)]
+    _, decodes, decoding, _ = GpuKernels().lists([*short, Span(100, 1, 9 * SPLIT, range(9 * SPLIT), NO_SLOT)])
+    assert len(decodes) // 5 == 100 + 10
+    assert decoding[-3:] == [100, 100, 10], "its row, its first item, how many it has"
+
+
+def test_inputs_may_be_columns_of_a_transposed_tensor() -> None:
+    with standing_in():
+        slots = Slots(MODULES, 1, 4, torch.float32, CUDA)
+        slots.load(0, adapter(4, (PLAIN,), 0))
+        x, owners = torch.randn(3, PLAIN.in_features).to(CUDA), torch.zeros(3, dtype=torch.int64).to(CUDA)
+        found, expected = (torch.zeros(3, PLAIN.out_features).to(CUDA) for _ in range(2))
+        GpuRows(owners).add(found, x.t().contiguous().t(), slots, 0)
+        GpuRows(owners).add(expected, x, slots, 0)
+        assert torch.equal(found.cpu(), expected.cpu())
+        assert expected.cpu().any()
+
+
 class Nothing:
     """A kernel that computes nothing."""
 
@@ -187,3 +207,5 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     assert {each["name"] for each in compiled} == {"shrink", "expand", "attend", "combine"}
     assert all(each["tensor_cores"] for each in compiled if each["name"] != "combine")
     assert max(each["shared"] for each in compiled) <= SMALLEST_SHARED
+    anywhere = ([each["key"] for each in compiled if each["first"] == first] for first in (0, 1))
+    assert next(anywhere) == next(anywhere), "wherever a step's lists lie: else steps would wait for the compiler"

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine.gpu import attend, lora
 from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.model.base import load_base
 from mint_engine.model.modules import find_modules
@@ -149,6 +150,38 @@ async def test_a_base_that_kernels_fail_on_is_served_by_plain_torch(
     events = {line["event"]: line for line in lines}
     assert event in events
     assert events["pass_chosen"]["compute"] == "generic"
+
+
+class Noted:
+    """Notes in which forms a kernel is launched: each is compiled, which takes seconds."""
+
+    def __init__(self, kernel: Any, forms: set[tuple[str, Any]]) -> None:
+        self._kernel, self._forms = kernel, forms
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self._forms.add((self._kernel.fn.__name__, tuple(sorted(options.items()))))
+            self._kernel[grid](*args, **options)
+
+        return launch
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe"])
+async def test_no_request_waits_for_the_compiler(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All forms of kernels that requests need have been launched before the engine is ready."""
+    (base, adapters), forms = save(name, tmp_path), set[tuple[str, Any]]()
+    for module, kernel in ((lora, "shrink"), (lora, "expand"), (attend, "attend"), (attend, "combine")):
+        monkeypatch.setattr(module, kernel, Noted(getattr(module, kernel), forms))
+    monkeypatch.setattr(attend, "SPLIT", 64)
+    with standing_in():
+        async with running(base, adapters, device="cuda") as engine:
+            ready = set(forms)
+            long, short = [5 + at % 200 for at in range(70)], [5, 6, 7]
+            asked = [(long, ""), (long, "a"), (short, "a"), (short, "b"), (short, "c")]
+            await asyncio.gather(*(ask(engine, prompt, who, max_tokens=3) for prompt, who in asked))
+            await ask(engine, short, "a", max_tokens=3)
+    assert {form for form, _ in ready} == {"shrink", "expand", "attend", "combine"}
+    assert forms == ready
 
 
 @pytest.mark.usefixtures("plainly")

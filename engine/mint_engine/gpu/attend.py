@@ -4,7 +4,7 @@ A program computes the query heads of one key head, for one token of a decoding 
 with a running softmax (FlashAttention-2, arXiv 2307.08691). Long pasts of decoding requests are split among programs,
 at the same tokens whatever else is in the batch, and combined in order (Flash-Decoding).
 
-Letters in shapes: T rows, Q query heads, K key heads, D head size, P pages, n work items.
+Letters in shapes: T rows, Q query heads, K key heads, D head size, P pages, n work items, m decoding requests.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 
 from mint_engine.gpu.attend_kernels import attend, combine
-from mint_engine.gpu.lora import precision
 
 TOKENS = 64  # of a chunk, at most, in one item of work
 ROWS = 64  # most of a program: one for each token of a chunk and each query head of a key head
@@ -40,13 +39,14 @@ class Style(Protocol):
 class Work:
     """One step's work in layers with the same pages.
 
-    Items [n, 4] int64: first row, tokens, position of the first, index of its pages in `tables`.
+    Items [n, 5] int64: first row, tokens, position of the first, index of its pages in `tables`, and which split of
+    its past it reads. So a long past costs other requests nothing.
     """
 
-    chunks: torch.Tensor  # of at most `TOKENS` tokens each
+    chunks: torch.Tensor  # of at most `TOKENS` tokens each, which read all of their past
     decodes: torch.Tensor  # of one token each
+    decoding: torch.Tensor  # [m, 3] int64: a decoding request's row, its first item, how many it has
     tables: torch.Tensor  # int64
-    longest: int  # tokens that one of the decodes sees
 
     def attend(self, query: torch.Tensor, out: torch.Tensor, pool: torch.Tensor, style: Style) -> None:
         """Attention of query [Q, T, D] over a layer's pages [P, 2, K, page, D], into out [Q, T, D].
@@ -58,32 +58,31 @@ class Work:
             rows = max(FEWEST, min(ROWS, _QUERIES // _padded(query.shape[2])))
             self._launch(query, out, pool, style, self.chunks, tokens=max(1, rows // group), group=group)
         if self.decodes.shape[0]:
-            splits = -(-self.longest // SPLIT)
-            self._launch(query, out, pool, style, self.decodes, tokens=1, group=max(group, FEWEST), splits=splits)
+            self._launch(query, out, pool, style, self.decodes, tokens=1, group=max(group, FEWEST), most=1)
 
     def _launch(
         self, query: torch.Tensor, out: torch.Tensor, pool: torch.Tensor, style: Style, items: torch.Tensor, *,
-        tokens: int, group: int, splits: int = 0,
+        tokens: int, group: int, most: int = TOKENS,
     ) -> None:  # fmt: skip
         (queries, _, size), (keys, page), count = query.shape, pool.shape[2:4], items.shape[0]
-        padded, programs = max(16, _padded(size)), -(-TOKENS // tokens) if not splits else 1
+        padded, programs, requests = max(16, _padded(size)), -(-most // tokens), self.decoding.shape[0]
+        split = most == 1 and count > requests
         partial = weights = out  # not read
-        if splits > 1:
-            partial = torch.empty((count, queries, splits, size), dtype=torch.float32, device=out.device)
-            weights = torch.empty((count, queries, splits, 2), dtype=torch.float32, device=out.device)
+        if split:
+            partial = torch.empty((count, queries, size), dtype=torch.float32, device=out.device)
+            weights = torch.empty((count, queries, 2), dtype=torch.float32, device=out.device)
         sinks = out if style.sinks is None else style.sinks
         sunk = style.sinks is not None
-        attend[count * programs, keys, max(1, splits)](
+        attend[count * programs, keys](
             query, query.stride(0), query.stride(1), out, out.stride(0), out.stride(1), pool, items, self.tables,
-            sinks, partial, weights, splits, style.scale, style.cap or 1.0, style.window or 1, keys,
+            sinks, partial, weights, style.scale, style.cap or 1.0, style.window or 1, keys,
             queries=queries, group=queries // keys, size=size, tokens=tokens, programs=programs, padded_group=group,
             padded_size=padded, page_tokens=page, step=_step(padded * query.element_size()), split_tokens=SPLIT,
-            capped=style.cap is not None, windowed=style.window is not None, sunk=sunk, split=splits > 1,
-            precision=precision(query.dtype),
+            capped=style.cap is not None, windowed=style.window is not None, sunk=sunk, split=split,
         )  # fmt: skip
-        if splits > 1:
-            combine[count, queries](
-                out, out.stride(0), out.stride(1), items, sinks, partial, weights, splits, queries=queries, size=size,
+        if split:
+            combine[requests, queries](
+                out, out.stride(0), out.stride(1), self.decoding, sinks, partial, weights, queries=queries, size=size,
                 padded_size=padded, sunk=sunk,
             )  # fmt: skip
 

@@ -14,21 +14,22 @@ def _finish(total, peak, weight, sink):
     return total * (ratio / tl.where(below == 0.0, 1.0, below))[:, None]  # rows that are padding see nothing
 
 
-@triton.jit(do_not_specialize=["splits"])
+# A step's lists lie one after another, so where each begins is aligned in one step and not in the next.
+@triton.jit(do_not_specialize_on_alignment=["items", "tables"])
 def attend(
-    query, query_head, query_row, out, out_head, out_row, pool, items, tables, sinks, partial, weights, splits,
+    query, query_head, query_row, out, out_head, out_row, pool, items, tables, sinks, partial, weights,
     scale, cap, window, keys,
     queries: tl.constexpr, group: tl.constexpr, size: tl.constexpr, tokens: tl.constexpr, programs: tl.constexpr,
     padded_group: tl.constexpr, padded_size: tl.constexpr, page_tokens: tl.constexpr, step: tl.constexpr,
     split_tokens: tl.constexpr, capped: tl.constexpr, windowed: tl.constexpr, sunk: tl.constexpr,
-    split: tl.constexpr, precision: tl.constexpr,
+    split: tl.constexpr,
 ):  # fmt: skip
     """Attention of some of an item's tokens, for the query heads of one key head, over their past or one split."""
-    item, head, number = (tl.program_id(0) // programs).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    skipped = tl.program_id(0) % programs * tokens
-    first, position = tl.load(items + item * 4) + skipped, tl.load(items + item * 4 + 2) + skipped
-    count = tl.maximum(tl.minimum(tl.load(items + item * 4 + 1) - skipped, tokens), 0)
-    table = tables + tl.load(items + item * 4 + 3)
+    item, head = (tl.program_id(0) // programs).to(tl.int64), tl.program_id(1)
+    told, skipped = items + item * 5, tl.program_id(0) % programs * tokens
+    first, position = tl.load(told) + skipped, tl.load(told + 2) + skipped
+    count = tl.maximum(tl.minimum(tl.load(told + 1) - skipped, tokens), 0)
+    table = tables + tl.load(told + 3)
     m, d = tl.arange(0, tokens * padded_group), tl.arange(0, padded_size)
     token, member = m // padded_group, m % padded_group
     real = (token < count) & (member < group)
@@ -40,6 +41,7 @@ def attend(
     if windowed:
         begin = tl.maximum(position - window + 1, 0) // step * step
     if split:
+        number = tl.load(told + 4)
         begin = tl.maximum(begin, number * split_tokens)
         end = tl.minimum(end, (number + 1) * split_tokens)
     peak = tl.full([tokens * padded_group], float("-inf"), tl.float32)
@@ -51,7 +53,7 @@ def attend(
         page = tl.load(table + n // page_tokens, mask=n < end, other=0)
         place = page * (2 * keys * block) + head * block + n % page_tokens * size
         key = tl.load(pool + place[None] + d[:, None], mask=(n < end)[None] & (d < size)[:, None], other=0.0)
-        scores = tl.dot(rows, key, input_precision=precision) * scale
+        scores = tl.dot(rows, key, input_precision="ieee") * scale
         if capped:
             scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / cap) + 1.0))  # tanh
         visible = (n[None] <= seen[:, None]) & (n < end)[None]
@@ -65,10 +67,10 @@ def attend(
             pool + keys * block + place[:, None] + d[None], mask=(n < end)[:, None] & (d < size)[None], other=0.0
         )
         weight = weight * ratio + tl.sum(given, 1)
-        total = tl.dot(given.to(value.dtype), value, total * ratio[:, None], input_precision=precision)
+        total = tl.dot(given.to(value.dtype), value, total * ratio[:, None], input_precision="ieee")
         peak = highest
     if split:  # one token
-        cell = (item * queries + query_of) * splits + number
+        cell = item * queries + query_of
         tl.store(partial + cell[:, None] * size + d[None], total, mask=real[:, None] & (d < size)[None])
         tl.store(weights + cell * 2, peak, mask=real)
         tl.store(weights + cell * 2 + 1, weight, mask=real)
@@ -82,20 +84,20 @@ def attend(
         tl.store(into, found.to(out.dtype.element_ty), mask=real[:, None] & (d < size)[None])
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize_on_alignment=["decoding"])
 def combine(
-    out, out_head, out_row, items, sinks, partial, weights, splits,
+    out, out_head, out_row, decoding, sinks, partial, weights,
     queries: tl.constexpr, size: tl.constexpr, padded_size: tl.constexpr, sunk: tl.constexpr,
 ):  # fmt: skip
     """Combine the splits of one row and query head, in order."""
-    item, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row, d = tl.load(items + item * 4), tl.arange(0, padded_size)
-    first = (item * queries + head) * splits
+    told, head = decoding + tl.program_id(0).to(tl.int64) * 3, tl.program_id(1)
+    row, first, splits = tl.load(told), tl.load(told + 1), tl.load(told + 2)
+    d = tl.arange(0, padded_size)
     peak = tl.full([1], float("-inf"), tl.float32)
     weight = tl.zeros([1], tl.float32)
     total = tl.zeros([1, padded_size], tl.float32)
     for number in range(splits):
-        cell = first + number
+        cell = (first + number) * queries + head
         own = tl.load(weights + cell * 2)
         some = tl.load(partial + cell * size + d, mask=d < size, other=0.0)
         highest = tl.maximum(peak, own)

@@ -36,11 +36,13 @@ class GpuRows:
     def add(self, y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int) -> None:
         """Add every row's adapter to y [T, out], in place, from the input x [T, in] of the `module`-th module.
 
-        Rows of x and y may be columns of wider tensors.
+        Rows of y may be columns of a wider tensor; those of x, of any.
         """
         (rows, width), height, most = x.shape, y.shape[1], slots.max_rank
-        assert x.stride(1) == y.stride(1) == 1  # noqa: S101 - by all callers
-        tile, ranks, pieces = 1 if rows <= FEW else TILE, most_ranks(most), -(-width // PIECE)
+        assert y.stride(1) == 1  # noqa: S101 - by all callers
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        tile, ranks, pieces = tile_of(rows), most_ranks(most), -(-width // PIECE)
         middle = torch.empty((pieces, rows, most), dtype=torch.float32, device=x.device)
         experts = self.slots if self.experts is None else self.experts
         common = (
@@ -54,7 +56,6 @@ class GpuRows:
             "padded": TILE,
             "ranks": ranks,
             "aligned": slots.alignment,
-            "precision": precision(slots.dtype),
         }
         tiles = -(-rows // tile)
         shrink[tiles, -(-most // ranks), pieces](
@@ -65,11 +66,11 @@ class GpuRows:
         )
 
 
+def tile_of(rows: int) -> int:
+    """Return how many rows a program takes of so many: each number has programs of its own."""
+    return 1 if rows <= FEW else TILE
+
+
 def most_ranks(most: int) -> int:
     """Return how many ranks a program multiplies at once, if slots take `most`."""
     return min(RANKS, max(16, 1 << (most - 1).bit_length()))
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Return how products of that type are computed: float32 in full, although tensor cores would be faster."""
-    return "ieee" if dtype == torch.float32 else "tf32"

@@ -32,11 +32,12 @@ def _turn_of(slots, experts, row, turn, rows, stacked: tl.constexpr):
     return slot, expert, begins
 
 
-@triton.jit(do_not_specialize=["rows", "module"])
+# A step's lists lie one after another, so where each begins is aligned in one step and not in the next.
+@triton.jit(do_not_specialize=["rows", "module"], do_not_specialize_on_alignment=["slots", "experts"])
 def shrink(
     x, x_stride, middle, slots, experts, rows, memory, memory_stride, parts, modules, module, width,
     most: tl.constexpr, stacked: tl.constexpr, tile: tl.constexpr, padded: tl.constexpr, ranks: tl.constexpr,
-    inputs: tl.constexpr, piece: tl.constexpr, aligned: tl.constexpr, precision: tl.constexpr,
+    inputs: tl.constexpr, piece: tl.constexpr, aligned: tl.constexpr,
 ):  # fmt: skip
     """middle [pieces, T, R] = x A^T of a tile's rows, for some ranks and one piece of the inputs."""
     rank_0, number = tl.program_id(1) * ranks, tl.program_id(2)
@@ -61,17 +62,16 @@ def shrink(
                     weights = tl.load(
                         a + r[None] * width + k[:, None], mask=(r < rank)[None] & (k < width)[:, None], other=0.0
                     )
-                    total = tl.dot(own, weights, total, input_precision=precision)
+                    total = tl.dot(own, weights, total, input_precision="ieee")
                 into = middle + (number.to(tl.int64) * rows + row)[:, None] * most + r[None]
                 tl.store(into, total, mask=run[:, None] & (r < rank)[None])
 
 
-@triton.jit(do_not_specialize=["rows", "module", "pieces"])
+@triton.jit(do_not_specialize=["rows", "module", "pieces"], do_not_specialize_on_alignment=["slots", "experts"])
 def expand(
     y, y_stride, middle, slots, experts, rows, memory, memory_stride, parts, modules, module, width, height,
     pieces, most: tl.constexpr, count: tl.constexpr, stacked: tl.constexpr, tile: tl.constexpr,
     padded: tl.constexpr, ranks: tl.constexpr, outputs: tl.constexpr, aligned: tl.constexpr,
-    precision: tl.constexpr,
 ):  # fmt: skip
     """y [T, out] += middle * scaling * B of a tile's rows, for some outputs of a module of `count` experts."""
     column = tl.program_id(1) * outputs + tl.arange(0, outputs)
@@ -99,7 +99,7 @@ def expand(
                         mask=(r < rank)[:, None] & (column < height)[None],
                         other=0.0,
                     )
-                    total = tl.dot((inner * scaling).to(weights.dtype), weights, total, input_precision=precision)
+                    total = tl.dot((inner * scaling).to(weights.dtype), weights, total, input_precision="ieee")
                 into = y + row[:, None] * y_stride + column[None]
                 mask = run[:, None] & (column < height)[None]
                 found = tl.load(into, mask=mask, other=0.0).to(tl.float32)

@@ -216,6 +216,7 @@ class Forward:
     def _tried(self, expected: torch.Tensor) -> float:
         """As `_difference`; infinite if the kernels for GPUs cannot be launched on this base's shapes."""
         try:
+            self._rehearse()
             return self._difference(expected)
         except torch.OutOfMemoryError:
             raise
@@ -224,6 +225,15 @@ class Forward:
                 raise
             _log.warning("gpu_kernels_unavailable", architecture=self.base.architecture, why=str(error))
             return math.inf
+
+    def _rehearse(self) -> None:
+        """Compute steps for which other kernels for GPUs are compiled than for the probe: then no request waits."""
+        for rows, position in self._pass.rehearsals if isinstance(self._pass, Generic) else ():
+            if not self.base.context_length or position < self.base.context_length:
+                pages = [NULL_PAGE] * pages_for(position + 1)
+                others = [pages] * (len(self.cache.groups.windows) - 1)
+                self.run([0] * rows, [Span(row, 1, position, pages, NO_SLOT, others) for row in range(rows)], [0])
+                self.wipe([NULL_PAGE])
 
     def _difference(self, expected: torch.Tensor) -> float:
         """Return how far the probe's logits, in two chunks and a single token, are from the expected ones."""

@@ -39,6 +39,7 @@ class Generic:
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
         self._gpu = find_gpu_kernels(base.dtype, base.device) if gpu else None
+        self._forms = set[int]()  # of kernels for GPUs that add adapters: those that have been launched
         self._group = group
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)
         if group is not None:
@@ -56,6 +57,11 @@ class Generic:
     def uses_gpu_kernels(self) -> bool:
         """Whether own kernels for GPUs compute in the modules."""
         return self._gpu is not None
+
+    @property
+    def rehearsals(self) -> Sequence[tuple[int, int]]:
+        """Rows of steps and their position, for which other kernels are compiled than for a short prompt's."""
+        return self._gpu.rehearsals if self._gpu is not None else ()
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; with several ranks, only the first gets all of the logits."""
@@ -84,9 +90,16 @@ class Generic:
         return logits if self._group is None else self._group.gather(logits)
 
     def _owners(self, spans: Sequence[Span]) -> list[int]:
-        """Return each row's slot for kernels on a GPU; nothing if there are none, or no row has an adapter."""
-        if self._gpu is None or not with_adapters(merge_spans(spans), self._slots):
+        """Return each row's slot for kernels on a GPU; nothing if these need not be launched.
+
+        If no row has an adapter, they are launched only to be compiled, by this base's first steps.
+        """
+        if self._gpu is None:
             return []
+        form = self._gpu.form(sum(span.length for span in spans))
+        if form in self._forms and not with_adapters(merge_spans(spans), self._slots):
+            return []
+        self._forms.add(form)
         filled = self._slots.filled
         slots = (span.slot if span.slot != NO_SLOT and filled[span.slot] else NO_SLOT for span in spans)
         return [slot for slot, span in zip(slots, spans, strict=True) for _ in range(span.length)]

@@ -139,7 +139,7 @@ def _plan_group(
     ]
     if kernels is not None and isinstance(cache, KvCache):
         found, *work = lists_on(device, places, *kernels.lists(spans))
-        return PagedAttention(cache, found, (), (), kernels.work(spans, work))
+        return PagedAttention(cache, found, (), (), kernels.work(work))
     singles = [span for span in spans if span.length == 1]
     groups = list(_alike(singles, READ_BYTES // cache.pool[0, 0].nbytes))
     chunks = [span for span in spans if span.length > 1]
