@@ -137,6 +137,7 @@ async def test_what_is_checked_before_is_what_is_on_the_gpu_then(
     base = save_base(tmp_path / "base")
     settings = settings_for(base, device="cuda")
     async with running(base, device="cuda"):
+        gc.collect()
         taken = device.allocated
     gc.collect()
     device.memory = int(taken * 0.9)
