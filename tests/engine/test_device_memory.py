@@ -29,6 +29,12 @@ from tests.waiting import until
 MEMORY, OTHERS = 1000 << 20, 200 << 20
 
 
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted programs take a millisecond each: let one take many rows."""
+    monkeypatch.setattr("mint_engine.gpu.lora.FEW", 1)
+
+
 @pytest.fixture
 def device() -> Iterator[Seen]:
     with standing_in() as seen:
@@ -129,11 +135,8 @@ def test_a_base_that_does_not_fit_is_refused_before_its_weights_are_read(device:
     assert "4 MiB for the cache), and cuda:0 has 5 MiB of 8 MiB free; use larger GPUs" in str(refused.value)
 
 
-async def test_what_is_checked_before_is_what_is_on_the_gpu_then(
-    device: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_checked_before_is_what_is_on_the_gpu_then(device: Seen, tmp_path: Path) -> None:
     """Weights, slots and cache, but for the small tensors beside them."""
-    monkeypatch.setattr("mint_engine.gpu.lora.FEW", 1)  # or many programs would have to be interpreted
     base = save_base(tmp_path / "base")
     settings = settings_for(base, device="cuda")
     async with running(base, device="cuda"):
