@@ -14,6 +14,17 @@ def _finish(total, peak, weight, sink):
     return total * (ratio / tl.where(below == 0.0, 1.0, below))[:, None]  # rows that are padding see nothing
 
 
+@triton.jit
+def _visible(scores, n, seen, end, cap, window, capped: tl.constexpr, windowed: tl.constexpr):
+    """Return the scores of rows that see up to positions `seen` [m, 1], -inf for other positions of n [1, N]."""
+    if capped:
+        scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / cap) + 1.0))  # tanh
+    visible = (n <= seen) & (n < end)
+    if windowed:
+        visible = visible & (n > seen - window)
+    return tl.where(visible, scores, float("-inf"))
+
+
 # A step's lists lie one after another, so where each begins is aligned in one step and not in the next.
 @triton.jit(do_not_specialize_on_alignment=["items", "tables"])
 def attend(
@@ -54,12 +65,7 @@ def attend(
         place = page * (2 * keys * block) + head * block + n % page_tokens * size
         key = tl.load(pool + place[None] + d[:, None], mask=(n < end)[None] & (d < size)[:, None], other=0.0)
         scores = tl.dot(rows, key, input_precision="ieee") * scale
-        if capped:
-            scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / cap) + 1.0))  # tanh
-        visible = (n[None] <= seen[:, None]) & (n < end)[None]
-        if windowed:
-            visible = visible & (n[None] > seen[:, None] - window)
-        scores = tl.where(visible, scores, float("-inf"))
+        scores = _visible(scores, n[None], seen[:, None], end, cap, window, capped, windowed)
         highest = tl.maximum(peak, tl.max(scores, 1))
         shift = tl.where(highest == float("-inf"), 0.0, highest)
         given, ratio = tl.exp(scores - shift[:, None]), tl.exp(peak - shift)
