@@ -43,8 +43,7 @@ def attend(
     table = tables + tl.load(told + 3)
     m, d = tl.arange(0, tokens * padded_group), tl.arange(0, padded_size)
     token, member = m // padded_group, m % padded_group
-    real = (token < count) & (member < group)
-    query_of = head * group + member
+    real, query_of = (token < count) & (member < group), head * group + member
     at = query + query_of[:, None] * query_head + (first + token)[:, None] * query_row + d[None]
     rows = tl.load(at, mask=real[:, None] & (d < size)[None], other=0.0)
     seen = position + token  # the last position that each row sees
