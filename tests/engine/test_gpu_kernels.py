@@ -24,7 +24,7 @@ from mint_engine.model.attention import Style, attend_planned
 from mint_engine.model.cache import KvCache
 from mint_engine.model.paged import Span, plan_attention
 from mint_engine.residency.slots import NO_SLOT, Slots
-from tests.engine.device_double import CUDA, standing_in
+from tests.engine.device_double import CUDA, Silent, standing_in
 from tests.engine.made import Delta, pack, unpack
 
 PLAIN, WIDE, STACK = Module("plain", 12, 20), Module("wide", 1100, 8), Module("stack", 20, 12, experts=3)
@@ -178,19 +178,12 @@ def test_inputs_may_be_columns_of_a_transposed_tensor() -> None:
         assert expected.cpu().any()
 
 
-class Nothing:
-    """A kernel that computes nothing."""
-
-    def __getitem__(self, _: Any) -> Any:
-        return lambda *_, **__: None
-
-
 def test_kernels_are_used_if_they_compute_what_plain_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
     find_gpu_kernels.cache_clear()
     with standing_in():
         assert find_gpu_kernels(torch.float32, CUDA) is not None
         assert find_gpu_kernels(torch.float32, torch.device("cpu")) is None
-        monkeypatch.setattr(lora, "expand", Nothing())
+        monkeypatch.setattr(lora, "expand", Silent())
         with pytest.raises(UnsupportedBase, match=r"rows with adapters in torch.float32 on cuda:0: differs"):
             prove(GpuKernels(), torch.float32, CUDA)
         find_gpu_kernels.cache_clear()

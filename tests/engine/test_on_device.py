@@ -25,7 +25,7 @@ from mint_engine.model.modules import find_modules
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.engine.device_double import CUDA, Seen, standing_in
+from tests.engine.device_double import CUDA, Seen, Silent, standing_in
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.quantised import LAYOUTS, save_float8
 from tests.engine.running import Answer, Running, ask, running
@@ -122,13 +122,6 @@ class Refused:
             raise RuntimeError("out of resource: shared memory")
 
         return launch
-
-
-class Silent:
-    """A kernel that computes nothing."""
-
-    def __getitem__(self, _: Any) -> Any:
-        return lambda *_, **__: None
 
 
 @pytest.mark.parametrize(

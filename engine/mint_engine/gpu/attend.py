@@ -8,11 +8,12 @@ Letters in shapes: T rows, Q query heads, K key heads, D head size, P pages, n w
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+from triton import next_power_of_2
 
 from mint_engine.gpu.attend_kernels import attend, combine
+from mint_engine.model.attention import Style
 
 TOKENS = 64  # of a chunk, at most, in one item of work
 ROWS = 64  # most of a program: one for each token of a chunk and each query head of a key head
@@ -20,19 +21,6 @@ _QUERIES = 1 << 14  # numbers of a program's queries, at most: they stay in a pr
 FEWEST = 16  # rows that tensor cores multiply
 SPLIT = 512  # tokens of a decoding request's past that one program reads
 _STEP_BYTES = 1 << 14  # of keys that a program reads at once
-
-
-class Style(Protocol):
-    """How scores become weights, see `mint_engine.model.attention`."""
-
-    @property
-    def scale(self) -> float: ...  # noqa: D102
-    @property
-    def window(self) -> int | None: ...  # noqa: D102
-    @property
-    def cap(self) -> float | None: ...  # noqa: D102
-    @property
-    def sinks(self) -> torch.Tensor | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -53,9 +41,9 @@ class Work:
 
         Each row sees its own past and itself, which are in the pages already.
         """
-        group = _padded(query.shape[0] // pool.shape[2])
+        group = next_power_of_2(query.shape[0] // pool.shape[2])
         if self.chunks.shape[0]:
-            rows = max(FEWEST, min(ROWS, _QUERIES // _padded(query.shape[2])))
+            rows = max(FEWEST, min(ROWS, _QUERIES // next_power_of_2(query.shape[2])))
             self._launch(query, out, pool, style, self.chunks, tokens=max(1, rows // group), group=group)
         if self.decodes.shape[0]:
             self._launch(query, out, pool, style, self.decodes, tokens=1, group=max(group, FEWEST), most=1)
@@ -65,7 +53,7 @@ class Work:
         tokens: int, group: int, most: int = TOKENS,
     ) -> None:  # fmt: skip
         (queries, _, size), (keys, page), count = query.shape, pool.shape[2:4], items.shape[0]
-        padded, programs, requests = max(16, _padded(size)), -(-most // tokens), self.decoding.shape[0]
+        padded, programs, requests = max(16, next_power_of_2(size)), -(-most // tokens), self.decoding.shape[0]
         split = most == 1 and count > requests
         partial = weights = out  # not read
         if split:
@@ -85,10 +73,6 @@ class Work:
                 out, out.stride(0), out.stride(1), self.decoding, sinks, partial, weights, queries=queries, size=size,
                 padded_size=padded, sunk=sunk,
             )  # fmt: skip
-
-
-def _padded(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def _step(row_bytes: int) -> int:

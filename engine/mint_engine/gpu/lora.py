@@ -15,6 +15,7 @@ Letters in shapes: S slots, M modules, T rows, E experts, r rank, R the largest 
 from dataclasses import dataclass
 
 import torch
+from triton import next_power_of_2
 
 from mint_engine.gpu.lora_kernels import expand, shrink
 from mint_engine.residency.slots import Slots
@@ -73,4 +74,5 @@ def tile_of(rows: int) -> int:
 
 def most_ranks(most: int) -> int:
     """Return how many ranks a program multiplies at once, if slots take `most`."""
-    return min(RANKS, max(16, 1 << (most - 1).bit_length()))
+    padded: int = next_power_of_2(most)
+    return min(RANKS, max(16, padded))

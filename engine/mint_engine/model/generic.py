@@ -12,7 +12,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
 from mint_engine.model.device import lists_on
 from mint_engine.model.expert_lora import ExpertRows, plan_experts
-from mint_engine.model.lora import merge_spans, sort_rows, with_adapters, work_items
+from mint_engine.model.lora import Segment, merge_spans, sort_rows, with_adapters, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
 from mint_engine.model.paged import Span, plan_attention
 from mint_engine.parallel.group import Group
@@ -67,10 +67,11 @@ class Generic:
         """As `Forward.run`, in the base's dtype; with several ranks, only the first gets all of the logits."""
         device, current = self._base.device, self._current
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
-        owners = self._owners(spans)
+        segments = merge_spans(spans)
+        owners = self._owners(segments, len(tokens))
         numbers, places, kept, slots = lists_on(device, tokens, positions, keep, owners)
         try:
-            self._plan_adapters(spans, len(tokens), slots if owners else None)
+            self._plan_adapters(segments, len(tokens), slots if owners else None)
             if self._routed:
                 current.routes = [] if self._cache.routes is not None else None
             current.paged = paged = plan_attention(spans, self._cache, device, self._gpu)
@@ -89,24 +90,25 @@ class Generic:
         logits: torch.Tensor = output.logits[0]
         return logits if self._group is None else self._group.gather(logits)
 
-    def _owners(self, spans: Sequence[Span]) -> list[int]:
+    def _owners(self, segments: Sequence[Segment], rows: int) -> list[int]:
         """Return each row's slot for kernels on a GPU; nothing if these need not be launched.
 
         If no row has an adapter, they are launched only to be compiled, by this base's first steps.
         """
         if self._gpu is None:
             return []
-        form = self._gpu.form(sum(span.length for span in spans))
-        if form in self._forms and not with_adapters(merge_spans(spans), self._slots):
+        form, tenants = self._gpu.form(rows), with_adapters(segments, self._slots)
+        if form in self._forms and not tenants:
             return []
         self._forms.add(form)
-        filled = self._slots.filled
-        slots = (span.slot if span.slot != NO_SLOT and filled[span.slot] else NO_SLOT for span in spans)
-        return [slot for slot, span in zip(slots, spans, strict=True) for _ in range(span.length)]
+        owners = [NO_SLOT] * rows
+        for each in tenants:
+            owners[each.start : each.start + each.length] = [each.slot] * each.length
+        return owners
 
-    def _plan_adapters(self, spans: Sequence[Span], rows: int, owners: torch.Tensor | None) -> None:
+    def _plan_adapters(self, segments: Sequence[Segment], rows: int, owners: torch.Tensor | None) -> None:
         """Plan which adapters are added to a step's rows, and by what."""
-        current, segments = self._current, merge_spans(spans)
+        current = self._current
         if self._gpu is not None:
             if owners is not None:
                 current.rows = self._gpu.rows(owners)
