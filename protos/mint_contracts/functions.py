@@ -156,15 +156,20 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     try:
         answer = await send()
     except (RedisError, OSError, TimeoutError) as error:
-        if isinstance(error, ResponseError) and not (isinstance(error, (ReadOnlyError, AskError)) or _denies(error)):
-            raise
         failure = error
     # redis-py uses asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives as it finishes.
     if task and task.cancelling() > cancelled:
         raise asyncio.CancelledError
+    if isinstance(failure, ResponseError) and not _unavailable(failure):
+        raise failure
     if failure is not None:
         raise MapUnavailable("placement map", _message(failure), retry_after_s=RETRY_AFTER_S) from failure
     return answer
+
+
+def _unavailable(failure: ResponseError) -> bool:
+    """Whether this answer refuses whoever asks, or asks here, and not the command itself."""
+    return isinstance(failure, (ReadOnlyError, AskError)) or _denies(failure)
 
 
 def _denies(failure: Exception) -> bool:

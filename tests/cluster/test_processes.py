@@ -11,6 +11,7 @@ import pytest
 
 from e2e.cluster.native.processes import child_of, detach, end, identify
 from e2e.cluster.native.supervise import BACKOFF_S, pause
+from tests.waiting import block_until
 
 
 @pytest.fixture
@@ -62,11 +63,13 @@ def test_pauses_grow_to_a_limit_and_are_spread() -> None:
 def test_a_detached_program_has_its_log_and_none_of_the_files_that_its_caller_was_given(tmp_path: Path) -> None:
     lock, log = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR), tmp_path / "log"
     os.set_inheritable(lock, True)  # as a shell leaves it in `exec 9>lock; flock 9; make demo`
-    pid = detach(["sleep", "60"], log)
+    code = "import time; print('started', flush=True); time.sleep(60)"
+    pid = detach([sys.executable, "-c", code], log)
     os.close(lock)
     process = identify(pid)
     assert process is not None
     try:
+        block_until(lambda: log.read_text() == "started\n")  # and has closed the files that it was loaded from
         opened = {each.name: os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
         assert [opened[each] for each in "012"] == [os.devnull, str(log), str(log)]
         assert str(tmp_path / "lock") not in opened.values()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -130,13 +130,22 @@ async def test_a_redis_that_accepts_but_never_answers_is_given_up_in_time() -> N
         await redis.aclose()
 
 
-async def test_a_task_that_is_cancelled_in_a_redis_call_ends(redis_client: Redis) -> None:
+CALLS: dict[str, Callable[[Redis], Awaitable[object]]] = {
+    "one that is answered": lambda redis: MapReader(redis).bases(),
+    "one that Redis refuses": load,  # since it has these functions
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_task_that_is_cancelled_in_a_redis_call_ends(
+    redis_client: Redis, call: Callable[[Redis], Awaitable[object]]
+) -> None:
     """redis-py sends through asyncio.wait_for, which before Python 3.12 can swallow the cancellation."""
-    reader = MapReader(redis_client)
+    await load(redis_client)
 
     async def follow() -> None:
         while True:
-            await reader.bases()
+            await call(redis_client)
 
     for steps in range(60):
         following = asyncio.create_task(follow())
