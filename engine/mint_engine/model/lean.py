@@ -28,7 +28,7 @@ from mint_engine.kernels.structs import (
 )
 from mint_engine.model.cache import Cache
 from mint_engine.model.head_layers import CHUNK_TOKENS
-from mint_engine.model.lean_layers import MOST_TARGETS, Layer, Llama, latent_queries
+from mint_engine.model.lean_layers import MAX_FUSED_MODULES, Layer, Llama, latent_queries
 from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
@@ -132,7 +132,7 @@ class Lean:
             hidden, latent = llama.embedding.shape[1], llama.layers[0].latent
             widths = [_widths(layer) for layer in llama.layers]
             wide, narrow = max(hidden, *(wide for wide, _ in widths)), max(narrow for _, narrow in widths)
-            middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
+            middle = MAX_FUSED_MODULES * -(-self._slots.max_rank // 2) * 2
             own = (torch.float32, wide), (torch.float32, middle)  # for what adapters add
             dtype = llama.embedding.dtype
             others = (dtype, latent.width if latent else 0), (torch.int32, latent.top_k if latent else 0)

@@ -41,7 +41,7 @@ from mint_engine.parallel.shares import Share
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
-MOST_TARGETS = 4  # most modules that are fused into one linear map
+MAX_FUSED_MODULES = 4  # most modules that are fused into one linear map
 
 
 @dataclass(frozen=True)
