@@ -27,11 +27,11 @@ from mint_engine.kernels.structs import (
     workspace_struct,
 )
 from mint_engine.model.cache import Cache
+from mint_engine.model.expert_buffers import NO_PAIRS, ExpertBuffers
 from mint_engine.model.head_layers import CHUNK_TOKENS
 from mint_engine.model.lean_layers import MAX_FUSED_MODULES, Layer, Llama, latent_queries
 from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
-from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
 from mint_engine.parallel.shared_memory import Meeting
 from mint_engine.residency.arrival import Arrival, NotArrived
@@ -75,7 +75,7 @@ class Lean:
         self._buffers: tuple[torch.Tensor, ...] = ()
         self._logits = llama.embedding.new_empty((0, llama.head.out_features))
         experts = [layer.experts for layer in llama.layers if layer.experts is not None]
-        self._mixture = Mixture(experts, cache) if experts else None
+        self._expert_buffers = ExpertBuffers(experts, cache) if experts else None
         self._targets = llama.targets
         self.name = f"lean ({kernels.variant})"
 
@@ -87,8 +87,8 @@ class Lean:
         kept = torch.tensor(keep)
         ids = embedded(torch.tensor(tokens), self._llama.placeholders)
         logits, own = self._logits_for(len(keep))
-        mixture = self._mixture
-        paired = mixture.buffers_for(len(tokens)) if mixture is not None else NO_PAIRS
+        buffers = self._expert_buffers
+        paired = buffers.pairs_for(len(tokens)) if buffers is not None else NO_PAIRS
         needed = self._needed(spans[0].slot) if arrival is not None else None
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
@@ -103,8 +103,8 @@ class Lean:
             raise NotArrived
         if meeting is not None:
             meeting.check()
-        if mixture is not None:
-            mixture.keep(planned.places[0])
+        if buffers is not None:
+            buffers.keep_routes(planned.places[0])
         return logits
 
     def _needed(self, slot: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ class Pairs:
 NO_PAIRS = Pairs(None, None, ())
 
 
-class Mixture:
+class ExpertBuffers:
     """The buffers of one base, whose layers all have experts of the same number and size."""
 
     def __init__(self, layers: Sequence[Experts], cache: Cache) -> None:
@@ -37,7 +37,7 @@ class Mixture:
         self._buffers: tuple[torch.Tensor, ...] = ()
         self._routes = torch.empty(0)
 
-    def buffers_for(self, rows: int) -> Pairs:
+    def pairs_for(self, rows: int) -> Pairs:
         """Return the buffers for a step of `rows` rows; they are kept between steps, like those of the pass."""
         pairs = rows * self._top_k
         if not self._buffers or self._buffers[0].shape[0] < pairs:
@@ -45,7 +45,7 @@ class Mixture:
         self._routes = torch.empty((self._layers, rows, self._top_k), dtype=torch.int32)
         return Pairs(self._routes, torch.empty((rows, self._top_k)), self._buffers)
 
-    def keep(self, places: torch.Tensor) -> None:
+    def keep_routes(self, places: torch.Tensor) -> None:
         """Store the routes of the step's tokens at their token places [T], if routes are kept."""
         if self._cache is not None:
             self._cache.write(places, self._routes.unbind())
