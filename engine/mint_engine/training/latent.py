@@ -19,8 +19,8 @@ from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.training.batch import Batch
-from mint_engine.training.choosing import Indexer, as_halves, choose
 from mint_engine.training.kernels import Heads, TopKMask, TrainingKernels, Trees
+from mint_engine.training.lean_indexer import Indexer, as_halves, choose
 from mint_engine.training.products import Product, Rows, Saved, multiply, multiply_back
 
 DEEP = 32  # numbers of a head that the kernels' matrix registers take at once

@@ -44,9 +44,9 @@ from mint_engine.model.llama_like import (
 from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.model.numerics import LayerNorms, Numerics, norm_of, norms_of, read_numerics
 from mint_engine.parallel.shares import Cut, Share
-from mint_engine.training.choosing import Indexer
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
+from mint_engine.training.lean_indexer import Indexer
 from mint_engine.training.products import Product, Target
 
 
