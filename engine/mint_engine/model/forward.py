@@ -258,7 +258,7 @@ def choose_pass(base: Base, slots: Slots, cache: Cache, *, peers: Peers | None, 
 
 
 def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean | None:
-    if peers is not None and peers.meeting is None:
+    if peers is not None and peers.memory is None:
         _log.info("lean_pass_unavailable", why="its ranks meet in memory, and these are on several nodes")
         return None
     kernels = find_kernels(base.dtype, base.device)
@@ -271,4 +271,4 @@ def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean |
     except Unlike as why:
         _log.info("lean_pass_unavailable", architecture=base.architecture, why=str(why))
         return None
-    return Lean(llama, kernels, slots, cache, peers.meeting if peers else None)
+    return Lean(llama, kernels, slots, cache, peers.memory if peers else None)

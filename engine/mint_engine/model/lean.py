@@ -33,7 +33,7 @@ from mint_engine.model.lean_layers import MAX_FUSED_MODULES, Layer, Llama, laten
 from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.paged import Span
-from mint_engine.parallel.shared_memory import Meeting
+from mint_engine.parallel.shared_memory import SharedMemory
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots
 
@@ -58,10 +58,10 @@ class Lean:
     """A base with its slots and cache. Pages of keys and values are laid out in pairs, as the kernels expect."""
 
     def __init__(
-        self, llama: Llama, kernels: Kernels, slots: Slots, cache: Cache, meeting: Meeting | None = None
+        self, llama: Llama, kernels: Kernels, slots: Slots, cache: Cache, shared: SharedMemory | None = None
     ) -> None:
-        """`meeting` is where this rank meets the others; `llama` and `slots` are then its shares."""
-        self._llama, self._kernels, self._slots, self._meeting = llama, kernels, slots, meeting
+        """`shared` is the memory that ranks share; `llama` and `slots` are then its shares."""
+        self._llama, self._kernels, self._slots, self._shared = llama, kernels, slots, shared
         layers = [
             _layer_struct(layer, cache.of(at), cache.groups.places[at][0]) for at, layer in enumerate(llama.layers)
         ]
@@ -97,12 +97,12 @@ class Lean:
             logits.shape[1], address(paired.routes), address(paired.weights),
             arrival_struct(arrival, needed, PATIENCE_S),
         )  # fmt: skip
-        workspace, meeting = workspace_struct(self._workspace(len(tokens)), paired.buffers), self._meeting
-        peers = meeting.struct if meeting else None
+        workspace, shared = workspace_struct(self._workspace(len(tokens)), paired.buffers), self._shared
+        peers = shared.struct if shared else None
         if not self._kernels.run(self._base, slots_struct(self._slots), step, workspace, peers):
             raise NotArrived
-        if meeting is not None:
-            meeting.check()
+        if shared is not None:
+            shared.check()
         if buffers is not None:
             buffers.keep_routes(planned.places[0])
         return logits
@@ -115,15 +115,15 @@ class Lean:
 
     def _logits_for(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All logits [rows, V], and the columns that are computed here. The next step overwrites them."""
-        if self._meeting is None:
+        if self._shared is None:
             logits = self._logits[:rows]
             if len(logits) < rows:
                 logits = self._logits.new_empty((rows, self._logits.shape[1]))
                 if logits.nbytes <= _KEPT_LOGITS_BYTES:
                     self._logits = logits
             return logits, logits
-        logits = self._meeting.logits[:rows]
-        return logits, logits[:, slice(*self._meeting.share.vocabulary)]
+        logits = self._shared.logits[:rows]
+        return logits, logits[:, slice(*self._shared.share.vocabulary)]
 
     def _workspace(self, rows: int) -> tuple[torch.Tensor, ...]:
         """A step's working memory, kept between steps: fresh memory costs more than using it."""

@@ -17,7 +17,7 @@ from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.shard import shard_head
 from mint_engine.parallel.shared import SharedGroup
-from mint_engine.parallel.shared_memory import Extent, Meeting
+from mint_engine.parallel.shared_memory import Extent, SharedMemory
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
 
@@ -74,8 +74,8 @@ def join(member: Member, files: Files, rows: int, threads: int, wire: Wire | Non
     if wire is not None:
         return Peers(DistributedGroup(share, Gloo(wire) if on_cpu else Nccl(lambda _: store_on(wire))))
     extent = extent_of(member, rows, threads)
-    kernels = Meeting(files.memory, extent, share)
+    kernels = SharedMemory(files.memory, extent, share)
     if not on_cpu:
         return Peers(DistributedGroup(share, Nccl(store_in(files.group))), kernels, (kernels,))
-    torchs = Meeting(files.group, extent, share)
+    torchs = SharedMemory(files.group, extent, share)
     return Peers(SharedGroup(torchs), kernels, (kernels, torchs))

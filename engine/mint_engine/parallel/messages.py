@@ -35,7 +35,7 @@ class Wire(msgspec.Struct, frozen=True, array_like=True):
 
     host: str  # the leader, as the rank's own node reaches it
     port: int
-    name: str  # the unique, secret name of this meeting
+    name: str  # the unique, secret name of this rendezvous
     address: str  # of the rank's own node, for the others
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.shared_memory import Meeting
+from mint_engine.parallel.shared_memory import SharedMemory
 from mint_engine.parallel.shares import Share
 
 
@@ -16,8 +16,8 @@ class Peers:
     """
 
     group: Group
-    meeting: Meeting | None = None  # None: on several nodes, which share no memory
-    meetings: tuple[Meeting, ...] = ()  # all meetings, the group's included
+    memory: SharedMemory | None = None  # own kernels'; None: on several nodes, which share none
+    memories: tuple[SharedMemory, ...] = ()  # all of this rank's, the group's included
 
     @property
     def share(self) -> Share:
@@ -26,10 +26,10 @@ class Peers:
 
     @property
     def broken(self) -> bool:
-        """See `Meeting`."""
-        return any(each.broken for each in self.meetings)
+        """See `SharedMemory`."""
+        return any(each.broken for each in self.memories)
 
     def end(self) -> None:
         """End all waiting between ranks, for good."""
-        for each in self.meetings:
+        for each in self.memories:
             each.end()

@@ -53,7 +53,7 @@ class Extent:
         return self.logits_at + _whole_pages(self.rows * self.vocabulary * self.dtype.itemsize)
 
 
-class Meeting:
+class SharedMemory:
     """One rank's view of the memory."""
 
     def __init__(self, descriptor: int, extent: Extent, share: Share, patience_s: float = PATIENCE_S) -> None:
@@ -84,7 +84,7 @@ class Meeting:
         self._broken[0] = 1
 
     def check(self) -> None:
-        """Raise EngineUnavailable if the meeting is broken."""
+        """Raise EngineUnavailable if it is broken."""
         if self.broken:
             raise EngineUnavailable("engine", "has lost one of its ranks and is about to end; retry")
 

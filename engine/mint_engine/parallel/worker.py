@@ -212,7 +212,7 @@ def _connected(start: Start, channel: Channel) -> Iterator[socket.socket]:
 
 @contextmanager
 def _ranks(settings: EngineSettings, begin: Begin, base: Path, met: threading.Event) -> Iterator[list[Rank]]:
-    """Start this node's ranks, which load their shares. A rank that ends after the meeting ends this process."""
+    """Start this node's ranks, which load their shares. A rank that ends after all have met ends this process."""
     closing = threading.Event()
 
     def on_end(name: str, status: int) -> None:

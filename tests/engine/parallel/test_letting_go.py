@@ -13,7 +13,7 @@ from mint_engine.model.modules import find_modules
 from mint_engine.parallel.messages import Lesson
 from mint_engine.parallel.shard import share_of
 from mint_engine.parallel.shared import SharedGroup
-from mint_engine.parallel.shared_memory import Extent, Meeting
+from mint_engine.parallel.shared_memory import Extent, SharedMemory
 from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.follower import Follower
@@ -28,7 +28,7 @@ def alone(base: Base) -> SharedGroup:
     extent = Extent(1, 1, 64, int(base.config.hidden_size), base.vocab_size, base.dtype)
     descriptor = os.memfd_create("mint-test")
     os.ftruncate(descriptor, extent.nbytes)
-    return SharedGroup(Meeting(descriptor, extent, share_of(base.model, 0, 1)))
+    return SharedGroup(SharedMemory(descriptor, extent, share_of(base.model, 0, 1)))
 
 
 class InProcess:

@@ -23,7 +23,7 @@ from mint_engine.parallel import messages
 from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.messages import Begin
 from mint_engine.parallel.rank import ANSWER_S, Rank
-from mint_engine.parallel.shared_memory import PATIENCE_S, Meeting
+from mint_engine.parallel.shared_memory import PATIENCE_S, SharedMemory
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits
@@ -152,8 +152,8 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
     routed_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first waits in the middle of a layer for what never comes, with a patience longer than this test's."""
-    patient = functools.partial(Meeting, patience_s=3600.0)
-    monkeypatch.setattr("mint_engine.parallel.member.Meeting", patient)
+    patient = functools.partial(SharedMemory, patience_s=3600.0)
+    monkeypatch.setattr("mint_engine.parallel.member.SharedMemory", patient)
     with built(routed_files / "base", "float32", 2) as (_, generation):
         forward = generation._forward
         assert forward._others is not None

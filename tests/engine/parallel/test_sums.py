@@ -21,12 +21,12 @@ from mint_engine.parallel.distributed import DistributedGroup, Gloo
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.shared import SharedGroup
-from mint_engine.parallel.shared_memory import Extent, Meeting
+from mint_engine.parallel.shared_memory import Extent, SharedMemory
 from mint_engine.parallel.shares import Dimensions, Share, share_out
 from tests.waiting import PATIENCE_S
 
 ROWS, HIDDEN, VOCABULARY = 512, 81, 101
-PLACE = ROWS * HIDDEN  # numbers of the meeting's own type that one rank writes at once
+PLACE = ROWS * HIDDEN  # numbers of the memory's own type that one rank writes at once
 SIZES = (1, 2, 63, 64, 65, 1001, 40_000, PLACE, PLACE + 1, 3 * PLACE + 7)
 ROUNDS = 200
 ANSWER_S = 120.0
@@ -99,9 +99,9 @@ def share_of(rank: int, count: int) -> Share:
     return share_out(Dimensions(heads=count, kv_heads=count, vocabulary=VOCABULARY), count)[rank]
 
 
-def join(memory: Path, rank: int, count: int, threads: int = 1, patience_s: float = ANSWER_S) -> Meeting:
+def join(memory: Path, rank: int, count: int, threads: int = 1, patience_s: float = ANSWER_S) -> SharedMemory:
     with memory.open("r+b") as file:
-        return Meeting(file.fileno(), extent(count, threads), share_of(rank, count), patience_s)
+        return SharedMemory(file.fileno(), extent(count, threads), share_of(rank, count), patience_s)
 
 
 def extent(count: int, threads: int) -> Extent:
@@ -197,16 +197,16 @@ def test_waiting_ranks_are_released_when_another_cannot_go_on(tmp_path: Path) ->
     """It is released at once: its own patience is longer than this test's."""
     memory = tmp_path / "memory"
     with ranks(2, memory, add_when_told, patience_s=10 * ANSWER_S) as [(_, waits), _]:
-        meeting = join(memory, 1, 2)
+        shared = join(memory, 1, 2)
         waits.send("begin")
-        until_one_waits(meeting)
-        meeting.end()
+        until_one_waits(shared)
+        shared.end()
         assert "has lost one of its ranks" in (heard(waits) or "")
 
 
-def until_one_waits(meeting: Meeting) -> None:
+def until_one_waits(shared: SharedMemory) -> None:
     """Wait until one waits at the first barrier (kernels/peers.h: SharedBarriers)."""
-    waiting = meeting._every[64:68].view(torch.int32)
+    waiting = shared._every[64:68].view(torch.int32)
     give_up = time.monotonic() + ANSWER_S
     while not waiting[0]:
         assert time.monotonic() < give_up, "nobody comes"
