@@ -17,9 +17,9 @@ from mint_engine.model.device import choose_device, choose_dtype
 from mint_engine.model.device_memory import read_memory
 from mint_engine.model.experts import is_stack, route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, check_start, first_line, read_config, read_tokenizer
-from mint_engine.model.kept import nothing_to_keep
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
+from mint_engine.model.quantised_experts import nothing_to_keep
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import slots_bytes

@@ -11,7 +11,7 @@ from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 from mint_contracts.layer_groups import group_layers
 from mint_engine.model.cache import KvCache
 from mint_engine.model.device import choose_device, choose_dtype, claiming, count_threads, zeros
-from mint_engine.model.kept import move
+from mint_engine.model.quantised_experts import move
 from mint_engine.residency.slots import Slots
 from tests.engine.slot_memory import MODULES
 

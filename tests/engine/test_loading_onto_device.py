@@ -17,13 +17,13 @@ from transformers.core_model_loading import GLOBAL_WORKERS, Concatenate
 
 from mint_engine.model import stored
 from mint_engine.model.base import load_base
-from mint_engine.model.kept import every_weight
 from mint_engine.model.modules import layers_of
+from mint_engine.model.quantised_experts import every_weight
 from mint_engine.model.reference import load_part
 from mint_engine.parallel.part import Part
 from tests.engine.device_double import CUDA, standing_in
 from tests.engine.families import CPU
-from tests.engine.kept_experts import SAVES, load
+from tests.engine.quantised_experts import SAVES, load
 from tests.engine.running import save_base
 from tests.engine.saved_families import save_base as save_family
 

@@ -32,9 +32,9 @@ from mint_engine.model.files import (
 )
 from mint_engine.model.fill import fill, filled_from
 from mint_engine.model.gguf_config import supply
-from mint_engine.model.kept import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
+from mint_engine.model.quantised_experts import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.stored import Stored, counted
 from mint_engine.model.widened import fit_products
 from mint_engine.sources.load_progress import LoadProgress
@@ -105,7 +105,7 @@ def load_base(
     """Load the base at `path`, or a part of it, in evaluation mode and without gradients.
 
     Each tensor is on the device as soon as it is read, except those of a GGUF file and those of a `part`, which
-    decides about them. With `quantised_experts`, routed experts stay quantised as in the files, see `kept`.
+    decides about them. With `quantised_experts`, routed experts stay quantised as in the files, see that module.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights, UnsupportedBase or
     CapacityExceeded, and whatever `admit` raises, which is called before any weight is read. No code from the folder

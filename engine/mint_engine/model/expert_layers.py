@@ -14,8 +14,8 @@ from mint_engine.kernels.expert_structs import Experts, GroupedRouter, Stack
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.kernels.linear_structs import NO_TARGETS, Linear
 from mint_engine.model.expert_product import rows_of
-from mint_engine.model.kept import KeptStack
 from mint_engine.model.llama_like import GROUPED, Unlike, check_experts, router_of
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.residency.large_pages import LargePages
 
 # Families with float32 routers, which choose by a sigmoid and a bias, or by a softmax.
@@ -89,7 +89,7 @@ class ExpertReader:
 def _stack(experts: Any, name: str) -> Stack:
     """Return a linear of all experts in output-major layout, without targets."""
     weight = getattr(experts, name)
-    if isinstance(weight, KeptStack):
+    if isinstance(weight, QuantisedWeight):
         if (stack := weight.coded()) is None:
             raise Unlike("its experts stay quantised as no kernel reads them")
         return stack

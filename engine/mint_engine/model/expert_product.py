@@ -12,7 +12,7 @@ from torch.nn import functional
 from mint_engine.kernels.expert_structs import Stack
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import Pairs
-from mint_engine.model.kept import KeptStack, by_expert, by_group
+from mint_engine.model.quantised_experts import QuantisedWeight, by_expert, by_group
 
 _STRIP = 64  # inputs that are transposed at once: a third of the time that transposing all at once takes
 
@@ -59,7 +59,7 @@ def add_bias(y: torch.Tensor, bias: torch.Tensor, bounds: Sequence[int]) -> torc
     return y.add_(bias.repeat_interleave(counts, dim=0, output_size=y.shape[0]))
 
 
-def _product(experts: Any, weight: torch.Tensor | KeptStack, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+def _product(experts: Any, weight: torch.Tensor | QuantisedWeight, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     kernels: Kernels | None = experts.mint_modules.kernels
     if torch.is_grad_enabled():
         return multiply_each(weight, x, pairs.bounds, transposed=experts.is_transposed)
@@ -85,7 +85,7 @@ def _grouped(weight: torch.Tensor) -> bool:
 
 
 def multiply_each(
-    weight: torch.Tensor | KeptStack, x: torch.Tensor, bounds: Sequence[int], *, transposed: bool
+    weight: torch.Tensor | QuantisedWeight, x: torch.Tensor, bounds: Sequence[int], *, transposed: bool
 ) -> torch.Tensor:
     """`multiply` without biases, one expert after another: weight [E, out, in], or [E, in, out] if transposed."""
     found = [x.new_empty(0, weight.shape[2 if transposed else 1])]

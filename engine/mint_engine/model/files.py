@@ -18,7 +18,7 @@ from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, Uns
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.gguf_config import check_read, complete
 from mint_engine.model.integers import WORDS
-from mint_engine.model.kept import EXPERT
+from mint_engine.model.quantised_experts import EXPERT
 from mint_engine.model.stored import Stored, open_tensors
 from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
 from mint_engine.sources.gguf_head import MAGIC, read_head

@@ -18,7 +18,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.device import HOST
-from mint_engine.model.kept import EXPERT, Kept, Place, kind_of, put_stacks
+from mint_engine.model.quantised_experts import EXPERT, Place, QuantisedExperts, kind_of, put_stacks
 from mint_engine.model.stored import Stored, open_tensors
 
 # Reads tensors into a model that has no memory yet, like `fill`; the last argument says how transformers loads it.
@@ -76,7 +76,7 @@ def fill(
     being read. `names` are found if not given, as are the `mixed` stacks; pass `mixed` if not all of a stack's
     tensors are here. Raises UnsupportedBase for experts that cannot be kept quantised, and OutOfMemoryError.
     """
-    if not any(isinstance(each, Kept) for each in tensors.values()):
+    if not any(isinstance(each, QuantisedExperts) for each in tensors.values()):
         return _convert(model, tensors, loading, device)
     known = Naming(model, loading).of_all(tensors) if names is None else names
     kept, others = _divide(tensors, known, find_mixed(tensors, known) if mixed is None else mixed)
@@ -96,7 +96,7 @@ def find_mixed(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> Set[
     """Return stacks of experts that are only partly quantised, or in several ways: these do not stay quantised."""
     mixed, kinds = set[str](), dict[tuple[str, int], Hashable]()
     for key, tensor in tensors.items():
-        if isinstance(tensor, Kept):
+        if isinstance(tensor, QuantisedExperts):
             kind = kind_of(tensor.experts[0])
             if kinds.setdefault((names[key].whole, names[key].order), kind) != kind:
                 mixed.add(names[key].whole)
@@ -107,11 +107,11 @@ def find_mixed(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> Set[
 
 def _divide(
     tensors: Mapping[str, Stored], names: Mapping[str, Name], mixed: Set[str]
-) -> tuple[dict[str, Kept], dict[str, Stored]]:
+) -> tuple[dict[str, QuantisedExperts], dict[str, Stored]]:
     """Split tensors into those that stay quantised and the others."""
-    kept, others = dict[str, Kept](), dict[str, Stored]()
+    kept, others = dict[str, QuantisedExperts](), dict[str, Stored]()
     for key, tensor in tensors.items():
-        if not isinstance(tensor, Kept):
+        if not isinstance(tensor, QuantisedExperts):
             others[key] = tensor
         elif names[key].whole in mixed:
             (others[key],) = tensor.experts

@@ -148,12 +148,12 @@ class _Weight:
 
     @property
     def form(self) -> "_Form":
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         packed = self.zeros is not None and self.zeros.get_dtype() == _PACKED
         return _Form(self.files, self._grid_of(self.most)[0], self.files.columns or self._shape[1], packed)
 
     def parts(self) -> tuple[Stored, ...]:
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         parts = (self.words, self.scales, self.shape, self.zeros, self.order)
         return tuple(each for each in parts if each is not None)
 
@@ -189,7 +189,7 @@ class _Weight:
         return _unpacked_columns(words[None], self.files.bits)[:, start : start + len(rows)]
 
     def check(self) -> None:
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         count = self._grid_of(self._shape)[1]
         groups = self.order[...] if self.order is not None else torch.zeros(1)
         if not 0 <= int(groups.min()) <= int(groups.max()) < count:
@@ -201,7 +201,7 @@ class _Weight:
 
 @dataclass(frozen=True)
 class _Form:
-    """See `kept.Form`."""
+    """See `quantised_experts.Form`."""
 
     files: Integers
     rows: int  # rows of scales
@@ -209,7 +209,7 @@ class _Form:
     packed: bool  # whether zero points are packed
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-        """See `kept.Form`."""
+        """See `quantised_experts.Form`."""
         words, scales, zeros, order = self._split(parts)
         outputs, one = out.shape[1], self.rows == 1
         if zeros is not None:
@@ -222,7 +222,7 @@ class _Form:
         dequantise_integers(words, self.files.bits, 0, _by_rows(scales, outputs, one=one), zeros, groups, out)
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """See `kept.Form`. None if columns are reordered."""
+        """See `quantised_experts.Form`. None if columns are reordered."""
         words, scales, zeros, order = self._split(parts)
         if order is not None:
             return None

@@ -19,9 +19,9 @@ from mint_engine.model.expert_lora import ExpertRows
 from mint_engine.model.expert_product import lay_rows
 from mint_engine.model.experts import ExpertModules, is_stack, stacked_modules
 from mint_engine.model.indexer import rotation_of, select
-from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent, up_projection
 from mint_engine.model.paged import Paged
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
@@ -171,12 +171,12 @@ def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
     if kernels is None or not kernels.fast_row_major:
         return None
     stacks = experts.gate_up_proj, experts.down_proj
-    kept = [each for each in stacks if isinstance(each, KeptStack)]
+    kept = [each for each in stacks if isinstance(each, QuantisedWeight)]
     if experts.is_transposed and kept:
         return kernels if len(kept) == len(stacks) and all(each.coded() is not None for each in kept) else None
     if experts.is_transposed:
         lay_rows(experts)
-    elif not all(isinstance(each, KeptStack) or each.is_contiguous() for each in stacks):
+    elif not all(isinstance(each, QuantisedWeight) or each.is_contiguous() for each in stacks):
         return None
     return kernels
 

@@ -165,18 +165,18 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
 
 @dataclass(frozen=True)
 class _Float8:
-    """See `kept.Form`."""
+    """See `quantised_experts.Form`."""
 
     rows: int  # of the complete weight
     block: tuple[int, int]
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, start: tuple[int, int] = (0, 0)) -> None:
-        """See `kept.Form`; also takes parts of weights, with all of their scales, that begin at `start`."""
+        """See `quantised_experts.Form`; also takes parts of weights from `start`, with all of their scales."""
         weights, scales = parts
         dequantise_float8(weights, self._by_blocks(scales), start, self.block, out)
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """See `kept.Form`."""
+        """See `quantised_experts.Form`."""
         weights, scales = parts
         return Codes(Kind.E4M3, weights, self._by_blocks(scales), self.block)
 
@@ -199,11 +199,11 @@ class _Float8Weight:
 
     @property
     def form(self) -> _Float8:
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         return _Float8(self.get_shape()[0], self.block)
 
     def parts(self) -> tuple[Stored, ...]:
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         return self.weight, self.scales
 
     def check(self) -> None:
@@ -219,15 +219,15 @@ class _Float8Weight:
 
 @dataclass(frozen=True)
 class _Nvfp4:
-    """See `kept.Form`."""
+    """See `quantised_experts.Form`."""
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, left: int = 0) -> None:
-        """See `kept.Form`; also takes parts of weights that begin at the `left`-th column."""
+        """See `quantised_experts.Form`; also takes parts of weights that begin at the `left`-th column."""
         bytes_, scales, of_all = parts
         dequantise_nvfp4(bytes_, scales.float() * of_all.reshape(-1, 1, 1).float(), left, out)
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """See `kept.Form`."""
+        """See `quantised_experts.Form`."""
         bytes_, scales, of_all = parts
         return Codes(Kind.E2M1, bytes_, scales, (1, NVFP4_GROUP), of_all.flatten().float())
 
@@ -239,7 +239,7 @@ class _Nvfp4Weight:
     of_all: Stored
     dtype: torch.dtype
 
-    form = _Nvfp4()  # see `kept.Quantised`
+    form = _Nvfp4()  # see `quantised_experts.Quantised`
 
     def get_shape(self) -> list[int]:
         outputs, half = self.weight.get_shape()
@@ -249,7 +249,7 @@ class _Nvfp4Weight:
         return str(self.dtype)
 
     def parts(self) -> tuple[Stored, ...]:
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         return self.weight, self.scales, self.of_all
 
     def check(self) -> None:
@@ -279,7 +279,7 @@ class _Mxfp4Stack:
         return str(self.dtype)
 
     def experts(self) -> "list[_Mxfp4Expert]":
-        """See `kept.QuantisedStack`."""
+        """See `quantised_experts.QuantisedStack`."""
         return [
             _Mxfp4Expert(_One(self.blocks, at), _One(self.scales, at), self.dtype)
             for at in range(self.get_shape()[0])
@@ -295,15 +295,15 @@ class _Mxfp4Stack:
 
 @dataclass(frozen=True)
 class _Mxfp4:
-    """See `kept.Form`. Matrices are [I, O], as in transformers' products."""
+    """See `quantised_experts.Form`. Matrices are [I, O], as in transformers' products."""
 
     def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-        """See `kept.Form`."""
+        """See `quantised_experts.Form`."""
         blocks, scales = parts
         dequantise_mxfp4(blocks, scales, out.transpose(1, 2))
 
     def codes(self, parts: Sequence[torch.Tensor]) -> Codes | None:
-        """See `kept.Form`."""
+        """See `quantised_experts.Form`."""
         blocks, scales = parts
         return Codes(Kind.E2M1, blocks, scales, (1, MXFP4_GROUP))
 
@@ -314,7 +314,7 @@ class _Mxfp4Expert:
     scales: Stored  # [O, I/32]
     dtype: torch.dtype
 
-    form = _Mxfp4()  # see `kept.Quantised`
+    form = _Mxfp4()  # see `quantised_experts.Quantised`
 
     def get_shape(self) -> list[int]:
         outputs, groups, _ = self.blocks.get_shape()
@@ -324,7 +324,7 @@ class _Mxfp4Expert:
         return str(self.dtype)
 
     def parts(self) -> tuple[Stored, ...]:
-        """See `kept.Quantised`."""
+        """See `quantised_experts.Quantised`."""
         return self.blocks, self.scales
 
     def check(self) -> None:

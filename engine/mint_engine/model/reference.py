@@ -25,8 +25,8 @@ from mint_engine.model.device import HOST
 from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, first_line
 from mint_engine.model.fill import Name, Naming, fill
-from mint_engine.model.kept import every_weight, move
 from mint_engine.model.modules import layers_of, layers_prefix
+from mint_engine.model.quantised_experts import every_weight, move
 from mint_engine.model.stored import Stored
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer

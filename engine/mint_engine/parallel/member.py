@@ -9,7 +9,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
 from mint_engine.model.cache_shape import KeyValueShape, make_cache, pages_in, shape_for
 from mint_engine.model.experts import route_shape
-from mint_engine.model.kept import move
+from mint_engine.model.quantised_experts import move
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.messages import Wire

@@ -15,8 +15,8 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
 from mint_engine.model.device import HOST
 from mint_engine.model.fill import Naming, fill, find_mixed
-from mint_engine.model.kept import EXPERT, Kept, every_weight
 from mint_engine.model.modules import find_modules, layers_prefix
+from mint_engine.model.quantised_experts import EXPERT, QuantisedExperts, every_weight
 from mint_engine.model.stored import Stored
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
@@ -94,7 +94,7 @@ def _select(tensors: Mapping[str, Stored], inside: Mapping[str, str], share: Sha
 
 
 def _part_of(tensor: Stored, parts: Sequence[_Part]) -> Stored:
-    if isinstance(tensor, Kept):
+    if isinstance(tensor, QuantisedExperts):
         ((experts,),) = parts
         return tensor.cut(experts)
     return _Slice(tensor, parts)

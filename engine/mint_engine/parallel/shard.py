@@ -10,8 +10,8 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import LatentShape, cache_shape
 from mint_engine.model.experts import is_stack
-from mint_engine.model.kept import KeptStack
 from mint_engine.model.modules import is_linear, layers_of
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
@@ -75,7 +75,7 @@ def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Lin
 def _cut_stack(experts: nn.Module, held: Cut) -> None:
     for name in STACKED:
         weight = getattr(experts, name, None)
-        if isinstance(weight, KeptStack):
+        if isinstance(weight, QuantisedWeight):
             setattr(experts, name, weight.cut(slice(*held)))
         elif weight is not None:
             setattr(experts, name, _part(weight, held))

@@ -23,7 +23,6 @@ from mint_engine.model.base import Base
 from mint_engine.model.expert_product import rows_of
 from mint_engine.model.head_layers import read_angles, read_heads, sizes_of
 from mint_engine.model.indexer import turns_pairs
-from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent
 from mint_engine.model.llama_like import (
     Unlike,
@@ -43,6 +42,7 @@ from mint_engine.model.llama_like import (
 )
 from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.model.numerics import LayerNorms, Numerics, norm_of, norms_of, read_numerics
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
@@ -221,7 +221,7 @@ class _Reader:
 
     def _stack(self, path: str, experts: Any, name: str) -> tuple[Product, ...]:
         """Return a stacked linear as one product, or as two if gates and what they gate are interleaved."""
-        if isinstance(getattr(experts, name), KeptStack):
+        if isinstance(getattr(experts, name), QuantisedWeight):
             raise Unlike("its experts stay quantised")
         weight = rows_of(experts, name).detach()
         parts = [module for module in self.modules.values() if module.part_of == f"{path}.{name}"]

@@ -21,7 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.expert_product import add_bias, multiply_each
-from mint_engine.model.kept import KeptStack, by_expert
+from mint_engine.model.quantised_experts import QuantisedWeight, by_expert
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
@@ -53,7 +53,7 @@ class Routing:
 class Stack:
     """One linear of all experts: weight [E, out, in], or [E, in, out] if transposed, bias [E, out]."""
 
-    weight: torch.Tensor | KeptStack
+    weight: torch.Tensor | QuantisedWeight
     bias: torch.Tensor | None
     transposed: bool
     modules: tuple[Module, ...]  # the parts of it that adapters may target

@@ -276,7 +276,7 @@ class BaseShape(msgspec.Struct, frozen=True):
 
 
 def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
-    """Return the base with routed experts that stay quantised, see `mint_engine.model.kept`.
+    """Return the base with routed experts that stay quantised, see `mint_engine.model.quantised_experts`.
 
     Raises UnsupportedBase about `subject` if it has no quantised experts.
     """

@@ -8,7 +8,7 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import load_base
-from mint_engine.model.kept import KeptStack
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.model.reference import load_part
 from mint_engine.parallel.member import Member
 from mint_engine.parallel.part import Part
@@ -44,8 +44,8 @@ def test_a_stack_is_held_plain_by_every_rank_or_by_none(rank: int, mixed: Path) 
         held: list[Any] = [module for module in base.model.modules() if hasattr(module, "gate_up_proj")]
         assert held
         for experts in held:
-            assert not isinstance(experts.gate_up_proj, KeptStack)
-            assert isinstance(experts.down_proj, KeptStack)
+            assert not isinstance(experts.gate_up_proj, QuantisedWeight)
+            assert isinstance(experts.down_proj, QuantisedWeight)
 
 
 def test_ranks_of_which_one_holds_what_differs_learn_as_one_does(mixed: Path) -> None:

@@ -31,7 +31,7 @@ from mint_engine.residency.slots import Slots
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import ROUTED, make_model, span
-from tests.engine.kept_experts import SAVES, load
+from tests.engine.quantised_experts import SAVES, load
 from tests.engine.saved_families import BASES
 from tests.engine.training.at_once import packed_of, step_all
 from tests.engine.training.frontier_families import base_of as family_of

@@ -18,8 +18,8 @@ from mint_engine.kernels.library import find_kernels
 from mint_engine.model import base as base_module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import forward, is_stack
-from mint_engine.model.kept import KeptStack, every_weight, kept_weights, move
 from mint_engine.model.modules import find_modules, replace_modules
+from mint_engine.model.quantised_experts import QuantisedWeight, every_weight, expert_weights, move
 from mint_engine.model.reference import find_reference, load_part
 from mint_engine.parallel.part import Part
 from mint_engine.preflight import check_small_files
@@ -30,7 +30,8 @@ from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import CPU
 from tests.engine.family_answers import check_answers
-from tests.engine.kept_experts import (
+from tests.engine.quantised import edit_tensors, tensors_of
+from tests.engine.quantised_experts import (
     SAVES,
     Save,
     bytes_of,
@@ -38,7 +39,6 @@ from tests.engine.kept_experts import (
     load,
     stacks,
 )
-from tests.engine.quantised import edit_tensors, tensors_of
 from tests.engine.running import ask, running, settings_for
 from tests.engine.saved_families import SERVED, save_adapter, save_base
 from tests.engine.training.at_once import create, step_all
@@ -64,7 +64,7 @@ def last_of(ranks: int) -> Part | None:
 
 def assert_alike(kept: Base, plain: Base) -> None:
     """Check that kept stacks equal the other base's experts one by one, and that everything else is equal."""
-    ours = {name: stack for name, stack in stacks(kept).items() if isinstance(stack, KeptStack)}
+    ours = {name: stack for name, stack in stacks(kept).items() if isinstance(stack, QuantisedWeight)}
     state, theirs = kept.model.state_dict(), plain.model.state_dict()
     assert ours
     assert state.keys() == theirs.keys() - ours.keys()
@@ -120,7 +120,9 @@ def test_kernels_dequantise_experts_by_themselves(files: str, tmp_path: Path) ->
     kernels = find_kernels(torch.bfloat16, CPU)
     if kernels is None:
         pytest.skip("no compiled kernels here")
-    held = [stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, KeptStack)]
+    held = [
+        stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, QuantisedWeight)
+    ]
     for stack in held:
         coded = stack.coded()
         assert (coded is None) == (files == "reordered numbers")
@@ -160,7 +162,7 @@ def test_a_step_by_kernels_is_that_by_torch(files: str, tmp_path: Path) -> None:
 def test_experts_take_what_files_do(files: str, tmp_path: Path) -> None:
     quantised, _ = SAVES[files][1](tmp_path)
     base = load(quantised)
-    kept = [stack for stack in stacks(base).values() if isinstance(stack, KeptStack)]
+    kept = [stack for stack in stacks(base).values() if isinstance(stack, QuantisedWeight)]
     held = bytes_of(kept)
     there = {name: each for name, each in tensors_of(quantised).items() if ".experts." in name}
     plain = {name for name, each in there.items() if name.endswith("weight") and each.dtype == torch.float32}
@@ -220,9 +222,11 @@ def test_experts_of_a_step_are_dequantised_some_at_a_time(
     files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether neighbours or not; one buffer serves serving and training in turn, unless gradients may need it."""
-    held = [stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, KeptStack)]
+    held = [
+        stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, QuantisedWeight)
+    ]
     most = 3 * held[0].shape[1] * held[0].shape[2]
-    monkeypatch.setattr("mint_engine.model.kept._AT_ONCE", most)
+    monkeypatch.setattr("mint_engine.model.quantised_experts._AT_ONCE", most)
     for stack, way in itertools.product(held, (torch.inference_mode, torch.no_grad)):
         last = stack.shape[0] - 1
         with way():
@@ -243,7 +247,7 @@ def test_a_stack_that_is_quantised_in_several_ways_is_dequantised(tmp_path: Path
     name = "model.layers.1.mlp.experts.5.up_proj.weight_scale"
     edit_tensors(quantised, {name: tensors_of(quantised)[name].float()})
     found, plain = (stacks(load(folder, keep=keep)) for folder, keep in ((quantised, True), (dequantised, False)))
-    apart = [stack for stack, each in found.items() if not isinstance(each, KeptStack)]
+    apart = [stack for stack, each in found.items() if not isinstance(each, QuantisedWeight)]
     assert apart == ["model.layers.1.mlp.experts.gate_up_proj"]
     assert torch.equal(found[apart[0]], plain[apart[0]])
 
@@ -265,7 +269,7 @@ def test_experts_are_dequantised_where_they_are(files: str, tmp_path: Path) -> N
     base = load(SAVES[files][1](tmp_path)[0])
     with FakeTensorMode(allow_non_fake_inputs=True):
         move(base.model, torch.device("cuda"))
-        for name, weight in kept_weights(base.model):
+        for name, weight in expert_weights(base.model):
             assert weight.device.type == "cuda", name
             assert weight.dtype == torch.bfloat16
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mint_engine.kernels.library import find_kernels
-from mint_engine.model.kept import KeptStack
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.parallel.part import Part
 from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
@@ -19,7 +19,7 @@ from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.shape import keep_experts
 from tests.engine.families import CPU
 from tests.engine.integers import KIMI_IGNORES, packed_config
-from tests.engine.kept_experts import Save, bytes_of, in_float8, in_mxfp4, in_numbers, load, stacks
+from tests.engine.quantised_experts import Save, bytes_of, in_float8, in_mxfp4, in_numbers, load, stacks
 from tests.engine.running import running
 from tests.planning.frontier import GPT_OSS_120B, KIMI_K2
 from tests.planning.planned import STORAGE
@@ -67,7 +67,7 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
     shape = keep_experts(read_shape(_read(quantised)), "config.json")
     for rank, share in enumerate(share_out(shape, ranks)):
         base = load(quantised, Part(rank, ranks) if ranks > 1 else None, dtype=torch.float16)
-        kept = [stack for stack in stacks(base).values() if isinstance(stack, KeptStack)]
+        kept = [stack for stack in stacks(base).values() if isinstance(stack, QuantisedWeight)]
         held = bytes_of(kept) + sum(each.nbytes for each in base.model.parameters())
         assert share.resident_bytes("float16") == held - 2 * (shape.head_rows - share.head_rows) * shape.hidden
     (one,) = hold(shape, DEVICES["cpu"], 1, MIX, "bfloat16")

@@ -74,7 +74,7 @@ class QuantisedStack(Stored, Protocol):
 
 
 @dataclass(frozen=True)
-class Kept:
+class QuantisedExperts:
     """A tensor of files that is to stay quantised, by expert: of one of them, or of all."""
 
     experts: tuple[Quantised, ...]
@@ -90,9 +90,9 @@ class Kept:
     def __getitem__(self, part: Any) -> torch.Tensor:
         return torch.stack([each[...] for each in self.experts])[part]
 
-    def cut(self, held: slice) -> "Kept":
+    def cut(self, held: slice) -> "QuantisedExperts":
         """Keep only some of the experts."""
-        return Kept(self.experts[held])
+        return QuantisedExperts(self.experts[held])
 
 
 class Place(NamedTuple):
@@ -136,7 +136,7 @@ class _Room:
         return self._memory[: shape.numel()].view(shape)
 
 
-class KeptStack:
+class QuantisedWeight:
     """One linear of a layer's experts, [E, O, I], of which some are dequantised at a time. It never changes."""
 
     ndim = 3
@@ -195,12 +195,12 @@ class KeptStack:
     def _device(self) -> torch.device:
         return self._linears[0].parts[0].device
 
-    def __deepcopy__(self, _: Any) -> "KeptStack":
+    def __deepcopy__(self, _: Any) -> "QuantisedWeight":
         return self  # like parameters that a model shares with its copy
 
-    def cut(self, held: slice) -> "KeptStack":
+    def cut(self, held: slice) -> "QuantisedWeight":
         """Copy some of the experts, so that the others can be freed."""
-        return KeptStack(
+        return QuantisedWeight(
             [
                 linear._replace(
                     parts=tuple(part[held].clone() for part in linear.parts),
@@ -211,23 +211,27 @@ class KeptStack:
             self._room,
         )
 
-    def to(self, device: torch.device, room: _Room) -> "KeptStack":
+    def to(self, device: torch.device, room: _Room) -> "QuantisedWeight":
         """Return the same in a device's memory; `room` is where experts are dequantised."""
-        return KeptStack(
+        return QuantisedWeight(
             [each._replace(parts=tuple(part.to(device) for part in each.parts)) for each in self._linears], room
         )
 
 
-def by_expert(weight: torch.Tensor | KeptStack, bounds: Sequence[int]) -> Iterator[tuple[int, slice, torch.Tensor]]:
+def by_expert(
+    weight: torch.Tensor | QuantisedWeight, bounds: Sequence[int]
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
     """Yield each expert with rows `bounds[e]` to `bounds[e + 1]`: number, rows, and weight, valid until the next."""
     rows = [slice(*span) for span in pairwise(bounds)]
     chosen = [expert for expert, own in enumerate(rows) if own.start < own.stop]
-    groups = weight.groups(chosen) if isinstance(weight, KeptStack) else [(chosen, [weight[at] for at in chosen])]
+    groups = (
+        weight.groups(chosen) if isinstance(weight, QuantisedWeight) else [(chosen, [weight[at] for at in chosen])]
+    )
     for experts, weights in groups:
         yield from ((at, rows[at], own) for at, own in zip(experts, weights, strict=True))
 
 
-def by_group(weight: KeptStack, bounds: Sequence[int]) -> Iterator[tuple[slice, list[int], torch.Tensor]]:
+def by_group(weight: QuantisedWeight, bounds: Sequence[int]) -> Iterator[tuple[slice, list[int], torch.Tensor]]:
     """Yield some experts at a time: their rows, where each expert's begin in them, and their weights [N, O, I]."""
     chosen = [expert for expert, (start, stop) in enumerate(pairwise(bounds)) if start < stop]
     for experts, weights in weight.groups(chosen):
@@ -236,9 +240,9 @@ def by_group(weight: KeptStack, bounds: Sequence[int]) -> Iterator[tuple[slice, 
 
 
 def keep_experts(tensors: Mapping[str, Stored], subject: str) -> dict[str, Stored]:
-    """Return a base's tensors, its quantised routed experts wrapped as `Kept`. Raises UnsupportedBase if none are."""
+    """Wrap a base's quantised routed experts as `QuantisedExperts`. Raises UnsupportedBase if it has none."""
     found = {name: _kept(name, tensor) or tensor for name, tensor in tensors.items()}
-    if not any(isinstance(each, Kept) for each in found.values()):
+    if not any(isinstance(each, QuantisedExperts) for each in found.values()):
         raise nothing_to_keep(subject)
     return found
 
@@ -250,10 +254,10 @@ def nothing_to_keep(subject: str) -> UnsupportedBase:
     )
 
 
-def _kept(name: str, tensor: Stored) -> Kept | None:
+def _kept(name: str, tensor: Stored) -> QuantisedExperts | None:
     if isinstance(tensor, QuantisedStack):
-        return Kept(tuple(tensor.experts()))
-    return Kept((tensor,)) if isinstance(tensor, Quantised) and EXPERT.search(name) else None
+        return QuantisedExperts(tuple(tensor.experts()))
+    return QuantisedExperts((tensor,)) if isinstance(tensor, Quantised) and EXPERT.search(name) else None
 
 
 def kind_of(tensor: Quantised) -> Hashable:
@@ -262,7 +266,9 @@ def kind_of(tensor: Quantised) -> Hashable:
     return tensor.form, *((tuple(each.get_shape()), each.get_dtype()) for each in parts)
 
 
-def put_stacks(model: PreTrainedModel, tensors: Iterable[tuple[str, Place, Kept]], device: torch.device) -> None:
+def put_stacks(
+    model: PreTrainedModel, tensors: Iterable[tuple[str, Place, QuantisedExperts]], device: torch.device
+) -> None:
     """Replace a model's stacks with kept tensors, given with names and places; reads them into a device's memory.
 
     Tensors of one place are of one kind. Those of no stack are left out, e.g. of layers that predict further tokens.
@@ -294,7 +300,7 @@ def _put(
         problem = f"has {least} experts of {shape}, and by its config.json {count} of {expected}"
         raise UnsupportedBase(path, f"{problem}; get its files again")
     delattr(module, name)
-    setattr(module, name, KeptStack([_read(experts, device) for experts in linears], room))
+    setattr(module, name, QuantisedWeight([_read(experts, device) for experts in linears], room))
 
 
 def _read(experts: Sequence[Quantised], device: torch.device) -> _Linear:
@@ -323,7 +329,7 @@ def move(model: nn.Module, device: torch.device) -> None:
         room = _Room()
         for module in model.modules():
             for name in _STACKS:
-                if isinstance(stack := getattr(module, name, None), KeptStack):
+                if isinstance(stack := getattr(module, name, None), QuantisedWeight):
                     setattr(module, name, stack.to(device, room))
     except torch.OutOfMemoryError:
         raise CapacityExceeded(
@@ -334,16 +340,16 @@ def move(model: nn.Module, device: torch.device) -> None:
 
 
 def every_weight(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a module's parameters by name, and its experts' weights that stay quantised, see `kept_weights`."""
+    """Yield a module's parameters by name, and its experts' weights that stay quantised, see `expert_weights`."""
     yield from module.named_parameters(prefix=prefix)
-    yield from kept_weights(module, prefix)
+    yield from expert_weights(module, prefix)
 
 
-def kept_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def expert_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights of experts that stay quantised by name, dequantised one by one and valid until the next."""
     for path, each in module.named_modules(prefix=prefix):
         for name in _STACKS:
-            if isinstance(stack := getattr(each, name, None), KeptStack):
+            if isinstance(stack := getattr(each, name, None), QuantisedWeight):
                 for experts, weights in stack.groups(range(stack.shape[0])):
                     for at, weight in zip(experts, weights, strict=True):
                         yield f"{path}.{name} of expert {at}", weight

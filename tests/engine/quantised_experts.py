@@ -9,7 +9,7 @@ import torch
 
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.experts import is_stack
-from mint_engine.model.kept import KeptStack
+from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
 from tests.engine.integers import PACKED, save_packed
@@ -59,7 +59,7 @@ def stacks(base: Base) -> dict[str, Any]:
     }
 
 
-def bytes_of(kept: list[KeptStack]) -> int:
+def bytes_of(kept: list[QuantisedWeight]) -> int:
     """The bytes they take; what the kernels read is the same memory."""
     return sum({each.data_ptr(): each.nbytes() for each in memory(kept)}.values())
 
