@@ -75,9 +75,9 @@ def test_a_config_of_far_more_than_its_files_hold_is_refused_before_that_is_made
     folder: Path, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make(*_: Any, **__: Any) -> None:
-        raise AssertionError("it was filled")
+        raise AssertionError("it was loaded")
 
-    monkeypatch.setattr("mint_engine.model.base.fill", make)
+    monkeypatch.setattr("mint_engine.model.base.load_weights", make)
     edit_base(folder, **changes)
     with pytest.raises(UnsupportedBase, match=r"a config\.json of [\d,]+ numbers, but weights of [\d,]+"):
         load(folder)

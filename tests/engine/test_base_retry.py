@@ -22,7 +22,7 @@ from mint_contracts.settings import REDIS_URL
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
-from mint_engine.model import fill, forward, stored
+from mint_engine.model import forward, stored, weight_loader
 from mint_engine.model.base import Base, load_base
 from mint_engine.serve import listen
 from mint_engine.sources.fetch_base import cached_base
@@ -217,7 +217,7 @@ def load_with_a_lost_block(address: str, cache: Path) -> list[str]:
         return [f"{failure.reason}: {failure.message}" if failure else "" for failure in failures]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fill, "open_tensors", lose)
+        patched.setattr(weight_loader, "open_tensors", lose)
         return asyncio.run(load())
 
 

@@ -30,12 +30,12 @@ from mint_engine.model.files import (
     read_config,
     read_tokenizer,
 )
-from mint_engine.model.fill import fill, filled_from
 from mint_engine.model.gguf_config import supply
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.quantised_experts import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.stored import Stored, counted
+from mint_engine.model.weight_loader import LoadWeights, load_weights, with_loader
 from mint_engine.model.widened import fit_products
 from mint_engine.sources.load_progress import LoadProgress
 
@@ -71,12 +71,12 @@ Check = Callable[[Mapping[str, Any], Iterable[tuple[str, torch.Tensor]]], None]
 class Part(Protocol):
     """What to read of a base if only a part of it is wanted."""
 
-    def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+    def load_weights(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """Cut a model that has no memory yet to this part, and read its weights, or begin to."""
         ...
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
-        """Read what `fill` left for later, when the model has everything else that it needs."""
+        """Read what `load_weights` left for later, when the model has everything else that it needs."""
         ...
 
     def unchecked(self, model: PreTrainedModel) -> Iterable[tuple[str, torch.Tensor]]:
@@ -177,7 +177,8 @@ def _read_model(
         if keep:
             tensors = keep_experts(tensors, files.subject)
             model.set_experts_implementation("eager")  # the eager implementation takes one expert at a time
-        return fill(model, tensors, loading, device=device) if part is None else part.fill(model, tensors, loading)
+        load: LoadWeights = part.load_weights if part is not None else partial(load_weights, device=device)
+        return load(model, tensors, loading)
 
     # Mismatched shapes are reported below, by name.
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -188,7 +189,7 @@ def _read_model(
         if files.gguf:
             progress.begin(LOADING, 0)
         else:
-            reader = filled_from(type(empty_model(config, files.subject)), read)
+            reader = with_loader(type(empty_model(config, files.subject)), read)
         model, info = reader.from_pretrained(
             files.folder,
             dtype=dtype,

@@ -24,10 +24,10 @@ from mint_engine.model.cache import PROBE_TOKENS
 from mint_engine.model.device import HOST
 from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, first_line
-from mint_engine.model.fill import Name, Naming, fill
 from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.quantised_experts import every_weight, move
 from mint_engine.model.stored import Stored
+from mint_engine.model.weight_loader import Name, Naming, load_weights
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
 from mint_engine.sources.load_progress import LoadProgress
@@ -109,12 +109,12 @@ class _Streamed:
         self._names: dict[str, Name] = {}
         self.reference: Reference | None = None
 
-    def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+    def load_weights(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """See `model.base.Part`."""
         self._part.cut(copy.deepcopy(model))  # if it is refused, then before anything is read
         self._loading, self._names = loading, Naming(model, loading).of_all(tensors)
         self._later = _sort(model, tensors, self._names)
-        info = fill(model, self._later.pop("", {}), loading, self._names)
+        info = load_weights(model, self._later.pop("", {}), loading, self._names)
         for path, layer in layers_of(model):  # these are read later: no weights are to be made up for them
             info.missing_keys -= layer.state_dict(prefix=f"{path}.").keys()
             for weight in layer.parameters():
@@ -127,7 +127,7 @@ class _Streamed:
         layers = list(layers_of(model))
         read, hooks = _Layers(len(layers)), []
         for path, layer in layers:
-            hooks.append(layer.register_forward_pre_hook(partial(self._fill_layer, model, path, check)))
+            hooks.append(layer.register_forward_pre_hook(partial(self._load_layer, model, path, check)))
             hooks.append(layer.register_forward_hook(partial(self._cut_layer, path, read)))
         self.reference = _refer(model)
         for hook in hooks:
@@ -140,14 +140,14 @@ class _Streamed:
             if prefix is None or not name.startswith(prefix):
                 yield name, weight
 
-    def _fill_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
+    def _load_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
         self._listen()
-        info = fill(model, self._later.pop(path, {}), self._loading, self._names)
+        info = load_weights(model, self._later.pop(path, {}), self._loading, self._names)
         info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
         check(vars(info), every_weight(layer, path))
 
     def _cut_layer(self, path: str, read: "_Layers", layer: nn.Module, *_: Any) -> None:
-        assert self._part.share is not None  # noqa: S101 - see `fill`
+        assert self._part.share is not None  # noqa: S101 - see `load_weights`
         shard_layer(path, layer, self._part.share)
         if self._device != HOST:
             move(layer, self._device)

@@ -14,10 +14,10 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
 from mint_engine.model.device import HOST
-from mint_engine.model.fill import Naming, fill, find_mixed
 from mint_engine.model.modules import find_modules, layers_prefix
 from mint_engine.model.quantised_experts import EXPERT, QuantisedExperts, every_weight
 from mint_engine.model.stored import Stored
+from mint_engine.model.weight_loader import Naming, find_mixed, load_weights
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
 
@@ -48,14 +48,14 @@ class Part:
             self.share = share
         return self.share
 
-    def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+    def load_weights(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """Read the base's tensors that fill this part, or all of them if the part cannot be told apart beforehand."""
         names, prefix = Naming(model, loading).of_all(tensors), layers_prefix(model)
         inside = {key: name.own for key, name in names.items() if name.whole.startswith(prefix)}
         if not all(names[key].keeps for key in inside):
-            return fill(model, tensors, loading, names)
+            return load_weights(model, tensors, loading, names)
         mixed = find_mixed(tensors, names)  # over all experts: another rank's may make a stack mixed
-        return fill(model, _select(tensors, inside, self.cut(model)), loading, names, mixed, self._device)
+        return load_weights(model, _select(tensors, inside, self.cut(model)), loading, names, mixed, self._device)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """Do nothing: everything has been read."""

@@ -1,4 +1,4 @@
-"""Fills models from a base's tensors, the way transformers loads them."""
+"""Loads a base's tensors into models, the way transformers does."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from dataclasses import replace
@@ -21,8 +21,8 @@ from mint_engine.model.device import HOST
 from mint_engine.model.quantised_experts import EXPERT, Place, QuantisedExperts, kind_of, put_stacks
 from mint_engine.model.stored import Stored, open_tensors
 
-# Reads tensors into a model that has no memory yet, like `fill`; the last argument says how transformers loads it.
-Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
+# Reads tensors into a model without memory, like `load_weights`; the last argument says how transformers loads it.
+LoadWeights = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 
 # Operations that keep experts in order and do nothing else between them or within one of their linears.
 _HARMLESS = (MergeModulelist, Concatenate)
@@ -62,7 +62,7 @@ class Naming:
         return {key: self.of(key) for key in keys}
 
 
-def fill(
+def load_weights(
     model: PreTrainedModel,
     tensors: Mapping[str, Stored],
     loading: Any,
@@ -131,7 +131,7 @@ def _convert(
     return info
 
 
-def filled_from(whole: type[PreTrainedModel], by: Fill) -> type[PreTrainedModel]:
+def with_loader(whole: type[PreTrainedModel], by: LoadWeights) -> type[PreTrainedModel]:
     """Return a model class whose `from_pretrained` reads its files' tensors with `by`.
 
     transformers creates a model without memory and fills it with tensors that are read one by one; `by` chooses
