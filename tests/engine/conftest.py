@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts import backends
 from mint_contracts.source import Source
-from mint_engine.model.widened import fit_products
+from mint_engine.model.upcast import fit_products
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from tests.engine import stores
 from tests.engine.balance import Imbalances

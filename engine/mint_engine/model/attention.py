@@ -20,7 +20,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model import widened
+from mint_engine.model import upcast
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
 from mint_engine.model.paged import Chunk, Decodes, Paged, PagedAttention, tiles
@@ -172,7 +172,7 @@ def attend_rows(
     """Rows [Q, T, D] over keys [K, N, D] and values [K, N, E], restricted to `visible` [T, N] -> [Q, T, E]."""
     heads = keys.shape[0]
     if style.cap is None and style.sinks is None:  # squeeze, since the backward of an index copies the gradient
-        return widened.attend(
+        return upcast.attend(
             rows[None], keys[None], values[None], attn_mask=visible, scale=style.scale,
             enable_gqa=rows.shape[0] != heads,
         ).squeeze(0)  # fmt: skip

@@ -35,8 +35,8 @@ from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.quantised_experts import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.stored import Stored, counted
+from mint_engine.model.upcast import fit_products
 from mint_engine.model.weight_loader import LoadWeights, load_weights, with_loader
-from mint_engine.model.widened import fit_products
 from mint_engine.sources.load_progress import LoadProgress
 
 

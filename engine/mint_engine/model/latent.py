@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model import widened
+from mint_engine.model import upcast
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.lora import Rows, merge_spans, sort_rows
 from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, tiles
@@ -171,7 +171,7 @@ def _expand_chunk(
             made = torch.addmm(made, middle, b[:, tile].flatten(1))
         both = made.view(rows.shape[0], -1, wide).transpose(0, 1)  # [Q, N, K + V]
         keys = torch.cat((both[..., : up.keys], rotated.expand(both.shape[0], -1, -1)), dim=-1)
-        attended[tile] = widened.attend(
+        attended[tile] = upcast.attend(
             query[None, tile], keys[None], both[None, ..., up.keys :], attn_mask=visible, scale=scale
         )[0]
     return attended.transpose(0, 1)

@@ -19,7 +19,7 @@ from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.row_structs import Norm
 from mint_engine.model.base import Base
 from mint_engine.model.llama_like import embedded
-from mint_engine.model.widened import widens
+from mint_engine.model.upcast import upcasts
 from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
@@ -280,7 +280,7 @@ def _head(llama: Llama, training: TrainingKernels, group: Group | None) -> Head:
     """Return a base's head. All ranks use the same number of rows, though their shares may differ."""
     linear, weight = llama.head, llama.head.weight.detach()
     bounded = llama.numerics.logit_divisor or llama.numerics.logit_cap or linear.bias is not None
-    if group is not None or bounded or widens(weight.dtype, weight.device):
+    if group is not None or bounded or upcasts(weight.dtype, weight.device):
         return Head(differentiated(llama.logits), training, group)
     room = LOGITS_BYTES // (weight.shape[0] * weight.itemsize) // HEAD_ROWS * HEAD_ROWS
     rows = min(max(HEAD_ROWS, room), PIECE_ROWS)

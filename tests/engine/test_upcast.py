@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mint_engine.model.base import load_base
 from mint_engine.model.device import multiplies_bfloat16
-from mint_engine.model.widened import attend, widen_products
+from mint_engine.model.upcast import attend, upcast_products
 from tests.engine.running import save_base
 from tests.waiting import PATIENCE_S
 
@@ -66,29 +66,29 @@ def computed(product: Product, dtype: torch.dtype) -> Matrices:
     return y.detach(), back
 
 
-def widened(product: Product, dtype: torch.dtype) -> Matrices:
-    """The same, in a process whose products are widened."""
-    widen_products()
+def upcast(product: Product, dtype: torch.dtype) -> Matrices:
+    """The same, in a process whose products are upcast."""
+    upcast_products()
     return computed(product, dtype)
 
 
 def in_bands(dtype: torch.dtype) -> Matrices:
-    """Like `widened`, for a linear whose weight is larger than the band that is widened at a time."""
+    """Like `upcast`, for a linear whose weight is larger than the band that is upcast at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mint_engine.model.widened.BAND", 1000)
-        return widened(linear, dtype)
+        patch.setattr("mint_engine.model.upcast.BAND", 1000)
+        return upcast(linear, dtype)
 
 
 def mixed() -> None:
-    """Multiply bfloat16 by float32 where products are widened."""
-    widen_products()
+    """Multiply bfloat16 by float32 where products are upcast."""
+    upcast_products()
     torch.mm(matrices(torch.bfloat16)[0], matrices(torch.float32)[1].t())
 
 
 def loaded(path: Path) -> bool:
-    """Whether loading a base in bfloat16 widens the process's products."""
+    """Whether loading a base in bfloat16 upcasts the process's products."""
     load_base(path, torch.bfloat16, torch.device("cpu"))
-    return widen_products.cache_info().currsize == 1
+    return upcast_products.cache_info().currsize == 1
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,16 @@ def elsewhere() -> Iterator[Executor]:
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_both_directions_are_those_of_float32_rounded_once(product: Product, elsewhere: Executor) -> None:
-    found = elsewhere.submit(widened, product, torch.bfloat16).result(PATIENCE_S)
+    found = elsewhere.submit(upcast, product, torch.bfloat16).result(PATIENCE_S)
     for ours, exact in zip(found, computed(product, torch.float32), strict=True):
         assert ours.dtype == torch.bfloat16
         # Sums differ only by their order; attention's operand here is itself a rounded sum.
         torch.testing.assert_close(ours.float(), exact, rtol=2**-8, atol=0.1 if product is attended else 1e-5)
 
 
-def test_a_large_weight_widened_in_bands_gives_the_same(elsewhere: Executor) -> None:
+def test_a_large_weight_upcast_in_bands_gives_the_same(elsewhere: Executor) -> None:
     some = elsewhere.submit(in_bands, torch.bfloat16)
-    whole = elsewhere.submit(widened, linear, torch.bfloat16)
+    whole = elsewhere.submit(upcast, linear, torch.bfloat16)
     for ours, at_once in zip(some.result(PATIENCE_S), whole.result(PATIENCE_S), strict=True):
         torch.testing.assert_close(ours, at_once, rtol=2**-7, atol=1e-5)
 
@@ -120,7 +120,7 @@ def test_numbers_of_two_kinds_are_refused_as_ever(elsewhere: Executor) -> None:
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_float32_is_left_as_it_was(product: Product, elsewhere: Executor) -> None:
-    found = elsewhere.submit(widened, product, torch.float32).result(PATIENCE_S)
+    found = elsewhere.submit(upcast, product, torch.float32).result(PATIENCE_S)
     for ours, before in zip(found, computed(product, torch.float32), strict=True):
         torch.testing.assert_close(ours, before, rtol=1e-5, atol=1e-6)
 

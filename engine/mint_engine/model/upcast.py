@@ -1,4 +1,4 @@
-"""Products of bfloat16 matrices on CPUs without them: widened to float32, multiplied there, rounded once.
+"""Products of bfloat16 matrices on CPUs without them: upcast to float32, multiplied there, rounded once.
 
 On a CPU that does not multiply bfloat16 (x86 before AVX-512), torch multiplies number by number: at a tenth of the
 speed of float32 on the same cores, and at a hundredth if the right side is row-major, as in every backward. So this
@@ -16,24 +16,24 @@ from mint_engine.model.device import multiplies_bfloat16
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 _IN_PLACE = ("addmm_", "baddbmm_")
-BAND = 1 << 24  # numbers of a matrix that are widened at a time: 64 MB
+BAND = 1 << 24  # numbers of a matrix that are upcast at a time: 64 MB
 
 _kept: list[torch.library.Library] = []  # kernels disappear with their library
 
 
-def widens(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of that type are widened there: by a CPU that does not multiply bfloat16."""
+def upcasts(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of that type are upcast there: by a CPU that does not multiply bfloat16."""
     return dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16()
 
 
 def fit_products(dtype: torch.dtype, device: torch.device) -> None:
-    """Widen this process's products if it computes in bfloat16 on a CPU that does not multiply it."""
-    if widens(dtype, device):
-        widen_products()
+    """Upcast this process's products if it computes in bfloat16 on a CPU that does not multiply it."""
+    if upcasts(dtype, device):
+        upcast_products()
 
 
 @cache
-def widen_products() -> None:
+def upcast_products() -> None:
     """Replace torch's kernels of these products for the whole process."""
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name in PRODUCTS:
@@ -44,15 +44,15 @@ def widen_products() -> None:
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    """torch's scaled_dot_product_attention, widened here because its products are inside its own kernels."""
-    if not widens(query.dtype, query.device):
+    """torch's scaled_dot_product_attention, upcast here because its products are inside its own kernels."""
+    if not upcasts(query.dtype, query.device):
         return functional.scaled_dot_product_attention(query, key, value, **options)
     wide = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
     return wide.bfloat16()
 
 
 def _product(name: str) -> Callable[..., torch.Tensor]:
-    """Return a widened product of the last two arguments, added to the argument before them if there is one."""
+    """Return an upcast product of the last two arguments, added to the argument before them if there is one."""
     # Torch's own product, by its `out` variant: that was not replaced, and other threads run meanwhile.
     plain: Callable[..., torch.Tensor] = getattr(torch, name)
 
@@ -84,7 +84,7 @@ def _product_in_place(name: str) -> Callable[..., torch.Tensor]:
 
 
 def _bands(right: torch.Tensor) -> list[slice]:
-    """Bands of a matrix's columns to take at a time: a large matrix is never widened as a whole."""
+    """Bands of a matrix's columns to take at a time: a large matrix is never upcast as a whole."""
     width = right.shape[-1]
     each = max(1, min(width, BAND // max(1, right.numel() // max(1, width))))
     return [slice(first, first + each) for first in range(0, width, each)]
