@@ -29,7 +29,7 @@ LAST_PASS = Gauge(
 ENGINES = Gauge("mint_operator_engines", "Engines over all base models: desired, and ready", ["state"])
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
 
-PHASES = ("Pending", "Loading", "Placing", "Ready", "Degraded", "Failed")
+PHASES = ("Pending", "Loading", "Placing", "Ready", "Rolling", "Degraded", "Failed")
 WAVE_PHASES = ("Expired", "Queued", "Training", "Paused", "Complete", "Cancelled")
 POLICIES = Gauge("mint_operator_policies", "Policies of training waves, by stage", ["stage"])
 

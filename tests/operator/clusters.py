@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mint_contracts.records import EngineView, Failure, MapChange, MapState, Tier
+from mint_contracts.resources import BaseModelStatus
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
@@ -26,11 +27,13 @@ class Cluster:
         self.release = RELEASE
         self.waves: list[ObservedWave] = []
         self.known: Mapping[str, Known] | None = None
+        self.status = BaseModelStatus()
         self.state = MapState(1, None, {}, {})
         self.replicas = 0
         self.partition = 0
         self.settings = list(settings)
         self.ready: list[bool] = [True] * 8
+        self.up: list[bool] = [True] * 8  # by the pods' own conditions
         self.unheard_s = [0.0] * 8
         self.failures: dict[int, Failure] = {}  # of engines that cannot load their base
         self.refused: set[tuple[int, str]] = set()  # adapters that an engine refuses to load
@@ -66,19 +69,20 @@ class Cluster:
                 if self.ready[int(name.rpartition("-")[2])]
             }
         self.now += after_s
-        of = snapshot(
-            base(self.low, self.high, slots=4, uri=self.uri), self.waves, self.views(), state=self.state, now=self.now
-        )
+        there = base(self.low, self.high, slots=4, uri=self.uri, status=self.status)
+        of = snapshot(there, self.waves, self.views(), state=self.state, now=self.now)
         self.unheard_s = [0.0 if ready else s + after_s for ready, s in zip(self.ready, self.unheard_s, strict=True)]
         away = {f"smol-{ordinal}": seconds for ordinal, seconds in enumerate(self.unheard_s) if seconds}
         known = BaseMap(self.state, of.maps[KEY].engines, away, sizes=self.sizes, busy=self.busy)
         child = Child("StatefulSet", "team", "smol", replicas=self.replicas)
-        pods = [EnginePod(f"smol-{n}", f"10.0.0.{n}", True, settings=each) for n, each in enumerate(self.settings)]
+        pods = [
+            EnginePod(f"smol-{n}", f"10.0.0.{n}", self.up[n], settings=each) for n, each in enumerate(self.settings)
+        ]
         children = {child.key: child} if self.replicas else {}
         of = msgspec.structs.replace(of, maps={KEY: known}, children=children, pods={KEY: tuple(pods)})
         of = msgspec.structs.replace(of, release=self.release)
         found = plan(of, self.known)
-        self.known = found.known
+        self.known, self.status = found.known, found.base_statuses[KEY]
         self.state = written(self.state, found.changes.get(KEY, MapChange()))
         for manifest in found.manifests:
             if manifest.kind == "StatefulSet":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -187,8 +188,10 @@ async def test_a_new_revision_of_the_base_rolls_through_without_a_gap(stage: Sta
     assert await phase(stage, "one") == "Ready"
 
     stage.apply(base_model(2, 2, SLOTS, source={"uri": "pvc://models/smol", "revision": "v2"}))
+    phases = list[str]()
     for _ in range(12):
         await stage.once()
+        phases.append((await stage.status("BaseModel", "smol"))["phase"])
         for ordinal in await controller.roll(2):
             engines[ordinal] = stage.engine(ordinal, incarnation=2)
         for adapter in ONE[:2]:
@@ -197,4 +200,5 @@ async def test_a_new_revision_of_the_base_rolls_through_without_a_gap(stage: Sta
             await each.obey()
     assert controller.started == [1, 0]
     assert await phase(stage, "one") == "Ready"
+    assert [each for each, _ in groupby(phases)] == ["Rolling", "Ready"], "never Degraded"
     assert (await statefulset(stage))["updateStrategy"].get("rollingUpdate", {}).get("partition", 0) == 0

@@ -178,10 +178,10 @@ def test_a_base_says_what_its_rolling_update_waits_for() -> None:
     assert progressing(cluster) == (
         "True",
         "RollingUpdate",
-        f"2 of 2 engines ready; smol-1 restarts once {name} is ready on smol-0",
+        f"0 of 2 engines updated, 2 ready; smol-1 restarts once {name} is ready on smol-0",
     )
     cluster.obeys = True
-    assert progressing(cluster) == ("True", "RollingUpdate", "2 of 2 engines ready; smol-1 restarts")
+    assert progressing(cluster) == ("True", "RollingUpdate", "0 of 2 engines updated, 2 ready; smol-1 restarts")
     [reconciling] = told(cluster, "Reconciling")
     assert (reconciling.status, reconciling.reason) == ("True", "RollingUpdate"), "by which GitOps tools wait"
     assert reconciling.message == "smol-1 restarts"

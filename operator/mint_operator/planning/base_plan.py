@@ -28,6 +28,7 @@ from mint_operator.planning.manifests import Manifest, render, selector_text, se
 from mint_operator.planning.mapdiff import Assigned, announced, assignments, difference
 from mint_operator.planning.recall import placements_of
 from mint_operator.planning.repair import Repair, repair
+from mint_operator.planning.rolling import roll
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.statuses import WaveStatuses, statuses
 from mint_operator.planning.wave_records import Recorded, wave_records
@@ -110,7 +111,7 @@ def plan_base(
         selector=selector_text(name),
         redis_ok=known is not None,
         refusal=refusal or snapshot.apply_failures.get(key),
-        rolling=sized.rolling,
+        roll=roll(base, engines, settings, sized),
         shrinking=sized.shrinking,
     )
     status = base_status(base, facts, now)

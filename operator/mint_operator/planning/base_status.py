@@ -10,9 +10,11 @@ from mint_operator.planning import conditions
 from mint_operator.planning.conditions import Finding, truth
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.loading_progress import is_copying, sentence, with_base
+from mint_operator.planning.rolling import Roll
 from mint_operator.planning.snapshot import ObservedBase
 
 MOST_NAMED = 5
+ALONE = "no other engine can answer meanwhile (with spec.engine.replicas.min: 2, one always does)"
 
 
 class BaseFacts(msgspec.Struct, frozen=True):
@@ -22,13 +24,15 @@ class BaseFacts(msgspec.Struct, frozen=True):
     selector: str
     loading: LoadingStatus = LoadingStatus()
     redis_ok: bool = True
-    rolling: str = ""  # which engine restarts next, and what it waits for
+    roll: Roll | None = None  # while engines restart with the latest spec
     shrinking: str = ""  # which engine is removed next, and what it waits for
     refusal: Failure | None = None  # the spec cannot be used, or the API server refused objects
 
 
 def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelStatus:
     """Return the status of a base. Ready means that at least `replicas.min` engines answer requests.
+
+    Also that one fewer does, and not none, while that one restarts for a roll: what it held is held elsewhere.
 
     While the map is away the last counts stay: engines hold what they held.
     """
@@ -85,8 +89,17 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message)
     if ready >= needed:
         return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))
+    if _rolls(facts) and facts.roll is not None:
+        text = f"{count}, {needed} needed; restarting with the latest spec: {', '.join(facts.roll.away)}"
+        text += "" if ready else f"; {ALONE}"
+        return Finding("Ready", truth(ready > 0), conditions.ROLLING_UPDATE, _with_troubles(text, facts))
     reason, _ = _cause(facts)
     return Finding("Ready", "False", reason, _with_troubles(f"{count}, {needed} needed", facts))
+
+
+def _rolls(facts: BaseFacts) -> bool:
+    """Whether a roll is under way, and all that is not ready is explained by it."""
+    return facts.redis_ok and facts.refusal is None and facts.roll is not None and facts.roll.planned
 
 
 def _with_catalog(base: ObservedBase, verdict: Finding) -> Finding:
@@ -124,23 +137,25 @@ def _with_troubles(text: str, facts: BaseFacts) -> str:
 
 def _unheard(engine: Engine) -> str:
     """Say that an engine's pod is ready but Redis has no report of it; "" if that is not the case."""
-    if engine.alive or engine.failure is not None or not engine.pod.ready or engine.pod.terminating:
+    if not engine.unheard or engine.failure is not None:
         return ""
     return f"engine {engine.name}: its pod is ready, but nothing is heard of it through Redis; its log says why"
 
 
 def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
     desired = len(facts.engines)
-    message = f"{ready} of {desired} engines ready"
+    message, roll = f"{ready} of {desired} engines ready", facts.roll
     if verdict.status == "Unknown" or facts.refusal is not None:
         return Finding("Progressing", "False", verdict.reason, message)
-    moving = [each for each in (facts.rolling, facts.shrinking) if each]
-    if ready == desired and not moving:
+    if ready == desired and roll is None and not facts.shrinking:
         return Finding("Progressing", "False", conditions.SETTLED, message)
-    message = "; ".join([message, *moving])
-    if ready == desired:
-        reason = conditions.ROLLING_UPDATE if facts.rolling else conditions.SCALING_DOWN
-        return Finding("Progressing", "True", reason, message)
+    if roll is not None:
+        message = f"{roll.updated} of {desired} engines updated, {ready} ready"
+    follows = "" if roll is None else roll.follows
+    message = "; ".join([message, *[each for each in (follows, facts.shrinking) if each]])
+    if ready == desired or _rolls(facts):
+        reason = conditions.SCALING_DOWN if roll is None else conditions.ROLLING_UPDATE
+        return Finding("Progressing", "True", reason, _with_troubles(message, facts))
     reason, terminal = _cause(facts)
     return Finding("Progressing", truth(not terminal), reason, _with_troubles(message, facts))
 
@@ -162,8 +177,10 @@ def _reconciling(facts: BaseFacts) -> list[Finding]:
     refusal = facts.refusal
     if refusal is not None and not refusal.terminal:
         return [Finding(conditions.RECONCILING, "True", refusal.reason, refusal.message)]
-    if facts.rolling:
-        return [Finding(conditions.RECONCILING, "True", conditions.ROLLING_UPDATE, facts.rolling)]
+    roll = facts.roll
+    if roll is not None:
+        message = roll.follows or f"{roll.updated} of {len(facts.engines)} engines updated"
+        return [Finding(conditions.RECONCILING, "True", conditions.ROLLING_UPDATE, message)]
     return []
 
 
@@ -191,11 +208,13 @@ def _engines(facts: BaseFacts, ready: int) -> Finding:
 
 
 def _phase(base: ObservedBase, facts: BaseFacts, verdict: Finding, ready: int) -> str:
+    if base.without_catalog is None and _rolls(facts):
+        return "Rolling"
     if verdict.status == "True":
-        return "Degraded" if facts.refusal or base.without_catalog else "Ready"
+        return "Degraded" if facts.refusal or facts.roll or base.without_catalog else "Ready"
     if facts.refusal is not None:
         return "Failed" if facts.refusal.terminal and not ready else "Degraded" if ready else "Pending"
-    served = base.status.phase in {"Ready", "Degraded"}
+    served = base.status.phase in {"Ready", "Rolling", "Degraded"}
     if ready or (served and not _cause(facts)[1]):
         return "Degraded"
     if facts.redis_ok and _cause(facts)[1]:

@@ -51,9 +51,9 @@ ENGINES_READY = "EnginesReady"
 ENGINES_STARTING = "EnginesStarting"
 COPYING_BASE = "CopyingBase"
 BASE_LOADING = "BaseLoading"
-COMING_UP = {COPYING_BASE, BASE_LOADING}
 BASE_LOADED = "BaseLoaded"
 ROLLING_UPDATE = "RollingUpdate"
+COMING_UP = {COPYING_BASE, BASE_LOADING, ROLLING_UPDATE}
 SCALING_DOWN = "ScalingDown"
 APPLY_FAILED = "ApplyFailed"
 NO_LEADER_WORKER_SETS = "NoLeaderWorkerSets"
@@ -120,7 +120,7 @@ def kept(last: S, why: Failure, generation: int, now: float) -> S:
     rest = [each for each in last.conditions if each.type not in {"Ready", "Progressing", RECONCILING, STALLED}]
     return msgspec.structs.replace(
         last,
-        phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
+        phase="Degraded" if last.phase in {"Ready", "Rolling"} else last.phase or "Pending",
         observed_generation=generation,
         conditions=follow(last.conditions, findings, generation, now) + rest,
     )

@@ -46,6 +46,11 @@ class Engine(msgspec.Struct, frozen=True):
         return self.record is not None and self.record.ready
 
     @property
+    def unheard(self) -> bool:
+        """Whether its pod is ready, but it has no heartbeat."""
+        return not self.alive and self.pod.ready and not self.pod.terminating
+
+    @property
     def failing(self) -> bool:
         """Whether it does not serve and it or its pods say why: as it is, it may never serve."""
         return not self.ready and self.failure is not None
