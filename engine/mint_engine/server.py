@@ -25,16 +25,17 @@ from mint_engine.requests import prompt_logprobs, routed
 from mint_engine.requests.answers import answer
 from mint_engine.requests.compiling import Compiling
 from mint_engine.requests.grammar import Grammars
+from mint_engine.requests.inbox import OWN_UNREAD, Inbox, budget
 from mint_engine.requests.offsets import prompt_offsets
 from mint_engine.requests.parameters import check_prompt_logprobs, read_sampling
 from mint_engine.requests.prompts import read_form, read_prompt
 from mint_engine.requests.reading import Reading
+from mint_engine.requests.request import CheckedRequest
 from mint_engine.requests.spelling import Spelling
 from mint_engine.requests.tally import Tally
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
-from mint_engine.scheduling.inbox import OWN_UNREAD, Inbox, budget
-from mint_engine.scheduling.life import CheckedRequest, run_request
+from mint_engine.scheduling.life import run_request
 from mint_engine.scheduling.stepper import Stepper
 
 STALL_S = 300.0  # a step that takes longer has hung

@@ -21,8 +21,10 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_engine.build import build
 from mint_engine.model.device import choose_device, count_threads
+from mint_engine.requests.events import Done, Event, Failed
+from mint_engine.requests.parameters import Sampling
 from mint_engine.scheduling.generation import Generation
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.bench.merging import merge

@@ -25,11 +25,13 @@ from mint_engine.build import build
 from mint_engine.policies.revisions import publish, sweep
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
+from mint_engine.requests.events import Done, Event, Failed, Tokens
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.sources.local import LocalFolder

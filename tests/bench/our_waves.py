@@ -37,11 +37,13 @@ from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.policies.updates import Updates
+from mint_engine.requests.events import Done, Event, Failed, Tokens
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slots import Slots
 from mint_engine.rewards.scorer import Scorer
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer

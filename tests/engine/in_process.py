@@ -10,6 +10,8 @@ from typing import Any
 from mint_contracts.source import Source
 from mint_engine.adapters.check import Fit
 from mint_engine.build import build
+from mint_engine.requests.events import Done, Event, Failed, Tokens
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.limits import ResidencyLimits
@@ -17,7 +19,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.running import settings_for

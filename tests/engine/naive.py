@@ -2,8 +2,8 @@
 
 import torch
 
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, uniform
-from mint_engine.scheduling.request import Sampling
 
 NEAR_TIE = 1e-4  # logits of float32
 NEAR_BORDER = 1e-6  # of a distribution

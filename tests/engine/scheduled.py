@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.pieces import WindowDecoder
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
@@ -9,7 +10,7 @@ from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.prefix import extend_keys
-from mint_engine.scheduling.request import Completion, Request, Sampling, State
+from mint_engine.scheduling.request import Completion, Request, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
 TOTAL_PAGES = 12

@@ -18,13 +18,16 @@ from mint_contracts.source import Source
 from mint_engine.model.forward import Forward
 from mint_engine.model.lean import Lean
 from mint_engine.model.paged import Span
+from mint_engine.requests.events import Done, Event, Failed, Tokens
+from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued, budget
+from mint_engine.requests.parameters import Sampling
+from mint_engine.requests.request import CheckedRequest
 from mint_engine.residency import remapping
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, budget
-from mint_engine.scheduling.life import CheckedRequest, run_request
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.life import run_request
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.stepper import Stepper
 from tests.disk import on_disk
 from tests.engine import in_process

@@ -15,9 +15,11 @@ from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest
 from mint_contracts.wire import from_rpc_error
 from mint_engine import metrics
 from mint_engine.requests.answers import answer
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, budget
-from mint_engine.scheduling.life import CheckedRequest
-from mint_engine.scheduling.request import PromptScored, Request, Sampling, Scored, siblings
+from mint_engine.requests.events import PromptScored, Scored
+from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued, budget
+from mint_engine.requests.parameters import Sampling
+from mint_engine.requests.request import CheckedRequest
+from mint_engine.scheduling.request import Request, siblings
 from mint_engine.scheduling.scheduler import Limits, Share
 from tests.engine.running import Running, ask, peft_scores, running, save_adapter
 from tests.engine.steps import Gate, refusal

@@ -12,9 +12,9 @@ from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import Current
 from mint_engine.model.paged import Span
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.request import Sampling
 from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits, span
 from tests.engine.turns import LENGTH, TURNS, play, text
 

@@ -8,9 +8,10 @@ import pytest
 
 from mint_contracts.errors import Internal
 from mint_contracts.source import Source
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.holding import Tenant
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.request import Request, Sampling, State
+from mint_engine.scheduling.request import Request, State
 from mint_engine.scheduling.scheduler import Scheduler
 from tests.engine.balance import Imbalances
 from tests.engine.in_process import Engine, engine_of

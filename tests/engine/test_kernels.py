@@ -22,10 +22,10 @@ from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.kernels.linear_structs import Angles
 from mint_engine.kernels.row_structs import Activation, Norm
 from mint_engine.model.head_layers import CHUNK_TOKENS
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots
-from mint_engine.scheduling.request import Sampling
 
 CPU = torch.device("cpu")
 NO_TARGETS = torch.empty(0, 4, dtype=torch.int64)

@@ -16,7 +16,9 @@ from mint_contracts.settings import LIVENESS_SERVICE
 from mint_contracts.wire import from_rpc_error
 from mint_engine import serve
 from mint_engine.build import build
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling
+from mint_engine.requests.events import Done, Event, Failed
+from mint_engine.requests.parameters import Sampling
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.scheduler import Limits, Share
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
 from mint_contracts.sampling_pb2 import SamplingParams
-from mint_engine.requests.parameters import read_sampling
+from mint_engine.requests.parameters import Sampling, read_sampling
 from mint_engine.requests.penalties import change_together, penalise
 from mint_engine.requests.token_counts import TokenCounts
-from mint_engine.scheduling.request import Sampling
 from tests.engine.running import Running, ask, running, save_adapter
 
 VOCABULARY = 40

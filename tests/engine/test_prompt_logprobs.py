@@ -10,8 +10,7 @@ from mint_contracts.errors import AdapterNotFound, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_engine.requests import prompt_logprobs
-from mint_engine.requests.parameters import MOST_LOGPROBS, MOST_PROMPT_LOGPROBS
-from mint_engine.scheduling.request import Sampling
+from mint_engine.requests.parameters import MOST_LOGPROBS, MOST_PROMPT_LOGPROBS, Sampling
 from mint_engine.scheduling.stepper import Load
 from tests.engine.running import Running, ask, running
 from tests.engine.steps import Gate, refusal

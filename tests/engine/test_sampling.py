@@ -17,8 +17,8 @@ from transformers.generation.logits_process import (
 )
 
 from mint_engine.requests import sampling
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, score_tokens, uniform
-from mint_engine.scheduling.request import Sampling
 
 VOCAB = 600
 

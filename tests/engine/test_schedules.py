@@ -20,22 +20,14 @@ from msgspec.structs import replace
 from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine import metrics
 from mint_engine.build import build
+from mint_engine.requests.events import Done, Event, Failed, PromptScored, Tokens
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms
-from mint_engine.scheduling.request import (
-    Completion,
-    Done,
-    Event,
-    Failed,
-    PromptScored,
-    Request,
-    Sampling,
-    Tokens,
-    siblings,
-)
+from mint_engine.scheduling.request import Completion, Request, siblings
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled
 from tests.engine.naive import may_choose

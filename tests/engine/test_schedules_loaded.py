@@ -29,6 +29,10 @@ from mint_engine.adapters import mapped
 from mint_engine.adapters.check import Fit
 from mint_engine.build import build
 from mint_engine.model import lean
+from mint_engine.requests.events import Done, Failed, Tokens
+from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued, budget
+from mint_engine.requests.parameters import Sampling
+from mint_engine.requests.request import CheckedRequest
 from mint_engine.residency import climb, metrics
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.disk import DiskTier
@@ -38,11 +42,9 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slot_turns import SlotTerms
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.life import CheckedRequest, run_request
+from mint_engine.scheduling.life import run_request
 from mint_engine.scheduling.pages import Pages
-from mint_engine.scheduling.request import Done, Failed, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled, Stepper
 from tests.engine.halting import Halting

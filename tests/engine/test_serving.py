@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from mint_contracts import engine_pb2, sampling_pb2
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
+from mint_engine.requests.events import Event
 from mint_engine.residency.retention import Retention
-from mint_engine.scheduling.request import Event
 from tests.engine.running import ALL_SEVEN, CONTEXT, Running, ask, collect, running
 
 

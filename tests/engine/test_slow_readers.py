@@ -13,9 +13,9 @@ from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Sampling
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.wire import from_rpc_error
 from mint_engine import server
-from mint_engine.scheduling import inbox
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued
-from mint_engine.scheduling.request import Done, Failed, Scored, Tokens
+from mint_engine.requests import inbox
+from mint_engine.requests.events import Done, Failed, Scored, Tokens
+from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued
 from mint_engine.scheduling.stepper import Load
 from tests.engine.running import Running, ask, running
 from tests.waiting import PATIENCE_S, until

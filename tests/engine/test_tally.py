@@ -4,9 +4,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, Started
+from mint_engine.requests.parameters import Sampling
+from mint_engine.requests.request import CheckedRequest
 from mint_engine.requests.tally import Tally
-from mint_engine.scheduling.life import CheckedRequest
-from mint_engine.scheduling.request import Sampling
 
 PROMPT = (1, 2, 3)
 STARTED = GenerateEvent(started=Started())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mint_contracts.training import Loss
 from mint_engine.policies.rollouts import Rollout
-from mint_engine.scheduling.request import Sampling
+from mint_engine.requests.parameters import Sampling
 from mint_engine.training.advantages import group_advantages, has_signal
 from mint_engine.training.example import Example, PolicyBatch, completion
 

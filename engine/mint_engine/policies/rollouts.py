@@ -14,7 +14,9 @@ import msgspec
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
 from mint_engine.policies.rollout_queue import QueuedGroup, RolloutQueue
-from mint_engine.scheduling.request import Completion, Done, Event, Failed, Request, Sampling, Sink, Tokens
+from mint_engine.requests.events import Done, Event, Failed, Sink, Tokens
+from mint_engine.requests.parameters import Sampling
+from mint_engine.scheduling.request import Completion, Request
 from mint_engine.scheduling.stepper import Stepper
 
 RESERVED = 17  # one place in 17 stays free for new tenants: waves fill 64 of 68 places, or 256 of 272

@@ -5,7 +5,7 @@ import msgspec
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Dataset, Loss, Optimizer, Reward, Train
 from mint_contracts.training_records import TrainAssignment, WaveTraining
-from mint_engine.scheduling.request import Sampling
+from mint_engine.requests.parameters import Sampling
 from mint_engine.training.policy import PolicySettings
 
 

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from mint_contracts import sampling_pb2
 from mint_engine.requests import routed
+from mint_engine.requests.events import Done, Failed, PromptScored, Scored, Tokens
+from mint_engine.requests.inbox import Inbox, Queued
+from mint_engine.requests.request import CheckedRequest
 from mint_engine.requests.spelling import Spelling
-from mint_engine.scheduling.inbox import Inbox, Queued
-from mint_engine.scheduling.life import CheckedRequest
-from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
 
 _AT_ONCE = 256  # tokens of a prompt written before yielding to the event loop: 3 ms with scores
 

@@ -1,15 +1,16 @@
-"""Reads a client's SamplingParams into a Sampling, checking every field."""
+"""How tokens are chosen: reads a client's SamplingParams into a Sampling, checking every field."""
 
 import math
 import secrets
 from collections.abc import Mapping
 from ctypes import c_float
 
+import msgspec
+
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import SamplingParams
 from mint_contracts.transport import MOST_STOPS
 from mint_engine.requests.grammar import Shape
-from mint_engine.scheduling.request import Sampling
 
 DEFAULT_MAX_TOKENS = 256
 MOST_LOGPROBS = 20
@@ -26,6 +27,39 @@ LARGEST_REPETITION = 100.0
 LEAST_REPETITION = c_float(1 / LARGEST_REPETITION).value  # rounded as a proto does; less might make logits overflow
 # In characters. The longest ones take about 200 ms to compile.
 LONGEST_SCHEMA, LONGEST_REGEX = 65_536, 8_192
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen; already validated. `seed` is always set."""
+
+    max_tokens: int  # 0: the prompt is computed, and no token is chosen
+    seed: int
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many of the most likely tokens besides the chosen one
+    tempered_logprobs: bool = False  # of logits divided by the temperature, without filters
+    prompt_logprobs: bool = False
+    ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    shape: Shape | None = None  # what the completion must be
+    n: int = 1  # completions; `siblings` makes a request of each
+
+    @property
+    def penalises(self) -> bool:
+        """Whether penalties or biases change the logits before a token is chosen."""
+        penalised = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        return penalised or bool(self.logit_bias)
+
+    @property
+    def scored_at(self) -> float:
+        """The temperature at which the log-probabilities of completions are taken."""
+        return self.temperature if self.tempered_logprobs and self.temperature > 0 else 1.0
 
 
 def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Sampling:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.token_counts import TokenCounts
-from mint_engine.scheduling.request import Sampling
 
 Asked = Sequence[tuple[Sampling, TokenCounts]]
 _Places = list[tuple[torch.Tensor, torch.Tensor]]  # places [k] int64 in the logits of all rows; numbers [k] float32

@@ -4,8 +4,7 @@ A client that does not read them is not waited for, but they stay in memory unti
 """
 
 from mint_contracts.byte_budget import ByteBudget
-from mint_engine.requests.parameters import count_prompt_logprobs
-from mint_engine.scheduling.request import Sampling
+from mint_engine.requests.parameters import Sampling, count_prompt_logprobs
 
 # Per log-probability, measured with 20 alternatives per token: 140 in memory, 80 in the message, and the rest in the
 # transport and the allocator.

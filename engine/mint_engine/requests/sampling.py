@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.greedy import greedy_tokens
-from mint_engine.scheduling.request import Sampling, Scored
+from mint_engine.requests.events import Scored
+from mint_engine.requests.parameters import Sampling
 
 _NUCLEUS = 256  # candidates among which top-p is tried first, before the complete vocabulary is sorted
 _WHOLE_ROWS = 8  # rows whose complete vocabulary is sorted at a time: more would only take more memory

@@ -4,7 +4,7 @@ import time
 
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent
 from mint_engine import metrics
-from mint_engine.scheduling.life import CheckedRequest
+from mint_engine.requests.request import CheckedRequest
 
 
 class Tally:

@@ -12,6 +12,7 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.greedy import greedy_tokens
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
+from mint_engine.requests.events import Done, Event, Failed, PromptScored, Scored, Sink, Tokens
 from mint_engine.requests.masks import Late, mask
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
@@ -23,18 +24,7 @@ from mint_engine.residency.copies import fresh_error
 from mint_engine.scheduling.masking import cost, in_turn
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
-from mint_engine.scheduling.request import (
-    Completion,
-    Done,
-    Event,
-    Failed,
-    PromptScored,
-    Request,
-    Scored,
-    Sink,
-    State,
-    Tokens,
-)
+from mint_engine.scheduling.request import Completion, Request, State
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
 Outcome = tuple[Completion, Event]  # an event and the completion to post it to

@@ -2,34 +2,16 @@
 
 import asyncio
 
-import msgspec
 import structlog
 
 from mint_contracts.errors import Internal, MintError
-from mint_contracts.source import Source
-from mint_engine.requests.grammar import Grammar
+from mint_engine.requests.events import Done, Event, Failed, Sink
+from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued
+from mint_engine.requests.request import CheckedRequest
 from mint_engine.residency.holding import Holder, Pinned
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.inbox import CompletionEvent, Inbox, Queued
-from mint_engine.scheduling.request import Completion, Done, Event, Failed, Request, Sampling, Sink, siblings
+from mint_engine.scheduling.request import Completion, Request, siblings
 from mint_engine.scheduling.stepper import Stepper
-
-
-class CheckedRequest(msgspec.Struct, frozen=True):
-    """A request that has passed all checks that need no adapter."""
-
-    request_id: str
-    adapter: str  # "" is the bare base
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    source: Source | None = None  # the adapter's source in the catalog
-    routes: bool = False  # Done must report which experts the tokens were routed to
-    echo: bool = False  # Started must report the text of the prompt's tokens
-    offsets: tuple[int, ...] = ()  # where the prompt's tokens begin, if their log-probabilities are wanted
-    grammar: Grammar | None = None  # compiled from `sampling.shape`
-    calls: int = 0  # the form of tool calls that Started must report
-    salt: str = ""  # cache salt: separates the request's cached pages from those of other salts
-
 
 _log = structlog.get_logger(__name__)
 

@@ -1,55 +1,21 @@
-"""A request (frozen), the events that are posted for it, and its state while it runs."""
+"""A request with its adapter in a slot (frozen), and the state of each of its completions while it runs."""
 
 import enum
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from mint_contracts.errors import MintError
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS
-from mint_engine.model.routes import Routes
-from mint_engine.requests.grammar import Grammar, Shape
+from mint_engine.requests.events import Scored, Sink
+from mint_engine.requests.grammar import Grammar
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.text import TextStream
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT
 
 SEEDS = 2**64
-
-
-class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are chosen; already validated. `seed` is always set."""
-
-    max_tokens: int  # 0: the prompt is computed, and no token is chosen
-    seed: int
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # 0 is off
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None  # how many of the most likely tokens besides the chosen one
-    tempered_logprobs: bool = False  # of logits divided by the temperature, without filters
-    prompt_logprobs: bool = False
-    ignore_eos: bool = False
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    shape: Shape | None = None  # what the completion must be
-    n: int = 1  # completions; `siblings` makes a request of each
-
-    @property
-    def penalises(self) -> bool:
-        """Whether penalties or biases change the logits before a token is chosen."""
-        penalised = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
-        return penalised or bool(self.logit_bias)
-
-    @property
-    def scored_at(self) -> float:
-        """The temperature at which the log-probabilities of completions are taken."""
-        return self.temperature if self.tempered_logprobs and self.temperature > 0 else 1.0
 
 
 class Party(NamedTuple):
@@ -112,48 +78,6 @@ def siblings(request: Request) -> list[Request]:
         )
         for index in range(sampling.n)
     ]
-
-
-class Scored(msgspec.Struct, frozen=True):
-    """A token's log-probability, and the most likely tokens at its position (see `Sampling.tempered_logprobs`)."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-class PromptScored(msgspec.Struct, frozen=True):
-    """The prompt was read. `scores` are those of its tokens from the second on (the first has no predecessor)."""
-
-    scores: tuple[Scored, ...]
-
-
-class Tokens(msgspec.Struct, frozen=True):
-    """New tokens, and the text that became final with them."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    scores: tuple[Scored, ...] = ()
-    offset: int = 0  # characters of the completion before the first of these tokens
-
-
-class Done(msgspec.Struct, frozen=True):
-    """The request succeeded: it ended at a stop or at its maximum length."""
-
-    stopped: bool
-    completion_tokens: int
-    cached_tokens: int = 0  # tokens of the prompt that were cached when its first completion first got a place
-    routes: Routes | None = None  # of all tokens but the last, which was never computed
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The request ended with an error."""
-
-    error: MintError
-
-
-Event = PromptScored | Tokens | Done | Failed
-Sink = Callable[[Event], None]
 
 
 class State(enum.Enum):

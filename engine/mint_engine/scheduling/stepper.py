@@ -12,6 +12,7 @@ import structlog
 from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
 from mint_engine.place_counter import PlaceCounter
+from mint_engine.requests.events import Done, Failed, Sink
 from mint_engine.residency.holding import Tenant
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.background import Background, NoBackground
@@ -19,7 +20,7 @@ from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
-from mint_engine.scheduling.request import Completion, Done, Failed, Request, Sink
+from mint_engine.scheduling.request import Completion, Request
 
 IDLE_S = 0.05  # idle time after which the books are checked
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mint_engine.build import build
-from mint_engine.scheduling.request import Done, Event, Request, Sampling
+from mint_engine.requests.events import Done, Event
+from mint_engine.requests.parameters import Sampling
+from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.running import settings_for

@@ -18,9 +18,10 @@ from mint_contracts.training_records import Order, Stage
 from mint_engine.examples import shared
 from mint_engine.examples.dataset import read_dataset
 from mint_engine.policies import course, patience
+from mint_engine.requests.parameters import Sampling
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.rewards.service import ServiceClient
-from mint_engine.scheduling.request import Request, Sampling
+from mint_engine.scheduling.request import Request
 from tests.engine.training.training_engine import LINES, PROMPT, Gate, Scene, assignment, stepper_of, train, training
 from tests.waiting import until
 

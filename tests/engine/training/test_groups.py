@@ -5,7 +5,7 @@ import pytest
 from mint_contracts.training import Loss, LossType, Scaling
 from mint_engine.policies.groups import Group, batch_of
 from mint_engine.policies.rollouts import Rollout
-from mint_engine.scheduling.request import Sampling
+from mint_engine.requests.parameters import Sampling
 from mint_engine.training.pieces import normaliser
 
 SAMPLING = Sampling(max_tokens=4, seed=0)

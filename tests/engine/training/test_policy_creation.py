@@ -11,7 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
-from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling
+from mint_engine.requests.events import Done, Event, Failed
+from mint_engine.requests.parameters import Sampling
+from mint_engine.scheduling.request import Request
 from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.policy import PolicySettings

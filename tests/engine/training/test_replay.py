@@ -21,8 +21,8 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.model.routes import RouteCache, RouteShape
 from mint_engine.policies.rollouts import Ask
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.slots import NO_SLOT, Slots
-from mint_engine.scheduling.request import Sampling
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer

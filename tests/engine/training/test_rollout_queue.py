@@ -9,8 +9,8 @@ from hypothesis import given
 
 from mint_engine.policies.rollout_queue import TURN, QueuedGroup, RolloutQueue
 from mint_engine.policies.rollouts import Ask, Rollouts
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.request import Sampling
 from tests.engine.training.training_engine import stepper_of, train, training
 
 POLICIES = ("a", "b", "c")

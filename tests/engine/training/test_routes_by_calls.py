@@ -19,8 +19,8 @@ from mint_engine.model.routes import RouteShape
 from mint_engine.policies import primitives
 from mint_engine.policies.rollouts import Ask
 from mint_engine.requests import routed
+from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.request import Sampling
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_gateway.answer import Answer
 from mint_gateway.client import Client, question

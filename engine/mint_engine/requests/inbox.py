@@ -11,7 +11,7 @@ import msgspec
 
 from mint_contracts.byte_budget import ByteBudget, ByteShare
 from mint_contracts.errors import CapacityExceeded, MintError
-from mint_engine.scheduling.request import Event, Failed, Tokens
+from mint_engine.requests.events import Event, Failed, Tokens
 
 # Bytes of Python objects, about 10 times their size on the wire.
 MOST_UNREAD = 64 << 20  # per request: 240,000 tokens, or 24,000 with twenty log-probabilities each
