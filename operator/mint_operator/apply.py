@@ -19,12 +19,14 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.train_writer import TrainWriter
 from mint_operator import metrics
 from mint_operator.about import about, of_change, of_manifest, of_resource
+from mint_operator.applied import Applied
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing import decode
 from mint_operator.observing.dirt import Dirt, Part
 from mint_operator.observing.feed import Feed, News
 from mint_operator.observing.map_view import MapView
 from mint_operator.observing.train_view import TrainView
+from mint_operator.observing.written import Written
 from mint_operator.planning import events, status_write
 from mint_operator.planning.conditions import APPLY_FAILED
 from mint_operator.planning.groups import WORKLOADS
@@ -79,7 +81,7 @@ class Maps(msgspec.Struct, frozen=True):
 class Applier:
     """The operator's only writer. Raises StaleEpoch, which ends the operator; logs and retries all other failures."""
 
-    def __init__(self, kube: Kube, maps: Maps, dirt: Dirt, feed: Feed) -> None:
+    def __init__(self, kube: Kube, maps: Maps, dirt: Dirt, feed: Feed, written: Written) -> None:
         self._kube = kube
         self._writer = maps.writer
         self._map = maps.view
@@ -87,11 +89,13 @@ class Applier:
         self._train_view = maps.train_view
         self._dirt = dirt
         self._feed = feed
+        self._as_written = written
         self.owes = False  # a write that failed or was held back is still to be done
         self.moved_at = time.monotonic()  # when a write last ended, successfully or not
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._objects_gate = asyncio.Semaphore(AT_ONCE)  # separate, so that objects that hang delay no other writes
         self._refused: dict[tuple[str, str, str], _Refused] = {}
+        self._applied: dict[tuple[str, str, str], Applied] = {}
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # planned statuses that needed no write, by identity
         self._pruning = Pruning()
@@ -108,7 +112,7 @@ class Applier:
             await objects
         finally:
             objects.cancel()  # still running only if the map's writes raised, as when another operator took over
-        self._prune(snapshot)
+        self._prune(plan, snapshot)
         self.owes |= bool(counts["failed"] or self._refused)
         return counts
 
@@ -158,6 +162,10 @@ class Applier:
     async def _in_order(self, manifests: list[Manifest], counts: Counter[str]) -> None:
         """Apply one after another. Stop at one that hung: the rest would hang, too, and wait until it is retried."""
         for manifest in manifests:
+            applied = self._applied.get(manifest.key)
+            if applied is not None and applied.holds_back(manifest):
+                self.owes = True
+                continue
             last = self._refused.get(manifest.key)
             if last is None or last.digest != manifest.digest or last.retry.due:
                 with about(of_manifest(manifest)):
@@ -177,6 +185,7 @@ class Applier:
                 log.warning("object not applied", error=str(error))
             else:
                 self._refused.pop(manifest.key, None)
+                self._applied[manifest.key] = Applied.after(self._applied.get(manifest.key), manifest)
                 self._dirt.note(Part.WORKLOADS if manifest.kind in WORKLOADS else Part.CHILDREN)
                 self._count(counts, "manifests")
                 log.info("object applied")
@@ -187,7 +196,7 @@ class Applier:
             what = f"{manifest.kind} {manifest.namespace}/{manifest.name}"
             problem = f"exists but is not MinT's (it lacks the label {MANAGED_BY}={MANAGER}); rename one of the two"
             raise KubeError(what, CONFLICT, f"{what} {problem}")
-        await self._kube.apply(manifest.body)
+        self._as_written.wrote(manifest.key, await self._kube.apply(manifest.body))
 
     def _refuse(self, manifest: Manifest, error: KubeError, last: _Refused | None, *, hung: bool) -> None:
         before = last.retry if last is not None and last.digest == manifest.digest else None
@@ -304,7 +313,9 @@ class Applier:
         except KubeError as error:  # an Event is a courtesy
             log.warning("event not written", error=str(error))
 
-    def _prune(self, snapshot: Snapshot) -> None:
+    def _prune(self, plan: Plan, snapshot: Snapshot) -> None:
+        there = snapshot.children.keys() | {manifest.key for manifest in plan.manifests}
+        self._applied = {key: each for key, each in self._applied.items() if key in there}
         alive = {("BaseModel", base.meta.uid) for base in snapshot.bases.values()}
         alive |= {("AdapterWave", wave.meta.uid) for wave in snapshot.waves}
         self._written = {key: at for key, at in self._written.items() if key in alive}

@@ -26,6 +26,7 @@ TIMEOUT = urllib3.Timeout(connect=3.0, read=15.0)  # of a silence
 ANSWER_S = 30.0  # for one request and its complete answer, as long as an admission webhook may take
 LIST_S = 60.0  # for all pages of a list; half the time after which the liveness probe takes the loop for stuck
 EXPIRED = 410
+REVIEWS = "authorization.k8s.io/v1"
 _PIECE = 1 << 16
 
 _ROOTS = {
@@ -94,6 +95,14 @@ class _Status(msgspec.Struct, frozen=True):
     message: str = ""
 
 
+class _Allowed(msgspec.Struct, frozen=True):
+    allowed: bool = False
+
+
+class _Review(msgspec.Struct, frozen=True):
+    status: _Allowed = _Allowed()
+
+
 def path(kind: str, namespace: str = "", name: str = "", subresource: str = "") -> str:
     """Return the URL path of an object or a list; without a namespace, the list covers all namespaces."""
     root, plural = _ROOTS[kind]
@@ -150,6 +159,20 @@ class Kube:
             return error.status != 403
         return True
 
+    async def may_watch(self, kind: str, namespace: str) -> bool:
+        """Whether a kind may be watched there; False only if the API server says that it is forbidden."""
+        root, plural = _ROOTS[kind]
+        group = root.split("/")[2] if root.startswith("/apis/") else ""
+        asked = {"namespace": namespace, "verb": "watch", "group": group, "resource": plural}
+        review = {"apiVersion": REVIEWS, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": asked}}
+        try:
+            answer = await self._send(
+                "POST", f"/apis/{REVIEWS}/selfsubjectaccessreviews", {}, review, "application/json"
+            )
+        except KubeError:
+            return True
+        return msgspec.json.decode(answer, type=_Review).status.allowed
+
     async def kinds(self) -> frozenset[str]:
         """Return the kinds of our group that the API server's discovery lists."""
         found = msgspec.json.decode(await self._send("GET", "/apis"), type=_Groups)
@@ -172,12 +195,12 @@ class Kube:
                 return None
             raise
 
-    async def apply(self, body: Mapping[str, Any]) -> None:
-        """Server-side apply a complete object, taking over fields that others have set."""
+    async def apply(self, body: Mapping[str, Any]) -> bytes:
+        """Server-side apply a complete object, taking over fields that others have set; returns the result."""
         metadata = body["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         where = path(body["kind"], metadata["namespace"], metadata["name"])
-        await self._send("PATCH", where, query, body, "application/apply-patch+yaml")
+        return await self._send("PATCH", where, query, body, "application/apply-patch+yaml")
 
     async def patch_status(self, kind: str, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
         """Merge-patch the status subresource; returns the resulting object."""

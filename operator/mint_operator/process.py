@@ -19,6 +19,7 @@ from mint_contracts.train_writer import TrainWriter
 from mint_operator import crds, kube, metrics, namespaces, settings
 from mint_operator.apply import Applier, Maps
 from mint_operator.epoch import Leadership, LeadershipLost
+from mint_operator.handlers import children
 from mint_operator.loop import Loop
 from mint_operator.observing import hints
 from mint_operator.observing.cluster_view import ClusterView
@@ -31,6 +32,7 @@ from mint_operator.observing.train_view import TrainView
 from mint_operator.observing.watch import Watch
 from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.observing.wave_lists import Lists
+from mint_operator.observing.written import Written
 
 log = structlog.get_logger()
 
@@ -72,6 +74,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     dirt, feed, loops = Dirt(), Feed(), list[Loop]()
     running, named = asyncio.get_running_loop(), config.namespaces
     config = msgspec.structs.replace(config, namespaces=await namespaces.readable(api, named))
+    kinds = await children.watchable(api, kube.namespaced(config.namespaces))
 
     def kopf_ended() -> None:
         running.call_soon_threadsafe(broken.set)
@@ -80,7 +83,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
         return loops[0].moved_at if loops else None
 
     def begin() -> Watch:
-        begun = Watch(dirt, feed, config.namespaces, config.liveness_at, progress, kopf_ended)
+        begun = Watch(dirt, feed, config.namespaces, config.liveness_at, progress, kopf_ended, kinds)
         begun.start()
         return begun
 
@@ -107,10 +110,11 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     reader = MapReader(redis)
     view = MapView(reader, config.namespaces, epoch=epoch)
     secrets, policies = bool(config.release.redis_secret), bool(config.release.gateway_labels)
-    cluster = ClusterView(api, config.namespaces, feed, secrets=secrets, policies=policies)
+    written = Written()
+    cluster = ClusterView(api, config.namespaces, feed, written, secrets=secrets, policies=policies)
     training, inputs = TrainView(TrainReader(redis)), InputsView(api, dirt.wake)
     maps = Maps(MapWriter(redis, epoch), view, TrainWriter(redis, epoch), training)
-    applier = Applier(api, maps, dirt, feed)
+    applier = Applier(api, maps, dirt, feed, written)
     adapters = WaveAdapters(Lists(CatalogReader(redis), dirt.wake))
     loop = Loop(Observer(cluster, view, training, inputs, adapters, config.release), applier, dirt)
     loops.append(loop)

@@ -70,6 +70,7 @@ def test_applying_the_chart_again_changes_nothing(api_server: ApiServer, values:
         api_server.kubectl("delete", "-f", "-", stdin=objects)
 
 
+CHILD_VERBS = ("get", "list", "watch", "create", "patch")
 # (group, resource, subresource, verb, name) that the operator uses wherever it watches.
 NEEDED = [
     *[
@@ -80,9 +81,9 @@ NEEDED = [
     *[("mint.dev", kind, "status", "patch", "") for kind in ("basemodels", "adapterwaves")],
     *[("apps", "statefulsets", "", verb, "") for verb in ("get", "list", "watch", "create", "patch")],
     *[("leaderworkerset.x-k8s.io", "leaderworkersets", "", verb, "") for verb in ("get", "list", "create", "patch")],
-    *[("", kind, "", verb, "") for kind in ("services", "serviceaccounts") for verb in ("list", "create", "patch")],
-    *[("policy", "poddisruptionbudgets", "", verb, "") for verb in ("list", "create", "patch")],
-    *[("networking.k8s.io", "networkpolicies", "", verb, "") for verb in ("list", "create", "patch")],
+    *[("", kind, "", verb, "") for kind in ("services", "serviceaccounts") for verb in CHILD_VERBS],
+    *[("policy", "poddisruptionbudgets", "", verb, "") for verb in CHILD_VERBS],
+    *[("networking.k8s.io", "networkpolicies", "", verb, "") for verb in CHILD_VERBS],
     *[("", "pods", "", verb, "") for verb in ("get", "list", "watch")],
     *[("", "events", "", verb, "") for verb in ("create", "list")],
     ("", "configmaps", "", "get", "lessons"),

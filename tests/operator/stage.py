@@ -26,7 +26,7 @@ from mint_operator.kube import Kube
 from mint_operator.loop import Loop
 from mint_operator.observing import hints
 from mint_operator.observing.cluster_view import ClusterView
-from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
+from mint_operator.observing.dirt import EVERYTHING, RESYNC_S, Dirt, Part
 from mint_operator.observing.feed import Feed
 from mint_operator.observing.map_view import MapView
 from mint_operator.observing.observe import Observer
@@ -34,6 +34,7 @@ from mint_operator.observing.train_inputs import InputsView
 from mint_operator.observing.train_view import TrainView
 from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.observing.wave_lists import Lists
+from mint_operator.observing.written import Written
 from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
 from tests.waiting import PATIENCE_S
@@ -133,6 +134,7 @@ class Stage:
     kube: Kube
     redis: Redis
     release: Release = RELEASE
+    resync_s: float = RESYNC_S
     ahead_s: float = 0.0  # how far the operator's clock is ahead
     loop: Loop = field(init=False)
     dirt: Dirt = field(init=False)
@@ -144,14 +146,14 @@ class Stage:
 
     def operator(self, epoch: int) -> Loop:
         """Replace the operator by a fresh one with this epoch, which remembers nothing."""
-        self.dirt, self.feed = Dirt(), Feed()
+        self.dirt, self.feed, written = Dirt(self.resync_s), Feed(), Written()
         view = MapView(MapReader(self.redis), [self.namespace], epoch=epoch)
         secrets, policies = bool(self.release.redis_secret), bool(self.release.gateway_labels)
-        cluster = ClusterView(self.kube, [self.namespace], self.feed, secrets=secrets, policies=policies)
+        cluster = ClusterView(self.kube, [self.namespace], self.feed, written, secrets=secrets, policies=policies)
         training = TrainView(TrainReader(self.redis), look_s=0.0)
         inputs = InputsView(self.kube, self.dirt.wake)
         maps = Maps(MapWriter(self.redis, epoch), view, TrainWriter(self.redis, epoch), training)
-        self.applier = Applier(self.kube, maps, self.dirt, self.feed)
+        self.applier = Applier(self.kube, maps, self.dirt, self.feed, written)
         adapters = WaveAdapters(Lists(CatalogReader(self.redis), self.dirt.wake, look_s=0.0))
         observer = Observer(cluster, view, training, inputs, adapters, self.release)
         observer.clock = lambda: time.time() + self.ahead_s

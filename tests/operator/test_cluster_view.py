@@ -9,6 +9,7 @@ from kubernetes import client
 from mint_operator.kube import Kube
 from mint_operator.observing.cluster_view import ClusterView
 from mint_operator.observing.feed import Feed, News
+from mint_operator.observing.written import Written
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 
 READABLE: dict[str, dict[str, Any]] = {
@@ -22,7 +23,9 @@ class Seen:
 
     def __init__(self, kind: str) -> None:
         self.kind, self.feed, self.version = kind, Feed(), 0
-        self.view = ClusterView(Kube(client.ApiClient()), ["team"], self.feed, secrets=False, policies=False)
+        self.view = ClusterView(
+            Kube(client.ApiClient()), ["team"], self.feed, Written(), secrets=False, policies=False
+        )
 
     async def sight(self, spec: dict[str, Any]) -> ObservedBase | ObservedWave:
         self.version += 1

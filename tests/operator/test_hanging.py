@@ -27,7 +27,7 @@ class Webhook:
         self._apply = stage.kube.apply
         monkeypatch.setattr(stage.kube, "apply", self._applied)
 
-    async def _applied(self, body: Mapping[str, Any]) -> None:
+    async def _applied(self, body: Mapping[str, Any]) -> bytes:
         if not body["metadata"]["name"].startswith("hung"):
             return await self._apply(body)
         self.asked.append(body["kind"])

@@ -17,6 +17,7 @@ from mint_operator.observing.dirt import Part
 from mint_operator.observing.feed import Feed
 from mint_operator.observing.kube_events import About, warnings
 from mint_operator.observing.store import Store
+from mint_operator.observing.written import Written
 from mint_operator.planning.engines import engine_name
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER, REDIS_SECRET
@@ -35,8 +36,11 @@ _Lists = Mapping[str, list[msgspec.Raw]]
 class ClusterView:
     """The state in the API server: each part's last listing, updated by what the watch has seen since."""
 
-    def __init__(self, kube: Kube, namespaces: Sequence[str], feed: Feed, *, secrets: bool, policies: bool) -> None:
+    def __init__(
+        self, kube: Kube, namespaces: Sequence[str], feed: Feed, written: Written, *, secrets: bool, policies: bool
+    ) -> None:
         self._kube = kube
+        self._written = written
         self._namespaces = namespaced(namespaces)
         self._feed = feed
         self._secrets = secrets  # whether engines need a Secret for Redis
@@ -131,11 +135,11 @@ class ClusterView:
 
     async def _read_workloads(self) -> None:
         single, grouped = WORKLOADS
-        found = [decode.child(single, raw) for raw in await self._items(single, OURS)]
+        found = [self._child(single, raw) for raw in await self._items(single, OURS)]
         served, wanted = True, self._wants_groups()
         if wanted:
             try:
-                found += [decode.child(grouped, raw) for raw in await self._items(grouped, OURS)]
+                found += [self._child(grouped, raw) for raw in await self._items(grouped, OURS)]
             except KubeError as error:
                 if not error.unserved:
                     raise
@@ -160,12 +164,18 @@ class ClusterView:
 
     async def _read_children(self) -> dict[tuple[str, str, str], Child]:
         lists = await asyncio.gather(*[self._items(kind, OURS) for kind in self._kinds])
-        found = [decode.child(kind, raw) for kind, raws in zip(self._kinds, lists, strict=True) for raw in raws]
+        found = [self._child(kind, raw) for kind, raws in zip(self._kinds, lists, strict=True) for raw in raws]
         if self._secrets:
             namespaces = sorted({base.meta.namespace for base in self.bases.values()})
             secrets = await asyncio.gather(*[self._kube.get("Secret", each, REDIS_SECRET) for each in namespaces])
-            found += [decode.child("Secret", raw) for raw in secrets if raw is not None]
+            found += [self._child("Secret", raw) for raw in secrets if raw is not None]
+        self._written.keep({child.key for child in found} | self._workloads.keys())
         return _by_key(found)
+
+    def _child(self, kind: str, raw: bytes | msgspec.Raw) -> Child:
+        found = decode.child(kind, raw)
+        edited = self._written.edited(found.key, decode.fingerprint(raw))
+        return msgspec.structs.replace(found, edited=True) if edited else found
 
     async def _items(self, kind: str, selector: str) -> list[msgspec.Raw]:
         lists = await asyncio.gather(*[self._kube.items(kind, each, selector) for each in self._namespaces])

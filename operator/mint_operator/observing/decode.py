@@ -213,6 +213,15 @@ def child(kind: str, raw: bytes | msgspec.Raw) -> Child:
     )
 
 
+def fingerprint(raw: bytes | msgspec.Raw) -> int:
+    """Return a digest, valid in this process, of what people can change of an object: no status, no bookkeeping."""
+    fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    metadata = msgspec.json.decode(fields["metadata"], type=dict[str, msgspec.Raw])
+    told = [bytes(metadata.get(name, b"")) for name in ("labels", "annotations", "ownerReferences")]
+    rest = [name for name in sorted(fields) if name not in {"apiVersion", "kind", "metadata", "status"}]
+    return hash((*told, *[(name, bytes(fields[name])) for name in rest]))
+
+
 def labels(raw: bytes | msgspec.Raw) -> Mapping[str, str]:
     """Return the labels of any object."""
     return msgspec.json.decode(raw, type=_Child).metadata.labels

@@ -12,7 +12,7 @@ class Part(StrEnum):
     WAVES = "waves"
     PODS = "pods"
     WORKLOADS = "workloads"  # what engines are made of
-    CHILDREN = "children"  # services, budgets, accounts, secrets: nobody else changes them, so only resync looks
+    CHILDREN = "children"  # services, budgets, accounts, policies, secrets
     MAP = "map"
     RELIST = "relist"  # list again, in the background, what the watch keeps up to date
 

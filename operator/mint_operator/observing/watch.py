@@ -8,13 +8,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import kopf
 import structlog
 
-from mint_operator.handlers import adapterwaves, basemodels, engines
+from mint_operator.handlers import adapterwaves, basemodels, children, engines
 from mint_operator.observing.dirt import Dirt
 from mint_operator.observing.feed import Feed
 from mint_operator.settings import LIVENESS_PATH
@@ -29,7 +29,8 @@ class Watch:
     """Kopf's side of the operator.
 
     The probe is answered at `liveness_at` (host:port). `progress` returns the monotonic time when the loop last made
-    progress, None before it leads; `ended` is called, from kopf's thread, if kopf ends without `stop`.
+    progress, None before it leads; `ended` is called, from kopf's thread, if kopf ends without `stop`. `kinds` are
+    those of handlers.children that it may watch.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Watch:
         liveness_at: str,
         progress: Callable[[], float | None],
         ended: Callable[[], None],
+        kinds: Collection[str] = (),
     ) -> None:
         self._dirt = dirt
         self._feed = feed
@@ -47,6 +49,7 @@ class Watch:
         self._endpoint = f"http://{liveness_at}{LIVENESS_PATH}"
         self._progress = progress
         self._ended = ended
+        self._kinds = kinds
         self._stopping, self._stop = False, threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
@@ -102,6 +105,7 @@ class Watch:
         basemodels.register(registry, self._dirt, self._feed)
         adapterwaves.register(registry, self._dirt, self._feed)
         engines.register(registry, settings, self._dirt, self._feed)
+        children.register(registry, settings, self._dirt, self._kinds)
 
         @kopf.on.login(registry=registry)
         def login(**kwargs: Any) -> kopf.ConnectionInfo | None:

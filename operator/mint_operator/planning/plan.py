@@ -158,9 +158,9 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
 
 
 def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
-    """Whether the live object is missing, was made from another manifest, or was scaled by somebody else."""
+    """Whether the live object is missing, was made from another manifest, or was changed by somebody else."""
     child = snapshot.children.get(manifest.key)
-    if child is None or child.applied != manifest.digest:
+    if child is None or child.applied != manifest.digest or child.edited:
         return True
     return manifest.kind in WORKLOADS and child.replicas != manifest.body["spec"]["replicas"]
 

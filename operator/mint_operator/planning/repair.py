@@ -1,7 +1,8 @@
 """Decides when the objects of a base are applied again although they do not seem to differ. Pure.
 
-A change by hand does not change the digest in an object's annotation, and a full comparison would need to know every
-default that API servers set. Applying the objects again corrects them; if they are correct, nothing happens.
+What others change is seen by comparison with what was written (see observing.written), which a new operator does not
+know, and a full comparison would need to know every default that API servers set. Applying the objects again corrects
+them; if they are correct, nothing happens.
 """
 
 from zlib import crc32

@@ -133,6 +133,7 @@ class Child(msgspec.Struct, frozen=True):
     name: str
     applied: str = ""
     replicas: int = 0  # of workloads only: spec.replicas
+    edited: bool = False  # somebody else has changed it since it was applied
 
     @property
     def key(self) -> tuple[str, str, str]:
