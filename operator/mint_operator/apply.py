@@ -34,6 +34,7 @@ from mint_operator.planning.manifests import MANAGED_BY, MANAGER, Manifest
 from mint_operator.planning.plan import Plan
 from mint_operator.planning.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
 from mint_operator.pruning import CRDS_OUTDATED, Pruning
+from mint_operator.recorder import Recorder
 
 AT_ONCE = 8
 HUNG_S = 5.0  # a failure this slow, such as a webhook that times out, would probably recur with the next object
@@ -99,6 +100,7 @@ class Applier:
         self._written: dict[tuple[str, str], float] = {}
         self._settled: dict[tuple[str, str], object] = {}  # planned statuses that needed no write, by identity
         self._pruning = Pruning()
+        self._recorder = Recorder(kube)
         self._held_back: dict[tuple[str, str], _HeldBack] = {}
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
@@ -281,7 +283,7 @@ class Applier:
         for failure in events.failures(of.status, status):
             with about({"adapter": failure.adapter, "engine": failure.engine}):
                 log.warning("adapter failed", reason=failure.reason, error=failure.message)
-        await self._emit_event(events.transition(kind, meta, of.status, status, time.time()))
+        await self._tell(kind, meta, of.status, status)
         await self._note_pruning(kind, meta, status, raw)
 
     def _hold_back(
@@ -302,18 +304,20 @@ class Applier:
         if message is not None:
             self._settled.clear()
         if message:
-            await self._emit_event(events.event(kind, meta, "Warning", CRDS_OUTDATED, message, time.time()))
-
-    async def _emit_event(self, event: dict[str, Any] | None) -> None:
-        if event is None:
-            return
-        try:
             async with self._gate:
-                await self._kube.create(event)
-        except KubeError as error:  # an Event is a courtesy
-            log.warning("event not written", error=str(error))
+                await self._recorder.emit(events.event(kind, meta, "Warning", CRDS_OUTDATED, message, time.time()))
+
+    async def _tell(self, kind: str, meta: Meta, old: status_write.Status, new: status_write.Status) -> None:
+        """Write the Event of a changed status, if it has one."""
+        changed, waits = (each(kind, meta, old, new, time.time()) for each in (events.transition, events.waiting))
+        async with self._gate:
+            if changed is not None:
+                await self._recorder.emit(changed)
+            elif waits is not None:
+                await self._recorder.once(waits)
 
     def _prune(self, plan: Plan, snapshot: Snapshot) -> None:
+        self._recorder.forget_old()
         there = snapshot.children.keys() | {manifest.key for manifest in plan.manifests}
         self._applied = {key: each for key, each in self._applied.items() if key in there}
         alive = {("BaseModel", base.meta.uid) for base in snapshot.bases.values()}

@@ -320,7 +320,7 @@ def test_one_event_for_each_transition(old: str, new: str, kind: str) -> None:
     assert transition("AdapterWave", of.meta, _status(phase=new), _status(phase=new), NOW) is None
 
 
-def test_a_wave_that_begins_to_wait_is_no_event() -> None:
+def test_a_wave_that_begins_to_load_is_no_event() -> None:
     assert (
         transition("AdapterWave", wave("w", ["a/0"]).meta, _status(phase=""), _status(phase="Pending"), NOW) is None
     )

@@ -1,14 +1,23 @@
-"""Kubernetes Events for transitions that people want to know about, one for each."""
+"""Kubernetes Events for what people want to know about: changes of phase, and of the reason why something waits."""
 
 from typing import Any
 
-from mint_contracts.resources import GROUP, VERSION, AdapterWaveStatus, BaseModelStatus, WaveFailure
+from mint_contracts.resources import (
+    GROUP,
+    VERSION,
+    AdapterWaveStatus,
+    BaseModelStatus,
+    Condition,
+    WaveFailure,
+)
+from mint_operator.planning import conditions
 from mint_operator.planning.conditions import stamp
 from mint_operator.planning.snapshot import Meta
 
 COMPONENT = "mint-operator"
 _EVENT_TYPES = {  # by phase; other phases have no Event
     "Ready": "Normal",
+    "Rolling": "Normal",
     "Failed": "Warning",
     "Degraded": "Warning",
     "Training": "Normal",
@@ -17,7 +26,19 @@ _EVENT_TYPES = {  # by phase; other phases have no Event
     "Cancelled": "Normal",
     "Expired": "Normal",
 }
-_HELD = {"Ready", "Degraded"}  # going from here to Pending: what was served must wait, since others come first
+# Going from these to Pending: what was served must wait, since others come first.
+_HELD = {"Ready", "Rolling", "Degraded"}
+# Reasons by which every object passes on its way, and nothing is wrong.
+_UNDER_WAY = {
+    conditions.ADAPTERS_LOADING,
+    conditions.POLICIES_LOADING,
+    conditions.ENGINES_STARTING,
+    conditions.COPYING_BASE,
+    conditions.BASE_LOADING,
+    conditions.ROLLING_UPDATE,
+    conditions.SCALING_DOWN,
+    conditions.TRAINING,
+}
 
 
 def failures(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | AdapterWaveStatus) -> list[WaveFailure]:
@@ -39,9 +60,37 @@ def transition(
     event_type = "Warning" if new.phase == "Pending" and old.phase in _HELD else _EVENT_TYPES.get(new.phase)
     if old.phase == new.phase or event_type is None:
         return None
-    ready = next((each for each in new.conditions if each.type == "Ready"), None)
-    reason = ready.reason if ready and new.phase != "Ready" else new.phase
-    return event(kind, meta, event_type, reason, ready.message if ready else new.phase, now)
+    told = _condition(new, "Ready")
+    if told is not None and new.phase != "Ready" and told.reason == conditions.ENGINES_READY:
+        told = _condition(new, "Progressing")  # why the others are not
+    reason = told.reason if told and new.phase != "Ready" else new.phase
+    return event(kind, meta, event_type, reason, told.message if told else new.phase, now)
+
+
+def waiting(
+    kind: str,
+    meta: Meta,
+    old: BaseModelStatus | AdapterWaveStatus,
+    new: BaseModelStatus | AdapterWaveStatus,
+    now: float,
+) -> dict[str, Any] | None:
+    """Return the Event for a new reason why engines, adapters or policies are not ready; None if it is no news.
+
+    A base tells each; a wave, of which there may be thousands, only those by which not every wave passes.
+    """
+    of_base = isinstance(new, BaseModelStatus)
+    which = "Progressing" if of_base else "Ready"  # a base can be Ready while some of its engines are not
+    told, before = _condition(new, which), _condition(old, which)
+    if told is None or told.reason == conditions.SETTLED or (told.status != "False" and not of_base):
+        return None
+    routine = told.reason in _UNDER_WAY
+    if (before is not None and before.reason == told.reason) or (routine and not of_base):
+        return None
+    return event(kind, meta, "Normal" if routine else "Warning", told.reason, told.message, now)
+
+
+def _condition(status: BaseModelStatus | AdapterWaveStatus, kind: str) -> Condition | None:
+    return next((each for each in status.conditions if each.type == kind), None)
 
 
 def event(kind: str, meta: Meta, event_type: str, reason: str, message: str, now: float) -> dict[str, Any]:
