@@ -58,8 +58,22 @@ def test_cancel_ends_the_wave() -> None:
     world.say(Stage.CANCELLED, 3, published=published(3))
     world.step()
     assert world.status("w").phase == "Cancelled"
-    assert condition(world, "w", "Complete")[:2] == ("False", "TrainingCancelled")
+    told = ("False", "TrainingCancelled", "0 of 2 policies complete, 2 cancelled")
+    assert condition(world, "w", "Complete") == told
     assert set(world.placements) == set(named("w", [0, 1]))
+
+
+def test_a_cancelled_wave_counts_policies_by_how_they_ended() -> None:
+    world = World(base(), [training_wave("w", 3)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, "team/w-0", published=published(STEPS))
+    world.say(Stage.FAILED, 2, "team/w-1")
+    world.say(Stage.RUNNING, 2, "team/w-2")
+    world.change("w", cancelled=True)
+    world.step()
+    world.say(Stage.CANCELLED, 3, "team/w-2", published=published(3))
+    world.step()
+    assert condition(world, "w", "Complete")[2] == "1 of 3 policies complete, 1 failed, 1 cancelled"
 
 
 def test_more_steps_make_a_complete_wave_go_on() -> None:

@@ -93,8 +93,8 @@ def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
     """Return the phase and the Complete condition."""
     standing, refusal = facts.standing, facts.cause
     ended = f"{counts.complete} of {counts.total} policies complete"
-    if counts.failed:
-        ended += f", {counts.failed} failed"
+    others = {"failed": counts.failed, "cancelled": counts.cancelled}
+    ended += "".join(f", {count} {what}" for what, count in others.items() if count)
     if standing.over:
         if standing.failed:
             return "Failed", _failed(standing, ended)
