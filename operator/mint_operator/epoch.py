@@ -84,7 +84,7 @@ class Leadership:
             await asyncio.sleep(RENEW_EVERY_S if time.monotonic() - renewed_at < RENEW_EVERY_S else RETRY_S)
             try:
                 async with asyncio.timeout(RENEW_WITHIN_S - (time.monotonic() - renewed_at)):
-                    await self._renew()
+                    await self._write_ours(self._identity)
                 renewed_at = time.monotonic()
             except (KubeError, TimeoutError) as error:
                 if time.monotonic() - renewed_at > RENEW_WITHIN_S - RETRY_S:
@@ -93,14 +93,14 @@ class Leadership:
                     ) from None
                 log.warning("lease not renewed", lease=self._lease, error=str(error))
 
-    async def _renew(self) -> None:
-        """Renew once. Raises LeadershipLost if somebody else holds the Lease, and KubeError.
+    async def _write_ours(self, holder: str) -> None:
+        """Write the Lease while it is ours. Raises LeadershipLost if somebody else holds it, and KubeError.
 
         A Lease that has changed unexpectedly may have been changed by this process: the answer to a renewal can get
-        lost.
+        lost, and one that was cancelled goes on in its thread.
         """
         try:
-            await self._write(self._identity, self.epoch)
+            await self._write(holder, self.epoch)
         except KubeError as error:
             if error.status not in {404, 409}:
                 raise
@@ -109,7 +109,7 @@ class Leadership:
             if lease is None or (lease.spec.holder_identity, lease.spec.lease_transitions) != self._held:
                 raise LeadershipLost(f"lease {self._lease} was taken over or removed ({error})") from error
             self._version = lease.metadata.resource_version
-            await self._write(self._identity, self.epoch)
+            await self._write(holder, self.epoch)
 
     @property
     def _held(self) -> tuple[str, int]:
@@ -119,8 +119,8 @@ class Leadership:
     async def release(self) -> None:
         """Let the next candidate lead at once. Only called by a leader that has stopped writing."""
         try:
-            await self._write("", self.epoch)
-        except KubeError as error:
+            await self._write_ours("")
+        except (KubeError, LeadershipLost) as error:
             log.warning("lease not released; it will expire", lease=self._lease, error=str(error))
 
     async def _try_to_acquire(self) -> str | None:

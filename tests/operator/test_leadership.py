@@ -76,6 +76,32 @@ async def test_a_candidate_that_misses_the_answer_leads_at_once(
     assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("one", found)
 
 
+async def test_a_leader_that_ends_while_a_renewal_is_under_way_lets_the_next_lead_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that sends the renewal goes on when the task that waits for it is cancelled."""
+    leader, renewed, replace = candidate(stage), asyncio.Event(), stage.kube.replace
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+
+    async def unanswered(body: Mapping[str, Any]) -> bytes:
+        await replace(body)
+        renewed.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    monkeypatch.setattr(stage.kube, "replace", unanswered)
+    keeping = asyncio.create_task(leader.renew_forever())
+    await asyncio.wait_for(renewed.wait(), PATIENCE_S)
+    keeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await keeping
+    monkeypatch.setattr(stage.kube, "replace", replace)
+    await leader.release()
+    lease = await stage.get("Lease", LEASE)
+    assert lease is not None
+    assert not lease["spec"].get("holderIdentity")
+
+
 @pytest.mark.parametrize(
     "theirs", [{"holderIdentity": "two"}, {"leaseTransitions": 2_000_000_000}, {"holderIdentity": None}]
 )
