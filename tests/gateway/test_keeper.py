@@ -29,7 +29,7 @@ from mint_gateway.client import question
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import COUNT, declare, hanging, in_pieces, lines, listed, many, opened, written
 from tests.gateway.scene import BASE, STORE, Scene, complete
-from tests.redis_process import RedisProcess, patient
+from tests.redis_process import RedisProcess, patient, without_replicas
 from tests.waiting import until
 
 
@@ -238,6 +238,19 @@ async def test_manifests_that_hang_are_left_for_others(redis_client: Redis, tmp_
             await until(lambda: redis_client.exists(keys.catalog(BASE, "keeper")))
             sources[BASE] = Source(f"file://{second}")
             await until(partial(has, redis_client, "b/one"))
+
+
+async def test_maintenance_that_is_cancelled_ends_also_where_redis_takes_no_writes(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    (part,) = await written(tmp_path, "a/one")
+    with hanging(part):
+        looking = asyncio.create_task(Keeper(redis_client, dict).look(BASE, Source(f"file://{tmp_path}")))
+        await until(lambda: redis_client.hexists(keys.catalog(BASE), "copy"))  # it holds the lock
+        async with without_replicas(redis_client):
+            looking.cancel()
+            await asyncio.wait([looking])
+    assert looking.cancelled()
 
 
 async def test_a_base_that_is_forgotten_while_its_manifests_are_read_leaves_nothing(

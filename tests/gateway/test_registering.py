@@ -22,7 +22,8 @@ from mint_contracts.errors import (
     MapUnavailable,
     Overloaded,
 )
-from mint_gateway.catalog.servicer import OF_ONE_KEY, STREAMS
+from mint_gateway.catalog.pace import Pace
+from mint_gateway.catalog.servicer import OF_ONE_KEY, STREAMS, _next
 from mint_gateway.client import Client
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import COUNT, declare, hanging, in_pieces, lines, listed, many, opened, written
@@ -179,6 +180,28 @@ async def test_streams_of_messages_without_a_word_in_them_keep_no_others_from_re
         assert isinstance(ended, InvalidRequest)
         assert "has sent less than 32 bytes a second for 0.2 s; send it all again" in str(ended)
     assert (await client.register(in_pieces(lines([entry("a/one")])))).registered == 1
+
+
+async def test_a_stream_that_is_cancelled_as_a_message_arrives_ends() -> None:
+    """Before Python 3.12, asyncio.wait_for can swallow the cancellation."""
+
+    async def sent() -> AsyncIterator[RegisterRequest]:
+        while True:
+            await asyncio.sleep(0)
+            yield RegisterRequest()
+
+    async def register() -> None:
+        requests, pace = sent(), Pace(60.0)
+        while await _next(requests, pace):
+            pass
+
+    for steps in range(30):
+        registering = asyncio.create_task(register())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        registering.cancel()
+        await asyncio.wait([registering])
+        assert registering.cancelled(), f"went on after a cancellation at step {steps}"
 
 
 async def test_clients_with_one_key_leave_a_place_to_others(tenants: Tenants) -> None:

@@ -229,7 +229,8 @@ class Keeper:
         finally:
             holding.cancel()
             await asyncio.wait([holding])
-            with suppress(MapUnavailable):  # the lock expires by itself, or another gateway took it just now
+            # The lock expires by itself. Another gateway may have taken it just now, or Redis takes no writes.
+            with suppress(MapUnavailable, ResponseError):
                 await bounded(lambda: self._if_ours(key, lambda line: line.delete(key)))
         return True
 

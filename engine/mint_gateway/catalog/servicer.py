@@ -185,7 +185,8 @@ async def _next(
     """Return a stream's next request, or None at its end. Raises InvalidRequest if it takes too long."""
     asked = time.monotonic()
     try:
-        request = await asyncio.wait_for(anext(requests, None), pace.left_s)
+        async with asyncio.timeout(pace.left_s):
+            request = await anext(requests, None)
     except TimeoutError:
         again = "send it all again, since registering an entry twice does no harm"
         raise InvalidRequest("stream", f"{pace.message}; {again}") from None
