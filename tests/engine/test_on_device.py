@@ -37,7 +37,7 @@ from tests.engine.training.scene import groups
 from tests.engine.training.training_engine import assignment, saved, train, training
 from tests.waiting import until
 
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 WAYS: list[dict[str, Any]] = [
     {},
     {"logprobs": 3},
@@ -96,7 +96,7 @@ async def answers(base: Path, adapters: dict[str, Path], **settings: Any) -> lis
                 for at, (prompt, who) in enumerate(asked)
             ]
             found += await asyncio.gather(*told)
-        found.append(await ask(engine, prompts[0], "a", max_tokens=20, json_schema=GRAMMAR))
+        found.append(await ask(engine, prompts[0], "a", max_tokens=8, json_schema=GRAMMAR))
     return found
 
 
@@ -199,7 +199,7 @@ async def waits(engine: Running, seen: Seen, *requests: dict[str, Any]) -> int:
         return outcomes
 
     generation.step = counted  # type: ignore[method-assign]
-    await asyncio.gather(*(ask(engine, [5, 6, 7], max_tokens=8, ignore_eos=True, **each) for each in requests))
+    await asyncio.gather(*(ask(engine, [5, 6, 7], max_tokens=4, ignore_eos=True, **each) for each in requests))
     generation.step = step  # type: ignore[method-assign]
     return found[-2]
 
