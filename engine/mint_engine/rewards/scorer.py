@@ -15,9 +15,11 @@ from mint_engine.rewards.service import ServiceClient
 MAX_PARTS = 32  # of a sum, nested sums included
 MOST_REWARD = 1e30  # squares of rewards, and sums of squares, stay finite
 
-# Separate threads: users' rewards are bounded in time for one completion, not for all, and requests need threads,
-# too.
-_threads = ThreadPoolExecutor(2, "rewards")
+# Threads of their own: users' rewards are bounded in time for one completion, not for all, and requests need threads,
+# too. Patterns and schemas, which may take seconds each, have one for each process that checks them, so that policies
+# with other rewards do not wait for them.
+_threads = ThreadPoolExecutor(1, "rewards")
+_checking = {"regex": ThreadPoolExecutor(1, "patterns"), "jsonSchema": ThreadPoolExecutor(1, "schemas")}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Scorer:
         """Raise InvalidRequest for a pattern or schema that is invalid or takes too long; RewardUnavailable."""
         for part in self._parts:
             if isinstance(part.source, Builtin) and part.source.trial is not None:
-                await asyncio.get_running_loop().run_in_executor(_threads, part.source.trial)
+                await asyncio.get_running_loop().run_in_executor(_threads_of(part), part.source.trial)
 
     def check_example(self, empty: Completion) -> None:
         """Raise BadExample if no completion of the example could be judged, for lack of an answer, say."""
@@ -58,7 +60,7 @@ class Scorer:
         totals = [0.0] * len(completions)
         for part in self._parts:
             if isinstance(part.source, Builtin):
-                rewards = await _judged(part.source.judge, completions)
+                rewards = await _judged(part.source.judge, completions, _threads_of(part))
             else:
                 rewards = await part.source.score(policy, step, completions)
             for at, reward in enumerate(rewards):
@@ -85,10 +87,14 @@ class Scorer:
                 await part.source.close()
 
 
-async def _judged(judge: Judge, completions: Sequence[Completion]) -> list[float]:
+def _threads_of(part: Part) -> ThreadPoolExecutor:
+    return _checking.get(part.name, _threads)
+
+
+async def _judged(judge: Judge, completions: Sequence[Completion], threads: ThreadPoolExecutor) -> list[float]:
     """Judge completions one by one, so that others can come between, and at most one goes on after a cancellation."""
     loop = asyncio.get_running_loop()
-    return [await loop.run_in_executor(_threads, judge, each) for each in completions]
+    return [await loop.run_in_executor(threads, judge, each) for each in completions]
 
 
 def _parts(reward: Reward, weight: float) -> list[Part]:
