@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mint_gateway import cli
+from mint_operator import settings as operator_settings
 from tests.apiserver import ROOT
 from tests.chart.rendering import (
     CHART,
@@ -21,9 +22,11 @@ from tests.chart.rendering import (
     VARIANTS,
     Values,
     alerts,
+    environment,
     helm,
     of_kind,
     render,
+    workloads,
 )
 from tests.crds.admission import merged
 
@@ -75,3 +78,11 @@ def test_commands_of_alerts_are_such_as_mint_takes() -> None:
     assert found
     for words in found:
         cli.parser().parse_args(words.split())
+
+
+def test_the_lease_that_uninstalling_leaves_is_among_what_the_readme_deletes() -> None:
+    """Helm does not know it: a Lease in the chart could not be installed over one that an operator has created."""
+    lease = environment(workloads(render(DEFAULTS))["mint-operator"])[operator_settings.LEASE]
+    assert of_kind(render(EVERYTHING), "Lease") == {}
+    page = (ROOT / "charts" / "mint" / "README.md").read_text()
+    assert re.search(rf"^    kubectl delete -n mint-system secret/mint-redis .* lease/{lease} ", page, re.MULTILINE)

@@ -36,6 +36,7 @@ class Cluster:
         self.up: list[bool] = [True] * 8  # by the pods' own conditions
         self.unheard_s = [0.0] * 8
         self.failures: dict[int, Failure] = {}  # of engines that cannot load their base
+        self.troubles: dict[int, Failure] = {}  # of their pods
         self.refused: set[tuple[int, str]] = set()  # adapters that an engine refuses to load
         self.refusal = GONE
         self.obeys = True
@@ -76,7 +77,8 @@ class Cluster:
         known = BaseMap(self.state, of.maps[KEY].engines, away, sizes=self.sizes, busy=self.busy)
         child = Child("StatefulSet", "team", "smol", replicas=self.replicas)
         pods = [
-            EnginePod(f"smol-{n}", f"10.0.0.{n}", self.up[n], settings=each) for n, each in enumerate(self.settings)
+            EnginePod(f"smol-{n}", f"10.0.0.{n}", self.up[n], trouble=self.troubles.get(n), settings=each)
+            for n, each in enumerate(self.settings)
         ]
         children = {child.key: child} if self.replicas else {}
         of = msgspec.structs.replace(of, maps={KEY: known}, children=children, pods={KEY: tuple(pods)})

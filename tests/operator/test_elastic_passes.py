@@ -202,3 +202,31 @@ async def test_a_new_revision_of_the_base_rolls_through_without_a_gap(stage: Sta
     assert await phase(stage, "one") == "Ready"
     assert [each for each, _ in groupby(phases)] == ["Rolling", "Ready"], "never Degraded"
     assert (await statefulset(stage))["updateStrategy"].get("rollingUpdate", {}).get("partition", 0) == 0
+
+
+async def test_the_only_engine_restarts_once_a_second_one_has_taken_over(stage: Stage) -> None:
+    stage.apply(base_model(1, 2, SLOTS), adapter_wave("one", ONE[:2]))
+    await stage.once()
+    controller, engines = Controller(stage), [stage.engine(0)]
+    await controller.roll(1)
+    await engines[0].obey()
+    await stage.once()
+    assert await phase(stage, "one") == "Ready"
+
+    stage.apply(base_model(1, 2, SLOTS, source={"uri": "pvc://models/smol", "revision": "v2"}))
+    for _ in range(12):
+        await stage.once()
+        engines += [stage.engine(ordinal) for ordinal in range(len(engines), await replicas(stage))]
+        for ordinal in await controller.roll(len(engines)):
+            engines[ordinal] = stage.engine(ordinal, incarnation=2)
+        assert all(holders(engines, adapter) for adapter in ONE[:2]), "somebody answers at any time"
+        for each in engines:
+            await each.obey()
+    assert controller.started == [0], "in place; the second had the new revision from its start"
+    assert (await stage.condition("BaseModel", "smol", "Progressing"))["reason"] == "Settled"
+    stage.ahead_s = SHRINK_AFTER_S + 5
+    for _ in range(3):
+        await stage.once()
+        await engines[0].obey()
+    assert await replicas(stage) == 1
+    assert await phase(stage, "one") == "Ready"

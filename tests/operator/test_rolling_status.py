@@ -12,8 +12,8 @@ from tests.operator.worlds import KEY, wave
 
 
 def rolling(low: int = 2) -> Cluster:
-    """Return a base of `low` engines, up to date and ready, whose image has just changed."""
-    cluster = over_two() if low == 2 else Cluster(low=low, high=max(2, low))
+    """Return a base of `low` engines, and no more, up to date and ready, whose image has just changed."""
+    cluster = over_two() if low == 2 else Cluster(low=low, high=low)
     cluster.step()
     cluster.settings = [newest(cluster)] * low
     cluster.step()
@@ -80,7 +80,7 @@ def test_an_engine_that_restarts_alone_is_told_with_what_would_help() -> None:
     assert (cluster.status.phase, ready(cluster.status.conditions)) == ("Rolling", ("False", "RollingUpdate"))
     assert told(cluster.status) == (
         "0 of 1 engines ready, 1 needed; restarting with the latest spec: smol-0; no other engine can answer "
-        "meanwhile (with spec.engine.replicas.min: 2, one always does)"
+        "meanwhile (with spec.engine.replicas.max: 2, a second one takes over first)"
     )
     restart(cluster, 0)
     cluster.step()

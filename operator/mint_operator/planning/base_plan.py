@@ -97,7 +97,7 @@ def plan_base(
     needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
     name, unmade = base.meta.name, snapshot.unmade.get(key)
     seen = expected(name, max(running, needed), pods, known, live, unmade=unmade)
-    flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
+    flock = fleet(needed, running, seen, settings, now, before.fleet if before else None, admission.limits.high)
     engines = expected(name, flock.count, pods, known, live, flock.leaving, unmade) if flock.leaving else seen
     task = None if known is None else _task(base, admission, engines, known, training)
     placed = None if task is None else place(task, before.placed if before else None)

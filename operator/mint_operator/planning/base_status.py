@@ -14,7 +14,8 @@ from mint_operator.planning.rolling import Roll
 from mint_operator.planning.snapshot import ObservedBase
 
 MOST_NAMED = 5
-ALONE = "no other engine can answer meanwhile (with spec.engine.replicas.min: 2, one always does)"
+ALONE = "no other engine can answer meanwhile"
+NOT_ALONE = " (with spec.engine.replicas.max: 2, a second one takes over first)"
 
 
 class BaseFacts(msgspec.Struct, frozen=True):
@@ -91,7 +92,8 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
         return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))
     if _rolls(facts) and facts.roll is not None:
         text = f"{count}, {needed} needed; restarting with the latest spec: {', '.join(facts.roll.away)}"
-        text += "" if ready else f"; {ALONE}"
+        if not ready:
+            text += f"; {ALONE}" + (NOT_ALONE if base.spec.engine.replicas.max == 1 else "")
         return Finding("Ready", truth(ready > 0), conditions.ROLLING_UPDATE, _with_troubles(text, facts))
     reason, _ = _cause(facts)
     return Finding("Ready", "False", reason, _with_troubles(f"{count}, {needed} needed", facts))

@@ -4,7 +4,7 @@ Pure. Engines are added at once when waves or traffic need them. They are remove
 have been enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere (or, for
 engines beyond the allowed maximum, cannot be). Until then an engine to be removed is *leaving*, and is given nothing
 new. An engine whose pod must restart, because the base's revision or settings changed, leaves in the same way, one at
-a time, and comes back.
+a time, and comes back. An only engine first gets a second one, if the base may have two, which goes again afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from mint_operator.planning.engines import AWAY_GRACE_S, Engine
 from mint_operator.planning.sizes import Size
 
 SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before it scales down
+SECOND_WITHIN_S = 600.0  # how long an only engine's restart waits for room for a second: as long as Deployments do
 PATIENCE_S = 300.0  # how long an engine's restart waits for copies that others fail to load for now
 
 
@@ -26,7 +27,8 @@ class Fleet(msgspec.Struct, frozen=True):
     """`count` engines run; `leaving` (ordinals) are to be removed or restarted, and `fewest` are to remain.
 
     `rolling`: which restarts next; it leaves once all above it are back. `enough_since`: since when fewer would
-    do; None: all are needed. `rolling_since`: since when `rolling` has been leaving; None: it is not yet.
+    do; None: all are needed. `rolling_since`: since when `rolling` has been leaving; None: it is not yet. `alone`:
+    there was no room for a second engine, so the only one restarts without.
     """
 
     count: int
@@ -35,6 +37,7 @@ class Fleet(msgspec.Struct, frozen=True):
     rolling: int | None = None
     enough_since: float | None = None
     rolling_since: float | None = None
+    alone: bool = False
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -51,19 +54,29 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 def fleet(
-    needed: int, running: int, engines: Sequence[Engine], settings: str, now: float, before: Fleet | None
+    needed: int, running: int, engines: Sequence[Engine], settings: str, now: float, before: Fleet | None, most: int
 ) -> Fleet:
-    """Return the fleet, given that `needed` of the `running` engines (0: none was ever made) are needed."""
+    """Return the fleet, given that `needed` of the `running` engines (0: none was ever made) are needed.
+
+    There may be `most`.
+    """
     rolling, leaving = _outdated(engines, settings)  # among all: even those removed soon hold copies
     began = _rolling_since(rolling, leaving, now, before)
+    alone = rolling is not None and before is not None and before.alone
     if running <= needed:
-        return Fleet(max(needed, 1), max(needed, 1), leaving, rolling, rolling_since=began)
+        if needed == 1 and running == 1 and rolling == 0 and engines[0].ready and most > 1 and not alone:
+            return Fleet(2, 2, rolling=rolling)
+        return Fleet(max(needed, 1), max(needed, 1), leaving, rolling, None, began, alone)
     last = before.enough_since if before is not None else None
     since = now if last is None else min(last, now)  # the clock may have been set back since
-    makes_room = any(is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
-    if now - since < SHRINK_AFTER_S or makes_room:
-        return Fleet(running, running, leaving, rolling, since, began)
-    return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began)
+    staying, excess = engines[:needed], engines[needed:]
+    if rolling is not None and now - since >= SECOND_WITHIN_S and all(each.unplaced for each in excess):
+        return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began, alone=True)
+    makes_room = any(is_outdated(each, settings) for each in staying)  # others take its copies meanwhile
+    answers = running <= most and any(each.ready for each in excess) and not any(each.ready for each in staying)
+    if now - since < SHRINK_AFTER_S or makes_room or answers:
+        return Fleet(running, running, leaving, rolling, since, began, alone)
+    return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began, alone)
 
 
 def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, before: Fleet | None) -> float | None:
@@ -149,7 +162,8 @@ def _partition(
         return 0, ""
     text = f"{engines[of.rolling].name} restarts"
     if of.rolling not in of.leaving:
-        return of.rolling + 1, f"{text} next"
+        above = [engine.name for engine in engines[of.rolling + 1 :] if not engine.ready]
+        return of.rolling + 1, f"{text} once {above[0]} is ready" if above else f"{text} next"
     patient = of.rolling_since is None or now - of.rolling_since < PATIENCE_S
     awaited = _awaited(of, engines[of.rolling], placed, engines, away_s, patient=patient)
     return of.rolling + bool(awaited), _once(text, awaited)

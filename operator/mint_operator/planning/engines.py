@@ -11,6 +11,7 @@ from mint_operator.planning.snapshot import BaseMap, EnginePod
 
 AWAY_GRACE_S = 30.0  # a deleted pod is back within this on a healthy node, and reloads what it held
 LOADING_GRACE_S = 120.0  # a reporting engine has drained, or loaded most bases, by then: moving would be no faster
+UNSCHEDULABLE = "Unschedulable"  # a reason of Kubernetes' scheduler
 
 _NOBODY = EnginePod(name="")
 _NOTHING: Mapping[str, Held] = {}
@@ -49,6 +50,13 @@ class Engine(msgspec.Struct, frozen=True):
     def unheard(self) -> bool:
         """Whether its pod is ready, but it has no heartbeat."""
         return not self.alive and self.pod.ready and not self.pod.terminating
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether it does not even start, for lack of room: its pod cannot be made, or has no node or no volume."""
+        trouble = self.pod.trouble
+        lacks = not self.pod.name or self.pod.waits or (trouble is not None and trouble.reason == UNSCHEDULABLE)
+        return not self.alive and trouble is not None and lacks
 
     @property
     def failing(self) -> bool:

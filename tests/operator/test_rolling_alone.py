@@ -1,0 +1,103 @@
+"""An only engine restarts with a new spec only once a second one has taken over, if the base may have two."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from mint_contracts.records import Failure
+from mint_operator.planning.elastic import SECOND_WITHIN_S, SHRINK_AFTER_S
+from mint_operator.planning.engines import UNSCHEDULABLE
+from mint_operator.planning.snapshot import ObservedWave
+from tests.operator.clusters import Cluster, newest
+from tests.operator.statuses import ready
+from tests.operator.worlds import wave
+
+NO_ROOM = Failure(UNSCHEDULABLE, "0/1 nodes are available: insufficient memory", terminal=False)
+BAD_IMAGE = Failure("ImagePullBackOff", "no such image", terminal=False)
+WAVES = [wave("one", ["a/0", "a/1"])]
+
+
+def rolling(high: int = 2, waves: Sequence[ObservedWave] = WAVES, *, up: bool = True) -> Cluster:
+    """Return a base of one engine, `up` or not, whose image has just changed."""
+    cluster = Cluster(low=1, high=high)
+    cluster.waves = list(waves)
+    cluster.step()
+    cluster.settings = [newest(cluster)]
+    cluster.step()
+    assert cluster.replicas == 1
+    cluster.release = msgspec.structs.replace(cluster.release, image="mint.dev/host:newer")
+    cluster.up[0] = cluster.ready[0] = up
+    cluster.step()
+    return cluster
+
+
+def start(cluster: Cluster, ordinal: int, *, ends: bool = True) -> None:
+    """Start an engine's pod with the latest settings; it is ready once `ends`."""
+    cluster.settings[ordinal:] = [newest(cluster), *cluster.settings[ordinal + 1 :]]
+    cluster.up[ordinal] = cluster.ready[ordinal] = ends
+
+
+def progress(cluster: Cluster) -> str:
+    return next(each.message for each in cluster.status.conditions if each.type == "Progressing")
+
+
+@pytest.mark.parametrize("waves", [WAVES, []], ids=["with adapters", "without"])
+def test_a_second_engine_takes_over_while_the_only_one_restarts_and_goes_again(waves: list[ObservedWave]) -> None:
+    cluster = rolling(waves=waves)
+    assert (cluster.replicas, cluster.partition) == (2, 1), "the second has the latest spec"
+    start(cluster, 1, ends=False)
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S)
+    assert (cluster.replicas, cluster.partition) == (2, 1), "however long it loads"
+    assert progress(cluster) == "1 of 2 engines updated, 1 ready; smol-0 restarts once smol-1 is ready"
+    assert (cluster.status.phase, ready(cluster.status.conditions)) == ("Rolling", ("True", "EnginesReady"))
+    start(cluster, 1)
+    while cluster.partition:
+        cluster.step()
+    assert all("smol-1" in homes for homes in cluster.homes().values())
+    start(cluster, 0, ends=False)
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S)
+        assert (cluster.status.phase, ready(cluster.status.conditions)[0]) == ("Rolling", "True")
+    assert cluster.replicas == 2, "nobody else answers"
+    start(cluster, 0)
+    for _ in range(3):
+        cluster.step()
+    assert (cluster.replicas, cluster.status.phase) == (1, "Ready")
+    assert all(homes == ["smol-0"] for homes in cluster.homes().values())
+
+
+def test_without_room_for_a_second_one_the_only_one_restarts_alone_after_a_while() -> None:
+    cluster = rolling()
+    start(cluster, 1, ends=False)
+    cluster.troubles[1] = NO_ROOM
+    cluster.step()
+    cluster.step(SECOND_WITHIN_S - 1)
+    assert (cluster.replicas, cluster.partition, cluster.status.phase) == (2, 1, "Degraded")
+    assert NO_ROOM.message in progress(cluster)
+    for _ in range(2):
+        cluster.step()
+    assert cluster.replicas == 1, "or it would take the place of the first"
+    cluster.settings.pop()
+    cluster.step()
+    assert (cluster.replicas, cluster.partition) == (1, 0)
+    start(cluster, 0)
+    cluster.step()
+    assert (cluster.replicas, cluster.status.phase) == (1, "Ready")
+
+
+def test_an_only_engine_is_not_ended_for_a_spec_with_which_a_second_one_fails() -> None:
+    cluster = rolling()
+    start(cluster, 1, ends=False)
+    cluster.troubles[1] = BAD_IMAGE
+    for _ in range(3):
+        cluster.step(2 * SECOND_WITHIN_S)
+    assert (cluster.replicas, cluster.partition) == (2, 1)
+    assert (cluster.status.phase, ready(cluster.status.conditions)[0]) == ("Degraded", "True")
+
+
+def test_an_only_engine_restarts_at_once_if_it_may_not_have_a_second_or_answers_nobody() -> None:
+    for cluster in (rolling(high=1), rolling(up=False)):
+        cluster.step(31)
+        assert (cluster.replicas, cluster.partition) == (1, 0)
