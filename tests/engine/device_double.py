@@ -367,6 +367,7 @@ def standing_in() -> Iterator[Seen]:
     patches = [patch.object(*each) for each in (*put, *((torch.cuda, name, each) for name, each in found.items()))]
     _seen.forget()
     _seen.memory, _seen.others = MEMORY, 0
+    _present.clear()  # what an earlier one has left to the garbage collector is not on this device
     for each in patches:
         each.start()
     try:

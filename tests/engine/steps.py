@@ -41,7 +41,7 @@ class Gate:
         return self._step()
 
     async def closed(self) -> None:
-        assert await asyncio.to_thread(self.reached.wait, 30)
+        assert await asyncio.to_thread(self.reached.wait, 60)
 
     def open(self) -> None:
         self._open.set()

@@ -29,10 +29,12 @@ async def test_adapters_take_turns_whoever_has_how_many() -> None:
     names = [*(f"hot {n}" for n in range(20)), "cold", "mild"]
     tasks = [asyncio.create_task(shapes.run(name.split()[0], works, name)) for name in names]
     await until(lambda: len(works.begun) == AT_ONCE)
-    assert works.begun == ["hot 0", "cold"]
-    works.let.release(len(names))
+    assert set(works.begun) == {"hot 0", "cold"}
+    works.let.release()
+    await until(lambda: len(works.begun) > AT_ONCE)
+    assert works.begun[AT_ONCE] == "mild", "whichever of the two ended"
+    works.let.release(len(names) - 1)
     assert await asyncio.gather(*tasks) == names
-    assert works.begun.index("mild") < works.begun.index("hot 2")
 
 
 async def test_requests_beyond_the_queue_are_told_to_retry(monkeypatch: pytest.MonkeyPatch) -> None:

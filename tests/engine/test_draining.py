@@ -91,7 +91,7 @@ async def test_a_request_that_is_not_read_in_time_is_not_waited_for(base: Path, 
         late = asyncio.create_task(ask(engine, "fox", max_tokens=8))
         await until(lambda: reading.begun)
         draining = asyncio.create_task(engine.server.drain(0.01))
-        await until(lambda: engine.server.stopping)
+        await until(lambda: engine.stepper._stopping)
         reading.let.set()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await late

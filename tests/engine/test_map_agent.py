@@ -213,8 +213,7 @@ async def test_a_map_that_is_flushed_hears_everything_again(
     async with Engine(tmp_path, redis_process.url, incarnation=1):
         await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
         await is_tier(there, "team/one", Tier.DEVICE)
-        await there.redis.flushall()
-        assert await there.engine() is None
+        await there.redis.flushall()  # a heartbeat may come right after it
         await is_tier(there, "team/one", Tier.DEVICE)
 
 

@@ -143,11 +143,12 @@ async def test_others_are_loaded_beside_what_was_being_read_when_it_hung(
     by: str, scene: Scenes, claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hung = threading.Event()
+    both = threading.Barrier(2, claims.back.clear)  # a request whose source is still looked at would be refused
 
     def hang(folder: Any, *given: Any) -> None:
         if "pvc://ill" in folder.subject and not hung.is_set():
+            both.wait(60)
             hung.set()
-            claims.back.clear()
             assert claims.back.wait(60)
         relay(folder, *given)
 

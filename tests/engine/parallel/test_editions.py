@@ -12,6 +12,7 @@ from mint_engine.parallel.node_listener import NodeListener
 from tests.engine.parallel.nodes import endpoint_of, worker
 from tests.engine.running import save_base, settings_for
 from tests.redis_process import free_port
+from tests.waiting import PATIENCE_S
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -35,7 +36,7 @@ def test_a_node_of_other_code_than_its_leaders_is_refused(tmp_path: Path, monkey
             with pytest.raises(
                 UnsupportedBase, match="node 1: code: of this node's image differs from its leader's; give"
             ):
-                node.expect_ready(120)
+                node.expect_ready(PATIENCE_S)
             assert other.process.poll() is None
             assert other.has_logged("base_refused")
     finally:

@@ -36,7 +36,7 @@ from tests.engine.parallel.processes import followers, ranks_until
 from tests.engine.running import packed, save_adapter, save_base, settings_for
 from tests.engine.training.at_once import finish
 from tests.redis_process import free_port
-from tests.waiting import join, until
+from tests.waiting import PATIENCE_S, join, until
 
 CLOSE = 1e-5
 
@@ -158,7 +158,7 @@ async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_
         assert other.process.poll() is None
         await until(lambda: not followers(other.process.pid))
         other.process.terminate()
-        assert await asyncio.to_thread(other.process.wait, 30) == 0
+        assert await asyncio.to_thread(other.process.wait, PATIENCE_S) == 0
 
 
 async def test_a_base_that_a_node_cannot_load_is_reported_with_the_nodes_name(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_ranks_that_would_choose_by_other_numbers_are_refused(family: str, choos
     with ranks_until(2) as [rank]:
         rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind of")))
         with pytest.raises(UnsupportedBase, match=why) if chooses else nullcontext():
-            rank.expect_ready(120)
+            rank.expect_ready(PATIENCE_S)
 
 
 async def test_a_node_tells_at_once_that_a_rank_has_died_while_another_reads(tmp_path: Path) -> None:

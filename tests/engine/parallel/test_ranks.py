@@ -277,7 +277,7 @@ def test_a_defect_while_a_rank_loads_is_reported(files: Path) -> None:
     with ranks_until(2) as [rank]:
         rank.tell(messages.encode(no_threads))
         with pytest.raises(Internal, match=r"rank 1: .* could not be loaded \(RuntimeError\); see the log"):
-            rank.expect_ready(120)
+            rank.expect_ready(300)
 
 
 async def test_the_first_rank_stops_reading_the_base_when_another_dies(

@@ -29,7 +29,7 @@ ROWS, HIDDEN, VOCABULARY = 512, 81, 101
 PLACE = ROWS * HIDDEN  # numbers of the memory's own type that one rank writes at once
 SIZES = (1, 2, 63, 64, 65, 1001, 40_000, PLACE, PLACE + 1, 3 * PLACE + 7)
 ROUNDS = 200
-ANSWER_S = 120.0
+ANSWER_S = PATIENCE_S
 
 Told = str | None  # what went wrong
 Act = Callable[[Group, Connection], Told]

@@ -45,7 +45,7 @@ async def finished(redis: Redis, engine: str) -> dict[str, Progress]:
             assert each.failure is None, each.failure
         return found if found and all(each.stage is Stage.COMPLETE for each in found.values()) else None
 
-    return await until(look, 120)
+    return await until(look)
 
 
 def outcome(store: Source) -> dict[str, tuple[tuple[float, ...], bytes]]:
