@@ -264,10 +264,11 @@ class Client:
         state = await self._connection.call(self._trainer.GetPolicy, request)
         return self._policy(state, base_model)
 
-    async def drop_policy(self, name: str, *, base_model: str = "") -> None:
-        """Drop a policy, whoever created it; its name stops meaning anything."""
+    async def drop_policy(self, name: str, *, base_model: str = "") -> bool:
+        """Drop a policy, whoever created it; its name stops meaning anything. Return False if there is none."""
         request = training_pb2.DropPolicyRequest(policy=name, base_model=base_model)
-        await self._connection.call(self._trainer.DropPolicy, request, TRAINING_TIMEOUT_S)
+        response = await self._connection.call(self._trainer.DropPolicy, request, TRAINING_TIMEOUT_S)
+        return not response.unknown
 
     async def policies(self, base_model: str = "") -> training_pb2.ListPoliciesResponse:
         """List the policies that are trained by calls, of one base or of all."""

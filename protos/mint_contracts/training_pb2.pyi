@@ -699,12 +699,17 @@ Global___DropPolicyRequest: _TypeAlias = DropPolicyRequest  # noqa: Y015
 class DropPolicyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    unknown: _builtins.bool
+    """There was no such policy: no engine had it, none had left it to be resumed, and its name referred to nothing."""
     def __init__(
         self,
+        *,
+        unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

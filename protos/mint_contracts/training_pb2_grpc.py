@@ -187,6 +187,7 @@ class TrainerServicer:
     def DropPolicy(self, request, context):
         """Drops a policy and its name; its checkpoints and revisions stay in the store. If its engine has restarted or ended,
         the policy is gone already and this drops its name: with its `life` on any engine, without it at a gateway.
+        If there is no such policy, this succeeds and says so: a call that is sent again does no harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

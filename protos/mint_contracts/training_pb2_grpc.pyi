@@ -74,6 +74,7 @@ class TrainerStub:
     DropPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]
     """Drops a policy and its name; its checkpoints and revisions stay in the store. If its engine has restarted or ended,
     the policy is gone already and this drops its name: with its `life` on any engine, without it at a gateway.
+    If there is no such policy, this succeeds and says so: a call that is sent again does no harm.
     """
 
 @_typing.type_check_only
@@ -122,6 +123,7 @@ class TrainerAsyncStub(TrainerStub):
     DropPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]  # type: ignore[assignment]
     """Drops a policy and its name; its checkpoints and revisions stay in the store. If its engine has restarted or ended,
     the policy is gone already and this drops its name: with its `life` on any engine, without it at a gateway.
+    If there is no such policy, this succeeds and says so: a call that is sent again does no harm.
     """
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
@@ -227,6 +229,7 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_pb2.DropPolicyResponse, _abc.Awaitable[_training_pb2.DropPolicyResponse]]:
         """Drops a policy and its name; its checkpoints and revisions stay in the store. If its engine has restarted or ended,
         the policy is gone already and this drops its name: with its `life` on any engine, without it at a gateway.
+        If there is no such policy, this succeeds and says so: a call that is sent again does no harm.
         """
 
 def add_TrainerServicer_to_server(servicer: TrainerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,6 +25,7 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
         self.policies: dict[str, pb.PolicyState] = {}
         self.resting: dict[str, pb.PolicyState] = {}
         self.asked: list[Any] = []
+        self.loses_answers = False  # it goes away after a drop, before it answers
         self.answers = asyncio.Event()  # ListPolicies waits for it
         self.answers.set()
 
@@ -66,10 +67,14 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
         return await self._counted(request, context, pb.PublishResponse())
 
-    async def DropPolicy(self, request: pb.DropPolicyRequest, _: _Context) -> pb.DropPolicyResponse:  # noqa: N802
+    async def DropPolicy(  # noqa: N802
+        self, request: pb.DropPolicyRequest, context: _Context
+    ) -> pb.DropPolicyResponse:
         self.asked.append(request)
-        self.policies.pop(request.policy, None)
-        return pb.DropPolicyResponse()
+        unknown = self.policies.pop(request.policy, None) is None
+        if self.loses_answers and not unknown:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return pb.DropPolicyResponse(unknown=unknown)
 
     async def _counted(self, request: Any, context: _Context, answer: A) -> A:
         (await self._known(request, context)).sequence = request.sequence

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from mint_contracts import errors
 from mint_contracts.records import BaseRecord, Failure, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
-from mint_contracts.training_pb2 import PolicyState
+from mint_contracts.training_pb2 import DropPolicyRequest, PolicyState
 from mint_gateway.cli import gateway_options
 from mint_gateway.placement_pages import PAGE
 from tests.gateway.command import mint
@@ -204,11 +204,30 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
     assert not engine.trainer.policies
     engine.trainer.policies["demo/taught"] = state
     code, out, err = await mint(scene.target, "policy", "drop", "-o", "json", "demo/taught", "")
-    assert (code, json.loads(out)) == (1, {"dropped": ["demo/taught"]})
+    assert (code, json.loads(out)) == (1, {"dropped": ["demo/taught"], "unknown": []})
     assert err.startswith("mint: InvalidRequest: ")
+    engine.trainer.policies["demo/taught"] = state
+    code, out, err = await mint(scene.target, "policy", "drop", "demo/mistyped", "demo/taught")
+    assert (code, out) == (1, "dropped demo/taught\n")
+    assert err.startswith("mint: PolicyNotFound: policy 'demo/mistyped': does not exist, so it was not dropped; ")
+    code, out, _ = await mint(scene.target, "policy", "drop", "-o", "json", "demo/mistyped")
+    assert (code, json.loads(out)) == (1, {"dropped": [], "unknown": ["demo/mistyped"]})
     await engine.deafen()
     code, _, err = await mint(scene.target, "policy", "list")
     assert (code, err) == (1, "engines that did not answer, and may have more: e-0\n")
+
+
+async def test_a_drop_whose_answer_is_lost_is_no_drop_of_an_unknown_policy(scene: Scene) -> None:
+    """The gateway sends it again, and then finds nothing to drop."""
+    await scene.base(trains=True)
+    engine = await scene.engine("e-0", trains=True)
+    await scene.open()
+    await scene.seen(engine)
+    assert engine.trainer is not None
+    engine.trainer.policies["demo/taught"] = PolicyState(policy="demo/taught", life=5)
+    engine.trainer.loses_answers = True
+    assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
+    assert len([each for each in engine.trainer.asked if isinstance(each, DropPolicyRequest)]) == 2
 
 
 async def test_no_name_is_cut_however_narrow_a_terminal_is_and_in_a_pipe_each_row_is_a_line(scene: Scene) -> None:

@@ -60,15 +60,16 @@ class AnnouncementCache:
         await run_blocking(lambda: self._open().announce(policy, name, announcer))
         self._note({policy: source})
 
-    async def withdraw(self, policy: str, life: int = 0, *, whoever: bool = False) -> None:
-        """Withdraw what this life of the policy, or an earlier one on this engine, has announced.
+    async def withdraw(self, policy: str, life: int = 0, *, whoever: bool = False) -> bool:
+        """Withdraw what this life of the policy, or an earlier one on this engine, has announced; return if any.
 
         `life` 0 stands for the latest one here. With `whoever`, withdraw all announcements of the name, whoever made
         them. Raises a store's errors.
         """
         announcer = None if whoever else Announcer(self._engine, life)
-        left = await run_blocking(lambda: self._open().withdraw(policy, announcer))
-        self._note({policy: left})
+        withdrawal = await run_blocking(lambda: self._open().withdraw(policy, announcer))
+        self._note({policy: withdrawal.left})
+        return withdrawal.found
 
     async def clear(self, policy: str, since: float) -> None:
         """Withdraw all lives of a name for which this engine has announced nothing since `since` (monotonic seconds).

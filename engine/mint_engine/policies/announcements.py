@@ -7,6 +7,8 @@ newest by (lease, step) counts: a late announcement under an older lease never r
 announcer, who alone may withdraw it.
 """
 
+from typing import NamedTuple
+
 import msgspec
 import structlog
 
@@ -31,6 +33,13 @@ class Announcer(msgspec.Struct, frozen=True):
         """Whether `other` is of the same life, or of an earlier one on this engine; life 0 stands for the latest."""
         earlier = self.engine == other.engine and (not self.life or other.life < self.life)
         return earlier or self.life == other.life
+
+
+class Withdrawal(NamedTuple):
+    """What withdrawing a name's announcements has done."""
+
+    found: bool  # whether there was any to withdraw
+    left: Source | None  # what the name refers to afterwards
 
 
 # made on import: several threads that are the first to decode a type at once crash msgspec 0.22
@@ -60,12 +69,9 @@ class Announcements:
             if each < name:
                 self._store.delete(self._path(policy, each))
 
-    def withdraw(self, policy: str, announcer: Announcer | None) -> Source | None:
-        """Remove the announcements that this announcer may withdraw, or all of them if it is None.
-
-        Returns the source that the name refers to afterwards, or None.
-        """
-        left = None
+    def withdraw(self, policy: str, announcer: Announcer | None) -> Withdrawal:
+        """Remove the announcements that this announcer may withdraw, or all of them if it is None."""
+        withdrawal = Withdrawal(found=False, left=None)
         for each in self._all().get(policy, []):
             path = self._path(policy, each)
             try:
@@ -77,9 +83,10 @@ class Announcements:
             else:
                 if announcer is None or announcer.may_withdraw(found):
                     self._store.delete(path)
+                    withdrawal = withdrawal._replace(found=True)
                     continue
-            left = self._lies(policy, each)
-        return left
+            withdrawal = withdrawal._replace(left=self._lies(policy, each))
+        return withdrawal
 
     def standing(self) -> dict[str, Source]:
         """Return the source of each policy's newest announced revision."""

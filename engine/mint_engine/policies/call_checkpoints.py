@@ -134,15 +134,17 @@ async def latest_lease(here: CallContext, policy: str) -> int:
     return 0
 
 
-async def give_up(here: CallContext, policy: str, life: int) -> None:
-    """Mark what an engine left of a dropped policy as no longer resumable.
+async def give_up(here: CallContext, policy: str, life: int) -> bool:
+    """Mark what an engine left of a dropped policy as no longer resumable; return whether it was.
 
     This covers `life` and earlier lives of the name; 0 stands for the latest.
     """
     record = await run_blocking(checkpoints_of(here.store, policy).newest_record)
-    if record is not None and record.resumable and (not life or record.life <= life):
-        with suppress(StaleLease):  # what a newer lease has superseded cannot be resumed anyway
-            await _replace_record(here, policy, record, resumable=False)
+    if record is None or not record.resumable or 0 < life < record.life:
+        return False
+    with suppress(StaleLease):  # what a newer lease has superseded cannot be resumed anyway
+        await _replace_record(here, policy, record, resumable=False)
+    return True
 
 
 async def forget_predecessor(here: CallContext, policy: str) -> None:

@@ -143,8 +143,8 @@ class Register:
             await self._let_go(self.here, name, calls)
             raise PolicyNotFound(f"policy {name!r}", f"{SUPERSEDED}: it {error.message}") from error
 
-    async def drop(self, policy: str, life: int = 0, *, gone: bool = False) -> None:
-        """Let go of a policy after the call under way, which frees its name.
+    async def drop(self, policy: str, life: int = 0, *, gone: bool = False) -> bool:
+        """Let go of a policy after the call under way, which frees its name; return False if there is none.
 
         For a policy that is not here, of this `life` or the latest (0), withdraw its announcements (with `gone` and
         no `life`: whoever made them), and make what an engine left of it not resumable. Raises a store's errors: call
@@ -152,17 +152,19 @@ class Register:
         """
         calls, here = self._calls.get(policy), self.context
         if here is None:
-            return
+            return True  # it is unknown whether there is one
         if calls is None:
+            dropped = policy in self._dropped
             await self._tell_dropped(here, policy)
-            await call_checkpoints.give_up(here, policy, life)
-            await here.announcement_cache.withdraw(policy, life, whoever=gone and not life)
-            return
+            left = await call_checkpoints.give_up(here, policy, life)
+            announced = await here.announcement_cache.withdraw(policy, life, whoever=gone and not life)
+            return dropped or left or announced
         calls.check_life(life)
         await calls.end()  # a ready update of it would be applied to the next policy of its name
         self._dropped[policy] = max(calls.life, self._dropped.get(policy, 0))
         await self._let_go(here, policy, calls)
         await self._tell_dropped(here, policy)
+        return True
 
     async def give_way(self, policy: str, since: float) -> None:
         """Let go of a name that has been a wave's `since` then (monotonic seconds), so that no call can take it.

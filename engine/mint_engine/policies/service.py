@@ -170,8 +170,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Drop a policy and its name's announcement; what it has saved and published stays in the store."""
 
         async def work() -> pb.DropPolicyResponse:
-            await self._register.drop(self._own(request), request.life, gone=request.gone)
-            return pb.DropPolicyResponse()
+            found = await self._register.drop(self._own(request), request.life, gone=request.gone)
+            return pb.DropPolicyResponse(unknown=not found)
 
         return await _answered(work, context)
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
 
+from mint_contracts.errors import PolicyNotFound
 from mint_contracts.escaping import escape_controls
+from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import show
@@ -15,6 +17,8 @@ from mint_gateway.cli.tables import policies_table
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+UNKNOWN = "does not exist, so it was not dropped; `mint policy list` lists the policies that do"
 
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
@@ -49,16 +53,22 @@ async def run_list(options: argparse.Namespace) -> int:
 
 
 async def run_drop(options: argparse.Namespace) -> int:
-    """Drop each policy, also one whose engine has ended: its published name then means nothing any more."""
-    dropped: list[str] = []
+    """Drop each policy, also one whose engine has ended: its published name then means nothing any more.
+
+    Return 1 if any does not exist; the others are dropped.
+    """
+    dropped, unknown = list[str](), list[str]()
     async with reach(options) as client:
         try:
             for name in options.policies:
-                await client.drop_policy(name, base_model=options.base)
+                if not await client.drop_policy(name, base_model=options.base):
+                    unknown.append(name)
+                    report_error(PolicyNotFound(f"policy {name!r}", UNKNOWN), options)
+                    continue
                 dropped.append(name)
                 if options.output != "json":
                     print(f"dropped {name}")
         finally:  # print also those dropped before a failure
             if options.output == "json":
-                print(json.dumps({"dropped": dropped}, indent=2))
-    return 0
+                print(json.dumps({"dropped": dropped, "unknown": unknown}, indent=2))
+    return 1 if unknown else 0

@@ -79,7 +79,7 @@ class Forwarding:
         """
         trail.policy = check_adapter(request.policy)
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
-        retries = Retries(self._patience, deadline)
+        retries, sent_before = Retries(self._patience, deadline), False
         if trail.call in _ASK_ALL:
             self._locator.forget(self._view(request, trail).base, trail.policy)
         while True:
@@ -88,9 +88,12 @@ class Forwarding:
             try:
                 answer = await self._round(view, request, retries, trail)
             except EngineUnavailable:
+                sent_before = sent_before or trail.engine != ""
                 if not await retries.wait():
                     raise
                 continue
+            if isinstance(answer, pb.DropPolicyResponse) and sent_before:
+                answer.unknown = False  # the first time may have dropped it
             if isinstance(answer, pb.PublishResponse) and answer.uri:
                 await self._shown(trail, answer.uri, retries)
             return answer

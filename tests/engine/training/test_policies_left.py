@@ -72,6 +72,25 @@ async def test_what_was_left_and_dropped_before_anybody_resumed_it_stays_dropped
             assert (await refused(stub.ResumePolicy(resume(name, life)))).reason == "PolicyNotFound"
 
 
+async def test_a_drop_says_whether_there_was_such_a_policy_and_does_no_harm_again(base: Path, tmp_path: Path) -> None:
+    async def unknown(stub: Any, *policies: str) -> list[bool]:
+        return [(await stub.DropPolicy(pb.DropPolicyRequest(policy=each))).unknown for each in policies]
+
+    async with called(base, tmp_path) as (scene, stub):
+        for name in ("here", "left", "published", "saved"):
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))
+        await stub.Publish(pb.PublishRequest(policy="published", sequence=1))
+        await stub.SaveState(pb.SaveStateRequest(policy="saved", sequence=1))
+        assert await unknown(stub, "here", "here", "mistyped") == [False, True, True]
+        assert await unknown(stub, "saved", "saved") == [False, True], "its files stay, and it can be resumed by name"
+        await scene.server.register.drain(LIMIT_S)
+        scene.server.register._calls.clear()
+    async with called(base, tmp_path) as (_, stub):
+        assert await unknown(stub, "left", "left") == [False, True]
+        assert await unknown(stub, "published", "published") == [False, True]
+        assert (await stub.ResumePolicy(resume("saved"))).sequence == 1
+
+
 async def test_what_was_left_does_not_come_back_behind_a_later_policy_of_its_name(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         left = await taught(stub, "one")
