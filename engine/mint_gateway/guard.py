@@ -15,7 +15,8 @@ from mint_gateway.answering import LOGGED_LENGTH
 from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.metrics import Metrics
 
-_OPEN = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")
+# Prefixes of the methods that need no key.
+OPEN = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")
 
 _log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         """Return the call's own handler, or one that refuses the call."""
-        if not handler_call_details.method.startswith(_OPEN):
+        if not handler_call_details.method.startswith(OPEN):
             header = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION)
             try:
                 self._access.admit(str(header or ""))

@@ -28,6 +28,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import GATEWAY_OPTIONS, IDLE_MS, SERVER_OPTIONS
 from mint_gateway.answering import Answering
+from mint_gateway.arrivals import Arrivals
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.catalog.servicer import CatalogServicer
@@ -167,8 +168,9 @@ def _server(
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_allowed_incoming_connections", limits.connections),  # any beyond it is closed at once
         ("grpc.max_connection_idle_ms", round(1000 * limits.idle_s)),
+        ("grpc.http2.bdp_probe", 0),  # else it takes megabytes of requests before they are read (see `Arrivals`)
     ]
-    server = grpc.aio.server(interceptors=guards, options=options)
+    server = grpc.aio.server(interceptors=(*guards, Arrivals()), options=options)
     for add in services:
         add(server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
