@@ -28,10 +28,33 @@ from tests.engine.running import save_adapter, save_base
 from tests.redis_process import RedisProcess, patient
 from tests.waiting import PATIENCE_S, until
 
-SLOW = "importing"
-CONTEXT = 2048
-# In tokens: more than are generated before an engine gets its signal, few enough for the 25 s that it then has.
-LONG = 600
+SLOW, HELD = "importing", "held"
+LONG = 100  # tokens: several times those that an engine generates before it is held
+HOLDING = f"""
+import signal
+
+def hold_steps(*_):
+    import pathlib
+    import threading
+    from mint_engine.scheduling.generation import Generation
+    from mint_engine.serve import EngineServer
+
+    step, drain, left, draining = Generation.step, EngineServer.drain, [9], threading.Event()
+
+    def held(generation):
+        left[0] -= 1
+        assert left[0] >= 0 or draining.wait(60)
+        return step(generation)
+
+    async def drained(server, timeout_s):
+        draining.set()
+        return await drain(server, timeout_s)
+
+    Generation.step, EngineServer.drain = held, drained
+    pathlib.Path({HELD!r}).touch()
+
+signal.signal(signal.SIGUSR1, hold_steps)
+"""
 FRAIL = """
 import signal
 
@@ -53,7 +76,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with base/ and store/acme/{one,two}."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "base").mkdir()
-    base = save_base(folder / "base", max_position_embeddings=CONTEXT)
+    base = save_base(folder / "base")
     save_adapter(base, folder / "store" / "acme" / "one", rank=4)
     save_adapter(base, folder / "store" / "acme" / "two", rank=8)
     return folder
@@ -87,13 +110,15 @@ async def fails(channel: grpc.aio.Channel, adapter: str) -> bool:
 
 
 async def test_an_engine_serves_follows_the_map_and_drains(
-    files: Path, redis_process: RedisProcess, tmp_path: Path
+    files: Path, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HOLDING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     redis = patient(redis_process.url)
     await redis.flushall()
     reader, store = MapReader(redis), Source(f"file://{files}/store")
-    base, room = Source(f"file://{files}/base"), 4 << 20
-    with pod(tmp_path, redis_process, base, store, context_length=CONTEXT, kv_cache_bytes=room) as engine:
+    with pod(tmp_path, redis_process, Source(f"file://{files}/base"), store) as engine:
 
         async def ready() -> EngineView | None:
             found = await view(reader, engine.name)
@@ -130,6 +155,8 @@ async def test_an_engine_serves_follows_the_map_and_drains(
 
             assert (await until(held)).held["acme/one"].revision == revision
 
+            engine.process.send_signal(signal.SIGUSR1)  # from now on steps are held until it drains
+            await until((tmp_path / HELD).exists)
             events, taken = begin(channel, "acme/two", LONG), list[int]()
             while not taken:
                 taken += (await anext(events)).chunk.token_ids
