@@ -10,6 +10,7 @@ from mint_contracts.errors import Internal
 from mint_contracts.source import Source
 from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.holding import Tenant
+from mint_engine.scheduling.generation import Outcome
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.request import Request, State
 from mint_engine.scheduling.scheduler import Scheduler
@@ -17,7 +18,8 @@ from tests.engine.balance import Imbalances
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.running import save_adapter, save_base
 from tests.engine.scheduled import advance, completion, scheduler
-from tests.waiting import PATIENCE_S, until
+from tests.engine.training.training_engine import Gate
+from tests.waiting import until
 
 
 def busy() -> Scheduler:
@@ -133,16 +135,24 @@ async def test_an_engine_looks_for_damage_when_it_has_nothing_to_do(engine: Engi
 
 
 async def test_an_engine_knows_what_its_requests_take_their_slots_to_hold(engine: Engine) -> None:
-    first = asyncio.Event()
-    running = asyncio.create_task(engine.ask("a", (1, 2, 3), 90, lambda _: first.set()))
-    await asyncio.wait_for(first.wait(), PATIENCE_S)
-    [tenant] = engine.stepper.tenants()
-    engine.residency.check()
-    copy = engine.residency.books.in_slots[tenant.slot]
-    assert tenant == Tenant(0, "a", copy.revision)
-    copy.revision = "sha256:other"
-    with pytest.raises(Internal, match="and holds sha256:other"):
+    generation = engine.stepper._generation
+    step = generation.step
+    with Gate(after=3) as gate:
+
+        def held() -> list[Outcome]:
+            gate.go_by()
+            return step()
+
+        generation.step = held  # type: ignore[method-assign]
+        running = asyncio.create_task(engine.ask("a", (1, 2, 3), 90))
+        await gate.reached()
+        [tenant] = engine.stepper.tenants()
         engine.residency.check()
-    copy.revision = tenant.revision
+        copy = engine.residency.books.in_slots[tenant.slot]
+        assert tenant == Tenant(0, "a", copy.revision)
+        copy.revision = "sha256:other"
+        with pytest.raises(Internal, match="and holds sha256:other"):
+            engine.residency.check()
+        copy.revision = tenant.revision
     assert (await running).revision == tenant.revision
     assert not engine.stepper.tenants()
