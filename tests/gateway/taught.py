@@ -102,7 +102,8 @@ class TrainingEngine:
             with suppress(MintError):
                 await link.bring(residency.report())
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):  # wait_for can swallow a cancellation before Python 3.12
+                    await changed.wait()
 
 
 NAMES = ("e-0", "e-1")
