@@ -26,7 +26,7 @@ from mint_gateway.catalog.servicer import STREAMS
 from mint_gateway.client import Client, question
 from mint_gateway.process import run
 from mint_gateway.server import Limits
-from tests.gateway.scene import BASE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.importing import ends_while_it_imports
 from tests.redis_process import RedisProcess, free_port
 from tests.waiting import PATIENCE_S, until
@@ -38,8 +38,14 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 async def health(target: str, service: str = "") -> int:
     async with grpc.aio.insecure_channel(target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5, wait_for_ready=True)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=LIMIT_S, wait_for_ready=True)
         return int(reply.status)
+
+
+async def told(channel: grpc.aio.Channel) -> AsyncIterator[int]:
+    """Yield the program's health now and each time that it changes."""
+    async for reply in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=LIMIT_S):
+        yield int(reply.status)
 
 
 async def test_health_serves_once_the_map_was_read_and_stays_so_when_redis_dies(
@@ -190,7 +196,10 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
         port = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))["port"]
         followed = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
         assert followed["event"] == "following the placement map"
-        async with Client(f"127.0.0.1:{port}") as client:
+        async with Client(f"127.0.0.1:{port}") as client, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            states = told(channel)
+            while await anext(states) != SERVING:
+                pass
             asking = asyncio.create_task(client.answer(question("Ahoy?", base_model=BASE)))
             await asyncio.wait_for(engine.started.wait(), 60)
             scraped = await asyncio.to_thread(_scrape, metrics_port)
@@ -198,7 +207,7 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
             process.send_signal(signal.SIGTERM)
             line = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
             assert (line["event"], line["in_flight"]) == ("gateway drains", 1)
-            assert await health(f"127.0.0.1:{port}") == NOT_SERVING
+            assert await anext(states) == NOT_SERVING
             engine.hold_before.set()
             assert (await asyncio.wait_for(asking, 60)).text == "Hello there."
         assert await asyncio.wait_for(process.wait(), 60) == 0
