@@ -77,7 +77,8 @@ async def its_place_is_anothers(scene: Scene, engine: ScriptedEngine) -> None:
                 [each async for each in stub.Generate(sampling_pb2.GenerateRequest(base_model=BASE, text="x"))]
             )
         except grpc.aio.AioRpcError as error:
-            assert "requests are in flight" in (error.details() or "")  # noqa: PT017
+            if error.code() is not grpc.StatusCode.CANCELLED:  # as where the machine stalled for longer than TAKE_S
+                assert "requests are in flight" in (error.details() or "")  # noqa: PT017
             return False
 
     await until(answered)
