@@ -295,11 +295,10 @@ def test_mounted_files_are_read_as_of_one_moment(tmp_path: Path) -> None:
     mount(tmp_path / "scopes", files(0))
     changing = Thread(target=change)
     changing.start()
-    seen = []
-    while changing.is_alive():
+    seen = list[Files]()
+    while changing.is_alive() or not seen:
         seen.append(Mounted(tmp_path / "scopes", lambda _, found: found).now)
     join(changing)
-    assert seen
     assert all(found == files(int(found[SCOPES_FILE])) for found in seen)
 
 

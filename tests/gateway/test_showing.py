@@ -5,6 +5,7 @@ import asyncio
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TypeVar
 from unicodedata import category
 
@@ -116,6 +117,15 @@ async def on_a_terminal(scene: Scene, *arguments: str) -> str:
     try:
         _, err = await asyncio.wait_for(process.communicate(), 60)
         assert (process.returncode, err) == (0, b"")
-        return os.read(terminal, 1 << 16).decode().replace("\r\n", "\n")  # all of it fits a terminal's buffer
+        return _left_in(terminal).decode().replace("\r\n", "\n")
     finally:
         os.close(terminal)
+
+
+def _left_in(terminal: int) -> bytes:
+    """Return all that was written to a terminal whose programs have ended; it fits the terminal's buffer."""
+    found = b""
+    with suppress(OSError):  # the end, which comes only after all that the kernel has yet to pass on
+        while piece := os.read(terminal, 1 << 16):
+            found += piece
+    return found

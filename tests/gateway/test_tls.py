@@ -24,6 +24,7 @@ from mint_gateway.server import serve
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import Authority, mount
+from tests.redis_process import free_port
 from tests.waiting import until
 
 FOREVER = ("--patience", "86400")  # a wrongly retried error would exceed the test's time limit
@@ -248,8 +249,8 @@ async def test_a_gateway_that_is_merely_not_up_yet_is_waited_for(scene: Scene) -
         writer.close()
 
     await scene.base()
-    listening = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
+    port = free_port()
+    listening = await asyncio.start_server(hang_up, "127.0.0.1", port)
     async with Client(f"127.0.0.1:{port}", patience_s=3600) as client:
         asked = asyncio.create_task(client.waves())
         await until(lambda: hung_up >= 4)
