@@ -33,9 +33,9 @@ class Process:
         lines = [json.loads(line) for line in whole_lines(self.log) if line.startswith("{")]
         return [line for line in lines if line.get("event") == name]
 
-    def healthy(self, host: str = "127.0.0.1") -> bool:
-        """Return whether its liveness probe succeeds."""
-        return answers(f"http://{host}:{self.port}/healthz")
+    async def healthy(self, host: str = "127.0.0.1") -> bool:
+        """Return whether its liveness probe succeeds, which a thread of its own answers once it has started."""
+        return await asyncio.to_thread(answers, f"http://{host}:{self.port}/healthz")
 
     async def ended(self) -> int:
         """Wait until it has ended, and return its exit code."""

@@ -25,7 +25,7 @@ async def test_it_says_what_to_apply_and_watches_once_they_are_there(
     ):
         lacks = "the cluster lacks {} of mint.dev/v1alpha1; apply MinT's CRDs"
         await until("both to be missed", partial(missing_logged, operator, lacks.format("AdapterWave and BaseModel")))
-        await until("its probe", partial(healthy, operator))
+        await until("its probe to answer", operator.healthy)
         server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "mint.dev_basemodels.yaml"))
         await until("one to be missed", partial(missing_logged, operator, lacks.format("AdapterWave")))
         assert not operator.events("pass"), "nothing is begun by halves"
@@ -34,7 +34,7 @@ async def test_it_says_what_to_apply_and_watches_once_they_are_there(
         assert operator.events("CRDs are there")
         stage.apply(base_model())
         await until("its engines, though nothing is listed again", partial(stage.get, "StatefulSet", "smol"))
-        assert operator.healthy()
+        await until("its probe to answer", operator.healthy)
         operator.process.send_signal(signal.SIGTERM)
         assert await operator.ended() == 0
 
@@ -85,7 +85,3 @@ async def missing_logged(operator: Process, says: str) -> bool:
 
 async def logged(operator: Process, event: str) -> bool:
     return bool(operator.events(event))
-
-
-async def healthy(operator: Process) -> bool:
-    return operator.healthy()

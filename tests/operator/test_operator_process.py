@@ -41,7 +41,7 @@ async def test_it_watches_places_reports_and_ends_on_a_signal(stage: Stage, laun
         return (await stage.status("AdapterWave", "demo")).get("phase") == "Ready"
 
     await until("the wave to be Ready", ready)
-    assert operator.healthy()
+    await until("its probe to answer", operator.healthy)
     seen_by: list[set[str]] = []
     while not any("waves" not in parts for parts in seen_by):
         # The watch reported the wave and nothing was listed; if a resync interferes, the next wave decides.
@@ -111,7 +111,7 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await until("placements", lambda: _placed(stage, ADAPTERS[0]))
     assert second.events("pass") == []
-    assert second.healthy()
+    await until("its probe to answer", second.healthy)
     first.process.kill()
     # Nobody renews the killed operator's lease: shorten it, as waiting out ten seconds would prove nothing.
     promise = '{"spec": {"leaseDurationSeconds": 1}}'
@@ -126,11 +126,7 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
 async def test_on_a_cluster_of_ipv6_it_answers_at_such_addresses(stage: Stage, launch: Any) -> None:
     operator = launch("six", pod_ip="fd00::7")
     await until("it to lead", lambda: _logged(operator, "leading"))
-
-    async def healthy() -> bool:
-        return await asyncio.to_thread(operator.healthy, "[::1]")
-
-    await until("its probe to answer", healthy)
+    await until("its probe to answer", partial(operator.healthy, "[::1]"))
     for host in ("[::1]", "127.0.0.1"):  # Prometheus may come by either
         assert await asyncio.to_thread(answers, f"http://{host}:{operator.metrics_port}/metrics")
 
@@ -194,7 +190,7 @@ async def test_a_namespace_that_may_not_be_read_is_left_out_and_taken_in_again(
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await until("placements", lambda: _placed(stage, ADAPTERS[0]))
     assert [each["namespace"] for each in operator.events("namespace left out")] == [other]
-    assert operator.healthy()
+    await until("its probe to answer", operator.healthy)
     stage.let_in(other)
     assert await operator.ended() == 0
 
