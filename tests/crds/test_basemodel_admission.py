@@ -384,4 +384,4 @@ def test_columns_tell_the_state_at_a_glance(api_server: ApiServer) -> None:
     assert header.split() == ["NAME", "PHASE", "READY", "ENGINES", "USED", "SLOTS", "ETA", "AGE"]
     assert row.split()[:-1] == ["sample", "Ready", "1", "2", "3", "8"]
     assert "1 of 2 engines answers" in api_server.kubectl("get", "-n", namespace, "bm", "-o", "wide")
-    api_server.kubectl("wait", "-n", namespace, "bm/sample", "--for=condition=Ready", "--timeout=5s")
+    api_server.kubectl("wait", "-n", namespace, "bm/sample", "--for=condition=Ready", "--timeout=30s")

@@ -208,4 +208,4 @@ def test_waiting_for_the_end_works(api_server: ApiServer, stored: str) -> None:
     status = {"phase": "Complete", "observedGeneration": 1, "conditions": conditions}
     text = msgspec.json.encode({"status": status}).decode()
     api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", text)
-    api_server.kubectl("wait", "-n", stored, "aw/sample", "--for=condition=Complete", "--timeout=5s")
+    api_server.kubectl("wait", "-n", stored, "aw/sample", "--for=condition=Complete", "--timeout=30s")

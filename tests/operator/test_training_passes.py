@@ -76,7 +76,7 @@ async def test_a_wave_trains_and_is_complete_and_served(stage: Theatre) -> None:
     assert status["training"]["policies"]["running"] == 2
     await tell(stage.redis, stage, Stage.COMPLETE, 4, published=published(4))
     await stage.once()
-    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Complete", "adapterwave/w", "--timeout=5s")
+    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Complete", "adapterwave/w", "--timeout=30s")
     assert sorted(await engine.assigned()) == names
     await engine.obey()
     await stage.once()

@@ -84,7 +84,7 @@ def test_what_a_late_module_started_ends_with_it(tmp_path: Path, monkeypatch: py
         with pytest.raises(SampleError, match=f"was ended after {late_s}s"):
             run_module("probe", say=pids.append, timeout_s=late_s)
         late_s *= 2
-    assert _ended(int(pids[0]), within_s=10)
+    assert _ended(int(pids[0]), within_s=60)
 
 
 def test_a_module_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
