@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mint_contracts.records import Failure
 from mint_operator import kube
 from mint_operator.applied import CAP_S, FIRST_S, Applied
 from mint_operator.handlers import children
+from mint_operator.observing import decode
 from mint_operator.observing.watch import Watch
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.conditions import APPLY_FAILED
@@ -157,7 +160,25 @@ async def test_what_others_say_of_an_object_is_no_change_of_it(stage: Stage) -> 
     assert (await stage.once())["manifests"] == 0
 
 
+class Sighted:
+    """The objects that the watch has seen, by uid: from then on, it knows what a change of one is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.uids, self._fingerprint = set[str](), decode.fingerprint
+        monkeypatch.setattr(decode, "fingerprint", self._noted)
+
+    def _noted(self, raw: bytes | msgspec.Raw) -> int:
+        if threading.current_thread().name == "kopf":
+            self.uids.add(json.loads(bytes(raw))["metadata"]["uid"])
+        return self._fingerprint(raw)
+
+    async def all(self, stage: Stage) -> bool:
+        made = [await stage.get(kind, name_of(kind)) for kind in children.KINDS]
+        return all(each is not None and each["metadata"]["uid"] in self.uids for each in made)
+
+
 async def test_hands_are_noticed_at_once_by_the_watch(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    sighted = Sighted(monkeypatch)
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
     stage.resync_s = 3600.0
     stage.operator(2)
@@ -174,6 +195,7 @@ async def test_hands_are_noticed_at_once_by_the_watch(stage: Stage, monkeypatch:
                 return all((await objects(stage)).values())
 
             await until("the objects", made)
+            await until("the watch to have seen them", partial(sighted.all, stage))
             before = await objects(stage)
 
             async def reverted() -> bool:
