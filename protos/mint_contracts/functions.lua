@@ -231,11 +231,30 @@ local function progress(keys, argv)
   return { short, unleased }
 end
 
+-- KEYS: training   ARGV: policy
+-- Return 1 if a training wave has a policy of this name, else 0. A name is written in JSON as it is, so only records
+-- that mention it are decoded; callers need not read a thousand waves for one name.
+local function trained(keys, argv)
+  local quoted = '"' .. argv[1] .. '"'
+  local all = redis.call('HGETALL', keys[1])
+  for i = 2, #all, 2 do
+    if string.find(all[i], quoted, 1, true) then
+      local readable, wave = pcall(cjson.decode, all[i])
+      local policies = readable and type(wave) == 'table' and wave.policies
+      for _, name in ipairs(type(policies) == 'table' and policies or {}) do
+        if name == argv[1] then return 1 end
+      end
+    end
+  end
+  return 0
+end
+
 -- With memory full and without this flag, Redis would refuse all of these, even calls that only delete: all heartbeats
 -- would stop, and nothing could be freed. The map is as large as what engines hold, twice that while they report all of
 -- it again; what clients can make grow is refused (catalog.lua).
 redis.register_function{ function_name = 'LIBRARY_apply', callback = apply, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_train', callback = train, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_trained', callback = trained, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_forget', callback = forget, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_tell', callback = tell, flags = { 'allow-oom' } }

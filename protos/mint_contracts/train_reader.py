@@ -10,7 +10,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.functions import bounded
+from mint_contracts.functions import bounded, call
 from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
 from mint_contracts.rewards import Rewards
 from mint_contracts.training_records import (
@@ -36,6 +36,10 @@ class TrainReader:
         """Return every training wave of a base; with `partly`, one that is not fully readable as a PartTraining."""
         raw = await bounded(lambda: self._redis.hgetall(keys.training(base)))
         return decoded(raw, WaveTraining, _part_of_wave if partly else None)
+
+    async def has_policy(self, base: str, policy: str) -> bool:
+        """Return whether a training wave of a base has a policy of this name; Redis reads the waves."""
+        return bool(await call(self._redis, "trained", [keys.training(base)], [policy]))
 
     async def known(self, base: str) -> dict[str, WaveTraining] | None:
         """Return every training wave of a base; None if the map was lost or is not complete yet."""

@@ -163,6 +163,22 @@ async def test_a_record_that_is_nothing_like_one_is_passed_over(odd: str, partly
     assert await reader.progress(BASE, ["e-0"], partly=partly) == {"e-0": {"demo/a": progress}}
 
 
+async def test_a_waves_policy_is_found_by_its_name_without_reading_the_waves(redis_client: Redis) -> None:
+    reader = TrainReader(redis_client)
+    assert not await reader.has_policy(BASE, "demo/a")
+    other = msgspec.structs.replace(WAVE, wave="demo/v", policies=("demo/c",), message='"demo/d" ' * 100_000)
+    await TrainWriter(redis_client, epoch=1).apply(BASE, TrainChange(set_training=(WAVE, other)))
+    for odd in ("{", '"demo/e"', '["demo/e"]', '{"policies": "demo/e"}', '{"run": "demo/e", "policies": null}'):
+        await redis_client.hset(keys.training(BASE), odd, odd)
+    sent = (await redis_client.info("stats"))["total_net_output_bytes"]
+    has = [await reader.has_policy(BASE, f"demo/{letter}") for letter in "abcde"]
+    assert has == [True, True, True, False, False], "a record may mention names that are none of its policies"
+    assert not await reader.has_policy(BASE, "demo"), "nor is a part of a name one"
+    assert (await redis_client.info("stats"))["total_net_output_bytes"] - sent < len(other.message)
+    await TrainWriter(redis_client, epoch=1).apply(BASE, TrainChange(del_training=("demo/w",)))
+    assert [await reader.has_policy(BASE, name) for name in WAVE.policies] == [False, False]
+
+
 async def test_a_waves_record_is_given_in_part_whatever_its_last_words_are(redis_client: Redis) -> None:
     newer = msgspec.to_builtins(WAVE) | {"last_words": {"demo/a": "Taped"}}
     await redis_client.hset(keys.training(BASE), "demo/w", msgspec.json.encode(newer).decode())

@@ -46,8 +46,7 @@ class NameConflicts:
         placed = await self._map.placement(self._base, policy)
         if placed is not None and not self._is_own(policy, placed.source):
             return f"adapter {policy!r} of a wave has its name"
-        training = await self._waves.training(self._base, partly=True)
-        taken = any(policy in wave.policies for wave in training.values())
+        taken = await self._waves.has_policy(self._base, policy)
         return f"policy {policy!r} of a wave has its name" if taken else ""
 
     async def _in_catalog(self, policy: str) -> str:
