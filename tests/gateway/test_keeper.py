@@ -253,6 +253,35 @@ async def test_maintenance_that_is_cancelled_ends_also_where_redis_takes_no_writ
     assert looking.cancelled()
 
 
+async def test_a_keeper_that_ends_while_it_leaves_a_catalog_alone_releases_its_lock(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    (part,) = await written(tmp_path, "a/one")
+    sources, left = dict[str, Source](), asyncio.Event()
+
+    def manifests() -> Mapping[str, Source]:
+        if not sources:
+            left.set()
+        return sources
+
+    with hanging(part):
+        for steps in range(12):
+            await redis_client.flushall()
+            sources[BASE] = Source(f"file://{tmp_path}")
+            keeper = Keeper(redis_client, manifests)
+            keeping = asyncio.create_task(keeper.run())
+            await until(lambda: redis_client.hexists(keys.catalog(BASE), "copy"))  # it holds the lock
+            left.clear()
+            sources.clear()
+            keeper.wake()
+            await left.wait()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            keeping.cancel()
+            await asyncio.wait([keeping])
+            assert not await redis_client.exists(keys.catalog(BASE, "keeper")), f"held after step {steps}"
+
+
 async def test_a_base_that_is_forgotten_while_its_manifests_are_read_leaves_nothing(
     redis_client: Redis, tmp_path: Path
 ) -> None:

@@ -84,8 +84,7 @@ class Keeper:
                 wanted = set(self._manifests().items())
                 self._forget_all_but({base for base, _ in wanted})
                 for each in looking.keys() - wanted:  # the base is gone, or its manifests have moved
-                    if not looking[each].cancelling():  # cancel once only: it still has to release its lock
-                        looking[each].cancel()
+                    _cancel_once(looking[each])
                 for each in wanted - looking.keys():
                     looking[each] = asyncio.create_task(self._looked(*each))
                 with suppress(TimeoutError):
@@ -93,7 +92,7 @@ class Keeper:
                         await self._woken.wait()
         finally:
             for task in looking.values():
-                task.cancel()
+                _cancel_once(task)
             await asyncio.gather(*looking.values(), return_exceptions=True)
 
     def _forget_all_but(self, bases: Set[str]) -> None:
@@ -249,6 +248,12 @@ class Keeper:
                 line.multi()  # type: ignore[no-untyped-call]
                 change(line)
                 await line.execute()
+
+
+def _cancel_once(task: asyncio.Task[None]) -> None:
+    """Cancel a task unless that was done before: it still has to release its lock."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _names(counted: Sequence[Span]) -> list[str]:
