@@ -14,6 +14,7 @@ from e2e.world import NAMESPACE, Waves, World
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.entries import Entry
 from mint_contracts.errors import MintError
+from mint_contracts.placement_pb2 import WaveExplanation
 from mint_gateway.client import Client, question
 
 BASE = f"{NAMESPACE}/smollm2"
@@ -70,12 +71,17 @@ def test_a_wave_over_the_catalog_follows_it(catalogued: World, waves: Waves) -> 
     until("the third adapter", lambda: world.status("adapterwave", "chosen").get("summary") == "3/3")
     answer = ask(world, lambda client: client.answer(question("Where is the sea?", adapter=names[2], max_tokens=4)))
     assert answer.adapter == names[2]
-    why = ask(world, lambda client: client.explain_wave(f"{NAMESPACE}/chosen"))
+    until("the gateway to see it, too", lambda: explained(world).ready == 3)
+    why = explained(world)
     assert (why.chosen_by, why.admitted, why.wanted, why.ready, why.missing_count) == ("selector", True, 3, 3, 0)
 
     ask(world, lambda client: client.retire(names[:1], BASE))
     until("one adapter less", lambda: world.status("adapterwave", "chosen").get("summary") == "2/2")
     ask(world, lambda client: client.retire(names[1:], BASE))
     until("nothing", lambda: world.condition("adapterwave", "chosen", "Admitted").get("reason") == "NoMatch")
-    why = ask(world, lambda client: client.explain_wave(f"{NAMESPACE}/chosen"))
+    why = explained(world)
     assert (why.admitted, why.reason) == (False, "NoMatch")
+
+
+def explained(world: World) -> WaveExplanation:
+    return ask(world, lambda client: client.explain_wave(f"{NAMESPACE}/chosen"))

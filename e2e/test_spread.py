@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+from e2e.asking import ask
 from e2e.samples import GOOD
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, wave
@@ -13,15 +14,14 @@ RANKS = {adapter.name: adapter.rank for adapter in GOOD}
 TWICE, *ONCE = RANKS
 
 
-async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world: World, waves: Waves) -> None:
+def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world: World, waves: Waves) -> None:
     waves("once", wave(ONCE))
     waves("twice", wave([TWICE], replicas=2))
     for name in ("once", "twice"):
         world.kube.wait(f"adapterwave/{name}", "Ready", NAMESPACE)
 
-    placements = {row.adapter: row for row in await _placements(world)}
+    placed = until("the gateway to see each wanted copy in a slot", lambda: _in_slots(world))
 
-    placed = {name: [holder for holder in placements[name].holders if holder.wanted] for name in [TWICE, *ONCE]}
     ranks = Counter[str]()
     for name, holders in placed.items():
         for holder in holders:
@@ -33,18 +33,27 @@ async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world:
     assert max(ranks.values()) - min(ranks.values()) <= 2 * max(RANKS.values()), ranks
     for holders in placed.values():
         for holder in holders:
-            assert (holder.residency, holder.available) == ("Device", True)
             assert holder.wanted_because
 
 
-async def test_explain_says_which_engine_would_answer_and_why(world: World, waves: Waves) -> None:
+def _in_slots(world: World) -> dict[str, list[placement_pb2.Holder]]:
+    """Return the wanted copies of each adapter; none while one of them all is not in a slot or not available."""
+    rows = [row for row in asyncio.run(_placements(world)) if row.adapter in RANKS]
+    placed = {row.adapter: [holder for holder in row.holders if holder.wanted] for row in rows}
+    copies = [holder for holders in placed.values() for holder in holders]
+    there = all((each.residency, each.available) == ("Device", True) for each in copies)
+    return placed if there and len(copies) == len(RANKS) + 1 else {}
+
+
+def test_explain_says_which_engine_would_answer_and_why(world: World, waves: Waves) -> None:
     waves("explained", wave([TWICE]))
     world.kube.wait("adapterwave/explained", "Ready", NAMESPACE)
 
-    async with Client(world.gateway) as client:
-        said = await client.explain(TWICE, f"{NAMESPACE}/smollm2")
+    def explained() -> placement_pb2.Explanation:
+        return ask(world, lambda client: client.explain(TWICE, f"{NAMESPACE}/smollm2"))
 
-    assert list(said.waves) == [f"{NAMESPACE}/explained"]
+    until("the gateway to know of this wave alone", lambda: list(explained().waves) == [f"{NAMESPACE}/explained"])
+    said = explained()
     assert said.chosen_engine in {"smollm2-0", "smollm2-1"}
     assert said.chosen_because
 
