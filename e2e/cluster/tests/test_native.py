@@ -4,8 +4,6 @@ It runs next to this checkout's cluster, in its own data folder.
 """
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from e2e.cluster.native import leftovers, machine
 from e2e.cluster.native.backend import NativeBackend
 from e2e.cluster.native.config import RUNTIME_HANDLER
 from e2e.cluster.native.images import HOST_IMAGE
+from e2e.cluster.native.processes import end
 from e2e.cluster.progress import Steps
 
 REPLACEMENT_LIMIT_S = 30.0
@@ -120,7 +119,7 @@ def test_a_killed_cluster_is_made_again_and_an_ended_one_leaves_nothing(
     folder = cluster.kubeconfig.parent
     killed = machine.running(folder)
     assert killed is not None
-    os.kill(killed.outer.pid, signal.SIGKILL)
+    end(killed.outer)
     fresh = backend.up(Steps())
     supervisor = machine.running(folder)
     assert supervisor is not None
