@@ -13,6 +13,7 @@ from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import group_layers
 from mint_engine.build import build
 from mint_engine.model.cache import Cache, KvCache, LatentCache
+from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.residency.remapping import bytes_in_memory, populate_zeros, reserve
 from tests.engine.running import settings_for
 
@@ -24,7 +25,9 @@ def key_values() -> Cache:
 
 
 def latents() -> Cache:
-    return LatentCache(group_layers((None,) * 3), width=192, pages=199, dtype=torch.bfloat16, device=CPU)
+    return LatentCache(
+        group_layers((None,) * 3), LatentSizes(128, 64, 256), pages=199, dtype=torch.bfloat16, device=CPU
+    )
 
 
 def in_memory(cache: Cache) -> int:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mint_engine.model import latent
-from mint_engine.model.latent import absorbs
+from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.modules import find_modules
 from mint_engine.model.paged import Span
 from mint_engine.model.selection import choose
@@ -20,7 +19,7 @@ TOKENS = list(range(2, 62))
 def test_both_ways_equal_the_model(name: str, slot: int, way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = make_forward(FAMILIES[name])
     fill(forward.slots, 0, 5)
-    monkeypatch.setattr(latent, "absorbs", lambda rows, up: way)
+    monkeypatch.setattr(LatentSizes, "absorbs", lambda sizes, rows: way)
     found = [
         forward.run(TOKENS[start:stop], [Span(0, stop - start, start, [3, 1, 2, 4], slot)], range(stop - start))
         for start, stop in ((0, 35), (35, 60))
@@ -32,9 +31,9 @@ def test_both_ways_equal_the_model(name: str, slot: int, way: bool, monkeypatch:
 
 def test_short_chunks_absorb_and_long_ones_expand() -> None:
     """By the number of operations: for DeepSeek-V3's sizes the two ways cost the same at 170.7 rows."""
-    up = latent.Up(torch.empty(128, 256, 512, device="meta"), 128, None, None)  # type: ignore[arg-type]
-    assert absorbs(170, up)
-    assert not absorbs(171, up)
+    sizes = LatentSizes(latent=512, rotated=64, expanded=256)
+    assert sizes.absorbs(170)
+    assert not sizes.absorbs(171)
 
 
 def test_low_rank_projections_and_experts_are_offered() -> None:

@@ -24,6 +24,7 @@ from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import PAGE_TOKENS, STEP_TOKENS, LayerGroups, pages_for
 from mint_engine.model.device import claiming, zeros
+from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import populate_zeros
 
@@ -109,9 +110,12 @@ class LatentCache(_Pages):
     indexer's key if the base has one (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3.2, arXiv 2512.02556).
     """
 
-    def __init__(self, groups: LayerGroups, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(groups, pages, (PAGE_TOKENS, width), dtype, device)
-        self.width = width
+    def __init__(
+        self, groups: LayerGroups, sizes: LatentSizes, pages: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(groups, pages, (PAGE_TOKENS, sizes.width), dtype, device)
+        self.sizes = sizes
+        self.width = sizes.width
 
     def write(self, layer: int, places: torch.Tensor, values: torch.Tensor, column: int) -> None:
         """Store values [T, w] at token places [T] (page * 16 + offset), from `column` of their rows on."""

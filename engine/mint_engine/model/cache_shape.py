@@ -10,6 +10,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, group_layers
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.cache import Cache, KvCache, LatentCache, count_pages
+from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.routes import RouteCache, RouteShape
 
 
@@ -36,18 +37,16 @@ class LatentShape:
     """A latent, a rotated key and, if attention is sparse, an indexer's key (otherwise 0), in every layer."""
 
     groups: LayerGroups  # one, of all layers
-    latent: int
-    rotated: int
-    index: int
+    sizes: LatentSizes
 
     @property
     def token_elements(self) -> int:
         """Elements of one token in a page."""
-        return self.groups.size * (self.latent + self.rotated + self.index)
+        return self.groups.size * self.sizes.width
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
         """Create a cache of `pages` pages."""
-        return LatentCache(self.groups, self.latent + self.rotated + self.index, pages, dtype, device)
+        return LatentCache(self.groups, self.sizes, pages, dtype, device)
 
 
 def cache_shape(
@@ -62,9 +61,7 @@ def cache_shape(
         raise UnsupportedBase(f"model type {config.model_type}", unserved)
     layers = int(config.num_hidden_layers)
     if getattr(config, "kv_lora_rank", None):
-        index = int(config.index_head_dim) if getattr(config, "index_topk", None) else 0
-        groups = group_layers((None,) * layers)
-        return LatentShape(groups, int(config.kv_lora_rank), int(config.qk_rope_head_dim), index)
+        return LatentShape(group_layers((None,) * layers), _latent_sizes(config))
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     kept = windows(lambda name: getattr(config, name, None), layers)
@@ -72,6 +69,17 @@ def cache_shape(
         kept = tuple(None if each is None or each >= context_length else each for each in kept)
     groups = group_layers((None,) * layers if whole and None not in kept else kept)
     return KeyValueShape(groups, int(getattr(config, "num_key_value_heads", None) or heads), head_dim)
+
+
+def _latent_sizes(config: Any) -> LatentSizes:
+    sparse = bool(getattr(config, "index_topk", None))
+    return LatentSizes(
+        latent=int(config.kv_lora_rank),
+        rotated=int(config.qk_rope_head_dim),
+        expanded=int(config.qk_nope_head_dim) + int(config.v_head_dim),
+        index=int(config.index_head_dim) if sparse else 0,
+        most=int(config.index_topk) if sparse else None,
+    )
 
 
 def shape_for(settings: EngineSettings, config: Any, routes: RouteShape | None) -> KeyValueShape | LatentShape:

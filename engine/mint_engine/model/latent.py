@@ -95,18 +95,9 @@ def attend_latent(
         rows = cache.read(layer, chunk.pages)[:, :width]
         visible = chunk.visible() if choice is None else chunk.visible() & choice
         part = query[:, chunk.start : chunk.stop]
-        compute = _absorb_chunk if absorbs(part.shape[1], up) else _expand_chunk
+        compute = _absorb_chunk if cache.sizes.absorbs(part.shape[1]) else _expand_chunk
         out[chunk.start : chunk.stop] = compute(part, rows, up, paged, chunk, visible, scale)
     return out.unsqueeze(0)
-
-
-def absorbs(rows: int, up: Up) -> bool:
-    """Whether absorbing costs fewer operations than expanding, for `rows` rows of one chunk.
-
-    For each cached token and head: absorbing costs 2C per row; expanding costs K + V per row, and C (K + V) once.
-    """
-    wide = int(up.weight.shape[1])
-    return rows * (2 * up.latent - wide) < up.latent * wide
 
 
 def _decode(
