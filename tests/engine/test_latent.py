@@ -53,3 +53,9 @@ def test_ties_between_tokens_go_to_the_earlier_ones() -> None:
     visible = torch.tensor([[True, True, True, True, True, False]])
     assert choose(scores, visible, 3).tolist() == [[True, True, False, True, False, False]]
     assert choose(scores, visible, 6).tolist() == visible.tolist()
+    draw = torch.Generator().manual_seed(1)
+    scores, visible = torch.randint(0, 4, (50, 30), generator=draw).float(), torch.rand(50, 30, generator=draw) < 0.7
+    for count in (1, 7, 29, 30, 40):
+        best = scores.masked_fill(~visible, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+        expected = torch.zeros_like(visible).scatter_(-1, best[:, :count], True) & visible
+        assert torch.equal(choose(scores, visible, count), expected)

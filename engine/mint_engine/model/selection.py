@@ -29,5 +29,8 @@ def choose(scores: torch.Tensor, visible: torch.Tensor, count: int) -> torch.Ten
 
     The choice among equals must not depend on the device, or on how the past is cut into pages or steps.
     """
-    order = scores.masked_fill(~visible, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
-    return torch.zeros_like(visible).scatter_(-1, order[..., :count], True) & visible
+    scores = scores.masked_fill(~visible, -torch.inf)
+    least = scores.topk(min(count, scores.shape[-1]), sorted=False).values.amin(-1, keepdim=True)
+    above, equal = scores > least, scores == least
+    room = count - above.sum(-1, keepdim=True)
+    return (above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))) & visible
