@@ -314,6 +314,20 @@ class Silent:
         return lambda *_, **__: None
 
 
+class Noted:
+    """Notes in which forms a kernel is launched: each is compiled, which takes seconds."""
+
+    def __init__(self, kernel: Any, forms: set[tuple[str, Any]]) -> None:
+        self._kernel, self._forms = kernel, forms
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self._forms.add((self._kernel.fn.__name__, tuple(sorted(options.items()))))
+            self._kernel[grid](*args, **options)
+
+        return launch
+
+
 class _Language:
     """Gives kernels the interpreted language once, where the interpreter gives it to each function that one calls."""
 

@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.gpu.attend import Work
+from mint_engine.gpu.latent import LatentWork
 from mint_engine.gpu.lora import FEW, GpuRows
 from mint_engine.model.attention import Style
 from mint_engine.residency.slots import Slots
@@ -28,6 +29,9 @@ from mint_engine.residency.slots import Slots
 CPU = torch.device("cpu")
 # Query heads, key heads and head size: of Llama's kind, Gemma's, Falcon's, and wider ones.
 HEADS = ((32, 8, 128), (8, 1, 256), (71, 1, 64), (4, 1, 512))
+# Of latent attention: query heads, as on one GPU and on each of eight; latent and rotated size; an indexer's key and
+# heads, and how many tokens it chooses, which is none in DeepSeek-V3.
+LATENTS = ((128, 512, 64, 0, 0, 0), (16, 512, 64, 0, 0, 0), (128, 512, 64, 128, 64, 2048))
 
 
 class Target:
@@ -83,6 +87,16 @@ def launch_all(dtype: torch.dtype, first: int) -> None:
         for decodes, style in ((once, Style(0.1, None, None, None)), (twice, Style(0.1, 128, 30.0, sinks))):
             work = Work(chunks, decodes, numbers(3).view(-1, 3), numbers(1))
             work.attend(query, torch.empty_like(query), pool, style)
+    for queries, latent, rotated, index, heads, most in LATENTS:
+        pool = torch.zeros((1, 16, latent + rotated + index), dtype=dtype)
+        query = torch.zeros((1, queries, latent + rotated), dtype=dtype)
+        for decodes in (once, twice):
+            lists = chunks, decodes, numbers(3).view(-1, 3), numbers(1), numbers(2).view(-1, 2)
+            latents = LatentWork(None, (), *lists, longest=1)
+            latents.attend(query, pool, latent, 0.1, torch.zeros((1, most), dtype=torch.int32) if most else None)
+            if most:
+                asked, weights = torch.zeros((1, heads, index), dtype=dtype), torch.zeros(1, heads)
+                latents.score(asked, weights, pool, latent + rotated, slice(None))
 
 
 def main(capability: str, dtype: str) -> None:

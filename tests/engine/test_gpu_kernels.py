@@ -197,7 +197,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=COMPILE_S)
     compiled = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert {each["name"] for each in compiled} == {"shrink", "expand", "attend", "combine"}
+    assert {each["name"] for each in compiled} == {
+        *("shrink", "expand", "attend", "combine", "attend_latents", "score")
+    }
     assert all(each["tensor_cores"] for each in compiled if each["name"] != "combine")
     assert max(each["shared"] for each in compiled) <= SMALLEST_SHARED
     anywhere = ([each["key"] for each in compiled if each["first"] == first] for first in (0, 1))

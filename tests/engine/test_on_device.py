@@ -25,7 +25,7 @@ from mint_engine.model.modules import find_modules
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.engine.device_double import CUDA, Seen, Silent, standing_in
+from tests.engine.device_double import CUDA, Noted, Seen, Silent, standing_in
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.quantised import LAYOUTS, save_float8
 from tests.engine.running import Answer, Running, ask, running
@@ -143,20 +143,6 @@ async def test_a_base_that_kernels_fail_on_is_served_by_plain_torch(
     events = {line["event"]: line for line in lines}
     assert event in events
     assert events["pass_chosen"]["compute"] == "generic"
-
-
-class Noted:
-    """Notes in which forms a kernel is launched: each is compiled, which takes seconds."""
-
-    def __init__(self, kernel: Any, forms: set[tuple[str, Any]]) -> None:
-        self._kernel, self._forms = kernel, forms
-
-    def __getitem__(self, grid: Any) -> Any:
-        def launch(*args: Any, **options: Any) -> None:
-            self._forms.add((self._kernel.fn.__name__, tuple(sorted(options.items()))))
-            self._kernel[grid](*args, **options)
-
-        return launch
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_moe"])

@@ -1,1 +1,1 @@
-"""Own kernels for GPUs, in Triton: what adapters add to a step's rows, and attention over pages of the cache."""
+"""Own kernels for GPUs, in Triton: what adapters add to a step's rows, and attention over the cache's pages."""

@@ -75,6 +75,11 @@ class Work:
             )  # fmt: skip
 
 
+def splits_of(position: int) -> int:
+    """Return among how many programs the past of a decoding request is split, if its token has that position."""
+    return 1 + position // SPLIT
+
+
 def _step(row_bytes: int) -> int:
     """Return how many tokens of a past are read at once, if the keys of each are so many bytes."""
     return max(16, min(64, _STEP_BYTES // row_bytes))

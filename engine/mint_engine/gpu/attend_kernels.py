@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _finish(total, peak, weight, sink):
+def finish(total, peak, weight, sink):
     """Return a softmax's weighted sum [m, D] with one more score, the sink [m], that contributes nothing."""
     highest = tl.maximum(peak, sink)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
@@ -85,7 +85,7 @@ def attend(
         else:
             sink = tl.full([tokens * padded_group], float("-inf"), tl.float32)
         into = out + query_of[:, None] * out_head + (first + token)[:, None] * out_row + d[None]
-        found = _finish(total, peak, weight, sink)
+        found = finish(total, peak, weight, sink)
         tl.store(into, found.to(out.dtype.element_ty), mask=real[:, None] & (d < size)[None])
 
 
@@ -116,4 +116,4 @@ def combine(
     else:
         sink = tl.full([1], float("-inf"), tl.float32)
     into = out + head * out_head + row * out_row + d[None]
-    tl.store(into, _finish(total, peak, weight, sink).to(out.dtype.element_ty), mask=(d < size)[None])
+    tl.store(into, finish(total, peak, weight, sink).to(out.dtype.element_ty), mask=(d < size)[None])

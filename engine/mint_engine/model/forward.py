@@ -228,11 +228,16 @@ class Forward:
 
     def _rehearse(self) -> None:
         """Compute steps for which other kernels for GPUs are compiled than for the probe: then no request waits."""
-        for rows, position in self._pass.rehearsals if isinstance(self._pass, Generic) else ():
-            if not self.base.context_length or position < self.base.context_length:
-                pages = [NULL_PAGE] * pages_for(position + 1)
+        for parts in self._pass.rehearsals if isinstance(self._pass, Generic) else ():
+            spans, row = list[Span](), 0
+            for length, position in parts:
+                pages = [NULL_PAGE] * pages_for(position + length)
                 others = [pages] * (len(self.cache.groups.windows) - 1)
-                self.run([0] * rows, [Span(row, 1, position, pages, NO_SLOT, others) for row in range(rows)], [0])
+                spans.append(Span(row, length, position, pages, NO_SLOT, others))
+                row += length
+            longest = max(span.position + span.length for span in spans)
+            if not self.base.context_length or longest <= self.base.context_length:
+                self.run([0] * row, spans, [0])
                 self.wipe([NULL_PAGE])
 
     def _difference(self, expected: torch.Tensor) -> float:

@@ -9,7 +9,7 @@ from mint_engine.kernels.constants import ITEM_ROWS, MAX_RANK
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import attention, experts
 from mint_engine.model.base import Base
-from mint_engine.model.cache import Cache
+from mint_engine.model.cache import Cache, LatentCache
 from mint_engine.model.device import lists_on
 from mint_engine.model.expert_lora import ExpertRows, plan_experts
 from mint_engine.model.lora import Segment, merge_spans, sort_rows, with_adapters, work_items
@@ -59,9 +59,10 @@ class Generic:
         return self._gpu is not None
 
     @property
-    def rehearsals(self) -> Sequence[tuple[int, int]]:
-        """Rows of steps and their position, for which other kernels are compiled than for a short prompt's."""
-        return self._gpu.rehearsals if self._gpu is not None else ()
+    def rehearsals(self) -> Sequence[Sequence[tuple[int, int]]]:
+        """Lengths and positions of steps' spans, for which other kernels are compiled than for a short prompt's."""
+        sizes = self._cache.sizes if isinstance(self._cache, LatentCache) else None
+        return self._gpu.rehearsals(sizes) if self._gpu is not None else ()
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; with several ranks, only the first gets all of the logits."""

@@ -8,7 +8,7 @@ Letters in shapes: T tokens, B rows of requests that decode, J indexer heads, D 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -20,7 +20,12 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.paged import PagedAttention, tiles
-from mint_engine.model.selection import Selection, choose
+from mint_engine.model.selection import Selection, choose, positions_of
+
+if TYPE_CHECKING:
+    from mint_engine.gpu.latent import LatentWork
+
+_KEPT = 8  # numbers of four bytes that choosing keeps for each score, at most
 
 # How each family rotates the indexer's queries and keys: halves, or interleaved pairs.
 _ROTATIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
@@ -60,6 +65,8 @@ def select(
     cache.write(layer, paged.places, key, column)
     most = int(indexer.index_topk)
     weights = weigh_heads(indexer, hidden)
+    if paged.latents is not None:
+        return Selection(positions=_positions(query, weights, paged.latents, cache.of(layer), column, most))
     decodes: list[torch.Tensor | None] = []
     for group in paged.decodes:
         if group.longest <= most:
@@ -77,6 +84,21 @@ def select(
         past = cache.read(layer, chunk.pages)[:, column:]  # [N, D]
         chunks.append(choose_of(query[part], past, weights[part], chunk.visible(), most))
     return Selection(tuple(decodes), tuple(chunks))
+
+
+def _positions(
+    query: torch.Tensor, weights: torch.Tensor, work: "LatentWork", pages: torch.Tensor, column: int, most: int
+) -> torch.Tensor | None:
+    """Choose for the rows of `work`, see Selection; None if all of them attend to all that they see."""
+    if not work.longest:
+        return None
+    if work.rows is not None:
+        query, weights = query.index_select(0, work.rows), weights.index_select(0, work.rows)
+    found = []
+    for run in tiles(query.shape[0], work.longest * _KEPT):
+        scores = work.score(query[run], weights[run], pages, column, run)
+        found.append(positions_of(choose(scores, scores != -torch.inf, most), most))
+    return torch.cat(found)
 
 
 def choose_of(

@@ -10,13 +10,16 @@ gets the step's latents unchanged, and then takes the cheaper of two ways:
 
 An adapter on `kv_b_proj` adds to both halves, by the row's own slot when absorbed and by the chunk's when expanded.
 
+Kernels for GPUs (`mint_engine.gpu.latent`) attend in the latents' space, at once for all rows that absorb. Torch maps
+queries there and results back, adapters' parts included, and computes the chunks that expand.
+
 Letters in shapes: T tokens, B rows of requests that decode, Q heads, C latent size, E rotated size, N cached tokens,
 K size of a head's key without its rotated part, V of its value, R rank.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,6 +32,9 @@ from mint_engine.model.lora import Rows, merge_spans, sort_rows
 from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, tiles
 from mint_engine.model.selection import Selection
 from mint_engine.residency.slots import ABSENT, Slots
+
+if TYPE_CHECKING:
+    from mint_engine.gpu.latent import LatentWork
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,9 @@ def attend_latent(
     cache.write(layer, paged.places, rotated, latent.shape[1])
     out = query.new_empty(query.shape[1], query.shape[0], up.weight.shape[1] - up.keys)  # [T, Q, V]
     width = latent.shape[1] + rotated.shape[1]
+    if paged.latents is not None:
+        pages, positions = cache.of(layer), chosen.positions
+        _attend_by_kernels(out, query, up, paged, paged.latents, pages, positions, scale)
     for decodes, choice in zip(paged.decodes, chosen.of_decodes(paged.decodes), strict=True):
         rows = cache.read(layer, decodes.table)[:, :width]
         out[decodes.rows] = _decode(query, rows, up, paged, decodes, choice, scale)
@@ -98,6 +107,26 @@ def attend_latent(
         compute = _absorb_chunk if cache.sizes.absorbs(part.shape[1]) else _expand_chunk
         out[chunk.start : chunk.stop] = compute(part, rows, up, paged, chunk, visible, scale)
     return out.unsqueeze(0)
+
+
+def _attend_by_kernels(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    up: Up,
+    paged: PagedAttention,
+    work: "LatentWork",
+    pages: torch.Tensor,
+    chosen: torch.Tensor | None,
+    scale: float,
+) -> None:
+    """Attend for the rows of `work`, into theirs of out [T, Q, V]."""
+    deltas, rows = list(_deltas(up, work.slots, paged)), query.transpose(0, 1)
+    absorbed = _absorb(rows if work.rows is None else rows.index_select(0, work.rows), up, deltas)
+    values = _release(work.attend(absorbed, pages, up.latent, scale, chosen), up, deltas)
+    if work.rows is None:
+        out.copy_(values)
+    else:
+        out.index_copy_(0, work.rows, values)
 
 
 def _decode(
@@ -173,9 +202,9 @@ def _absorb(query: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:
     plain, rotated = query[..., : up.keys], query[..., up.keys :]
     absorbed = torch.matmul(plain.transpose(0, 1), up.weight[:, : up.keys]).transpose(0, 1)  # [n, Q, C]
     for delta in deltas:
-        middle = torch.einsum(
-            "nqk,nrqk->nqr", plain.index_select(0, delta.rows), _all(delta.b[..., : up.keys], delta)
-        )
+        own, b = plain.index_select(0, delta.rows), delta.b[..., : up.keys]
+        shared = b.shape[0] == 1
+        middle = torch.einsum("nqk,rqk->nqr", own, b[0]) if shared else torch.einsum("nqk,nrqk->nqr", own, b)
         middle = middle * delta.scalings[:, None, None]
         absorbed = absorbed.index_add(0, delta.rows, torch.matmul(middle, delta.a))
     return torch.cat((absorbed, rotated), dim=-1)
@@ -187,13 +216,11 @@ def _release(attended: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tens
     for delta in deltas:
         middle = torch.matmul(attended.index_select(0, delta.rows), delta.a.transpose(1, 2))  # [n, Q, R]
         middle = middle * delta.scalings[:, None, None]
-        added = torch.einsum("nqr,nrqv->nqv", middle, _all(delta.b[..., up.keys :], delta))
+        b = delta.b[..., up.keys :]
+        shared = b.shape[0] == 1
+        added = torch.einsum("nqr,rqv->nqv", middle, b[0]) if shared else torch.einsum("nqr,nrqv->nqv", middle, b)
         values = values.index_add(0, delta.rows, added)
     return values
-
-
-def _all(weights: torch.Tensor, delta: _Delta) -> torch.Tensor:
-    return weights.expand(delta.rows.shape[0], -1, -1, -1)
 
 
 def _weigh(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

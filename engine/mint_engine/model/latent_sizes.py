@@ -24,3 +24,7 @@ class LatentSizes:
         For each cached token and head: absorbing costs 2C per row; expanding costs K + V per row, and C (K + V) once.
         """
         return rows * (2 * self.latent - self.expanded) < self.latent * self.expanded
+
+    def chooses(self, tokens: int) -> bool:
+        """Whether a row that sees so many tokens attends to some of them only."""
+        return self.most is not None and tokens > self.most

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
-from mint_engine.model.cache import Cache, KvCache
+from mint_engine.model.cache import Cache, KvCache, LatentCache
 from mint_engine.model.device import lists_on
 
 if TYPE_CHECKING:
     from mint_engine.gpu.attend import Work
     from mint_engine.gpu.kernels import GpuKernels
+    from mint_engine.gpu.latent import LatentWork
 
 SCORES = 1 << 26  # computed at once: 256 MiB in float32, and enough work for any device
 SHORT = 32  # pages: for shorter pasts, padding costs less than another round of kernels
@@ -93,6 +94,7 @@ class PagedAttention:
     decodes: tuple[Decodes, ...]
     chunks: tuple[Chunk, ...]
     work: "Work | None" = None  # replaces both if own kernels for GPUs attend
+    latents: "LatentWork | None" = None  # likewise over latents, but for chunks that are expanded
     sorted: dict[tuple[int, ...], Any] = field(default_factory=dict)  # rows by the slots of their owners, see latent
 
 
@@ -140,6 +142,8 @@ def _plan_group(
     if kernels is not None and isinstance(cache, KvCache):
         found, *work = lists_on(device, places, *kernels.lists(spans))
         return PagedAttention(cache, found, (), (), kernels.work(work))
+    if kernels is not None and isinstance(cache, LatentCache):
+        return _plan_latents(spans, places, cache, device, kernels)
     singles = [span for span in spans if span.length == 1]
     groups = list(_alike(singles, READ_BYTES // cache.pool[0, 0].nbytes))
     chunks = [span for span in spans if span.length > 1]
@@ -150,10 +154,27 @@ def _plan_group(
         cache=cache,
         places=first,
         decodes=tuple(_decodes(group, next(given), next(given), next(given)) for group in groups),
-        chunks=tuple(
-            Chunk(span.row, span.row + span.length, span.position, next(given), span.slot) for span in chunks
-        ),
+        chunks=_chunks(chunks, given),
     )
+
+
+def _plan_latents(
+    spans: Sequence[Span], places: Sequence[int], cache: LatentCache, device: torch.device, kernels: "GpuKernels"
+) -> PagedAttention:
+    """Plan kernels for all rows but those of long chunks that attend to all that they see: these are expanded."""
+    sizes = cache.sizes
+    chosen = {span.row for span in spans if sizes.chooses(span.position + span.length)}
+    absorbed = [span for span in spans if span.row in chosen or sizes.absorbs(span.length)]
+    expanded = [span for span in spans if span.row not in chosen and not sizes.absorbs(span.length)]
+    plan = kernels.plan_latents(absorbed, sizes, whole=not expanded)
+    first, *others = lists_on(device, places, *map(_chunk_pages, expanded), *plan.lists)
+    given = iter(others)
+    chunks = _chunks(expanded, given)
+    return PagedAttention(cache, first, (), chunks, latents=plan.work(list(given)) if absorbed else None)
+
+
+def _chunks(spans: Sequence[Span], pages: Iterator[torch.Tensor]) -> tuple[Chunk, ...]:
+    return tuple(Chunk(span.row, span.row + span.length, span.position, next(pages), span.slot) for span in spans)
 
 
 def tiles(rows: int, each: int) -> Iterator[slice]:

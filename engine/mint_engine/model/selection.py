@@ -14,6 +14,8 @@ class Selection:
 
     decodes: tuple[torch.Tensor | None, ...] | None = None  # [B, N] bool for each group
     chunks: tuple[torch.Tensor | None, ...] | None = None  # [T, N] bool for each chunk
+    # For kernels on a GPU, of their rows [n, k] int32: positions in order; if a row sees fewer, zeros follow.
+    positions: torch.Tensor | None = None
 
     def of_decodes(self, decodes: Sequence[Decodes]) -> tuple[torch.Tensor | None, ...]:
         """Return the tokens chosen for each group of decoding requests."""
@@ -34,3 +36,14 @@ def choose(scores: torch.Tensor, visible: torch.Tensor, count: int) -> torch.Ten
     above, equal = scores > least, scores == least
     room = count - above.sum(-1, keepdim=True)
     return (above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))) & visible
+
+
+def positions_of(chosen: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the chosen positions of each row, at most `count`, in order [rows, count] int32; zeros follow fewer.
+
+    Chosen: [rows, N] bool. The host need not know how many there are.
+    """
+    places = torch.where(chosen, chosen.cumsum(-1) - 1, count)  # the others go to a column that is cut off
+    at = torch.arange(chosen.shape[1], dtype=torch.int32, device=chosen.device).expand_as(chosen)
+    found = torch.zeros((chosen.shape[0], count + 1), dtype=torch.int32, device=chosen.device)
+    return found.scatter_(-1, places, at)[:, :count].contiguous()

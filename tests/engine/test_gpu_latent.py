@@ -1,0 +1,230 @@
+"""Latent attention's kernels for GPUs, interpreted, against their formulas row by row; and engines that use them."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.layer_groups import LayerGroups, pages_for
+from mint_engine.gpu import attend, latent, lora, proof
+from mint_engine.gpu.find import find_gpu_kernels
+from mint_engine.gpu.kernels import GpuKernels
+from mint_engine.gpu.latent import LatentWork
+from mint_engine.model.cache import LatentCache
+from mint_engine.model.latent_sizes import LatentSizes
+from mint_engine.model.paged import Span, plan_attention
+from mint_engine.model.selection import choose, positions_of
+from mint_engine.residency.slots import NO_SLOT
+from tests.engine.device_double import CUDA, Noted, Silent, standing_in
+from tests.engine.running import Answer, ask, running
+from tests.engine.saved_families import SERVED, save_adapter, save_base
+
+SPLIT, SCALE = 32, 0.3
+# Two layers, of which the second attends to what the first has chosen.
+SHARED: dict[str, Any] = {
+    "index_topk": SPLIT + 3, "indexer_types": ["full", "shared"], "mlp_layer_types": ["dense", "sparse"],
+    "layer_types": ["indexed_attention"] * 2,
+}  # fmt: skip
+PARTS = st.lists(
+    st.tuples(st.sampled_from([0, 1, 15, SPLIT - 1, SPLIT, 90]), st.sampled_from([1, 1, 2, 6])),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend, "SPLIT", SPLIT)
+    monkeypatch.setattr(latent, "MOST_SPLITS", 2)
+
+
+def spans_of(parts: Sequence[tuple[int, int]], draw: torch.Generator) -> list[Span]:
+    """Spans of these positions and lengths, whose pages are anywhere."""
+    pages = [pages_for(position + length) for position, length in parts]
+    order = iter((1 + torch.randperm(sum(pages), generator=draw)).tolist())
+    spans, row = list[Span](), 0
+    for (position, length), many in zip(parts, pages, strict=True):
+        spans.append(Span(row, length, position, [next(order) for _ in range(many)], NO_SLOT))
+        row += length
+    return spans
+
+
+def cache_of(spans: Sequence[Span], sizes: LatentSizes, draw: torch.Generator) -> tuple[LatentCache, torch.Tensor]:
+    """A cache on the device that holds all of the spans' pages, and the numbers in it [P, page, W]."""
+    pages = sum(len(span.pages) for span in spans)
+    cache = LatentCache(LayerGroups(1, (None,), ((0, 0),)), sizes, pages, torch.float32, CUDA)
+    held = torch.randn(cache.pool.shape, generator=draw)
+    cache.pool.copy_(held)
+    return cache, held[0]
+
+
+def work_of(spans: Sequence[Span], cache: LatentCache) -> LatentWork:
+    work = plan_attention(spans, cache, CUDA, GpuKernels()).of(0).latents
+    assert work is not None
+    return work
+
+
+def naive(query: torch.Tensor, past: torch.Tensor, latent: int) -> torch.Tensor:
+    """One row's absorbed queries [Q, C + E] over what it sees [N, C + E]."""
+    return torch.softmax(query @ past.t() * SCALE, dim=1) @ past[:, :latent]
+
+
+@settings(max_examples=15)
+@given(
+    shape=st.sampled_from([(1, 4, 4), (4, 20, 8), (5, 16, 16), (40, 24, 4)]),
+    parts=PARTS,
+    most=st.sampled_from([None, 5, SPLIT + 9]),
+)
+def test_every_row_attends_to_its_own_past_or_to_what_was_chosen_of_it(
+    shape: tuple[int, int, int], parts: list[tuple[int, int]], most: int | None
+) -> None:
+    (heads, latent, rotated), draw = shape, torch.Generator().manual_seed(3)
+    sizes = LatentSizes(latent, rotated, expanded=2 * latent, index=4 if most else 0, most=most)
+    spans = spans_of(parts, draw)
+    query = torch.randn(sum(length for _, length in parts), heads, latent + rotated, generator=draw)
+    with standing_in():
+        cache, held = cache_of(spans, sizes, draw)
+        work = work_of(spans, cache)
+        given = None
+        rows = [(span, span.row + at, span.position + at) for span in spans for at in range(span.length)]
+        seen = [torch.arange(position + 1) for _, _, position in rows]
+        if most is not None and work.longest:
+            seen = [torch.randperm(len(each), generator=draw)[:most].sort().values for each in seen]
+            given = torch.zeros(len(rows), most, dtype=torch.int32)
+            for row, each in enumerate(seen):
+                given[row, : len(each)] = each
+        found = work.attend(query.to(CUDA), cache.of(0), latent, SCALE, None if given is None else given.to(CUDA))
+        found = found.cpu()
+    for (span, row, _), each in zip(rows, seen, strict=True):
+        past = held[list(span.pages)].flatten(0, 1)[each, : latent + rotated]
+        assert torch.allclose(found[row], naive(query[row], past, latent), atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=12)
+@given(parts=PARTS, shape=st.sampled_from([(1, 4), (24, 16), (3, 12)]), most=st.integers(1, 30))
+def test_every_row_chooses_by_the_indexers_scores(
+    parts: list[tuple[int, int]], shape: tuple[int, int], most: int
+) -> None:
+    (heads, size), draw = shape, torch.Generator().manual_seed(4)
+    sizes = LatentSizes(8, 4, expanded=16, index=size, most=most)
+    spans, count = spans_of([*parts, (most, 1)], draw), sum(length for _, length in parts) + 1
+    query, weights = torch.randn(count, heads, size, generator=draw), torch.randn(count, heads, generator=draw)
+    with standing_in():
+        cache, held = cache_of(spans, sizes, draw)
+        work = work_of(spans, cache)
+        scores = work.score(query.to(CUDA), weights.to(CUDA), cache.of(0), 12, slice(None)).cpu()
+    chosen = choose(scores, scores != -torch.inf, most)
+    positions = positions_of(chosen, most)
+    for span in spans:
+        past = held[list(span.pages)].flatten(0, 1)[:, 12:]
+        for at in range(span.length):
+            row, seen = span.row + at, span.position + at + 1
+            expected = weights[row] @ torch.relu(query[row] @ past[:seen].t())
+            assert torch.allclose(scores[row, :seen], expected, atol=1e-4, rtol=1e-4)
+            assert (scores[row, seen:] == -torch.inf).all()
+            assert chosen[row].sum() == min(seen, most)
+            assert positions[row, : min(seen, most)].tolist() == chosen[row].nonzero().flatten().tolist()
+
+
+def test_a_split_past_gives_the_same_whatever_else_is_in_the_batch() -> None:
+    draw = torch.Generator().manual_seed(5)
+    sizes, short, long = LatentSizes(20, 8, 40), (SPLIT + 7, 1), (3 * SPLIT - 1, 1)
+    spans = spans_of([short, long], draw)
+    query = torch.randn(2, 3, 28, generator=draw)
+    with standing_in():
+        cache, _ = cache_of(spans, sizes, draw)
+        alone, beside = (
+            work_of(spans[:count], cache).attend(query[:count].to(CUDA), cache.of(0), 20, SCALE, None).cpu()
+            for count in (1, 2)
+        )
+    assert torch.equal(alone[0], beside[0])
+
+
+def test_long_chunks_that_see_all_are_expanded_and_others_are_not() -> None:
+    sizes = LatentSizes(latent=8, rotated=4, expanded=6, index=4, most=40)  # absorbs up to four rows
+    assert [sizes.absorbs(rows) for rows in (4, 5)] == [True, False]
+    parts = [(9, 1), (0, 5), (3, 4), (38, 5)]
+    with standing_in():
+        spans = spans_of(parts, torch.Generator().manual_seed(6))
+        cache, _ = cache_of(spans, sizes, torch.Generator())
+        plan = plan_attention(spans, cache, CUDA, GpuKernels()).of(0)
+        assert [(chunk.start, chunk.stop) for chunk in plan.chunks] == [(1, 6)]
+        assert plan.latents is not None
+        assert plan.latents.rows is not None
+        assert plan.latents.rows.tolist() == [0, *range(6, 15)]
+        assert plan.latents.longest == 43
+        assert plan_attention(spans[1:2], cache, CUDA, GpuKernels()).of(0).latents is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "most", "splits"),
+    [
+        (SPLIT, None, 1),
+        (SPLIT + 1, None, 2),
+        (90 * SPLIT, None, 2),
+        (90 * SPLIT, SPLIT, 1),
+        (90 * SPLIT, SPLIT + 1, 2),
+    ],
+)
+def test_a_past_has_a_few_splits_of_what_is_read_of_it(seen: int, most: int | None, splits: int) -> None:
+    assert latent.splits_of(seen - 1, most) == splits
+
+
+@pytest.mark.parametrize(
+    ("programs", "what"), [(("attend_latents", "combine"), "latent attention"), (("score",), "an indexer's scores")]
+)
+def test_kernels_that_differ_from_plain_torch_are_not_used(
+    programs: tuple[str, ...], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("_adapters", "_attention"):
+        monkeypatch.setattr(proof, other, lambda *_: [])
+    for program in programs:
+        monkeypatch.setattr(latent, program, Silent())
+    with standing_in(), pytest.raises(UnsupportedBase, match=f"{what} in torch.float32 on cuda:0: differs"):
+        proof.prove(GpuKernels(), torch.float32, CUDA)
+
+
+async def answers(base: Path, adapter: Path, ready: list[Any]) -> list[Answer]:
+    """Of requests that decode beside prompts, with short pasts and long ones; calls what is to be done when ready."""
+    long, short = [5 + at % 200 for at in range(SPLIT + 9)], [5, 6, 7]
+    async with running(base, {"a": adapter}, device="cuda") as engine:
+        for each in ready:
+            each()
+        asked = [(short, "a"), (long, "a"), (long, ""), (short, "")]
+        told = [ask(engine, prompt, who, max_tokens=3, ignore_eos=True) for prompt, who in asked]
+        return list(await asyncio.gather(*told))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "used"),
+    [
+        ("deepseek_v3", {}, {"attend_latents", "combine"}),
+        ("glm_5", SHARED, {"attend_latents", "combine", "score"}),
+    ],
+    ids=["deepseek_v3", "glm_5"],
+)
+async def test_engines_give_plain_torchs_tokens_and_no_request_waits_for_the_compiler(
+    name: str, changes: dict[str, Any], used: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base = save_base(name, tmp_path / "base", num_hidden_layers=2, **changes)
+    adapter = save_adapter(base, tmp_path / "a", 4, **SERVED[name])
+    forms, ready = set[tuple[str, Any]](), set[tuple[str, Any]]()
+    monkeypatch.setattr(lora, "FEW", 1)
+    with standing_in():
+        assert find_gpu_kernels(torch.float32, CUDA) is not None
+        for module, kernel in ((latent, "attend_latents"), (latent, "combine"), (latent, "score")):
+            monkeypatch.setattr(module, kernel, Noted(getattr(module, kernel), forms))
+        found = await answers(base, adapter, [lambda: ready.update(forms)])
+        monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_: None)
+        expected = await answers(base, adapter, [])
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert {form for form, _ in forms} == used
+    assert forms == ready
