@@ -33,6 +33,7 @@ from mint_engine.requests.reading import Reading
 from mint_engine.requests.request import CheckedRequest
 from mint_engine.requests.spelling import Spelling
 from mint_engine.requests.tally import Tally
+from mint_engine.requests.thoughts import Markers, ahead, find_markers, read_thought
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.life import run_request
@@ -65,6 +66,11 @@ class Parts:
     def spelling(self) -> Spelling:
         """The spelling of the base's tokens."""
         return Spelling(self.base.tokenizer)
+
+    @cached_property
+    def markers(self) -> Markers | None:
+        """The markers of the base's thoughts, if it has any."""
+        return find_markers(self.base.tokenizer)
 
 
 class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
@@ -217,7 +223,9 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         shape, grammars = sampling.shape, parts.grammars
-        grammar = await self._shapes.run(adapter, grammars.compile, shape) if shape is not None else None
+        thought = read_thought(request.chat, prompt, parts.markers, tokenizer)
+        before = ahead(thought, parts.markers)
+        grammar = await self._shapes.run(adapter, grammars.compile, shape, before) if shape is not None else None
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
@@ -233,5 +241,6 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             offsets=offsets,
             grammar=grammar,
             calls=read_form(request.chat, tokenizer),
+            thought=thought,
             salt=request.cache_salt,
         )

@@ -162,6 +162,7 @@ class Chat(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     OR_CALLS_FIELD_NUMBER: _builtins.int
     TEMPLATE_VARIABLES_FIELD_NUMBER: _builtins.int
+    THOUGHTS_FIELD_NUMBER: _builtins.int
     tools: _builtins.str
     """Functions offered to the model, in the form of OpenAI's API: a JSON array of
     {"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON schema}}, at most 65,536
@@ -177,6 +178,11 @@ class Chat(_message.Message):
     texts, at most 4,096 characters; for example {"enable_thinking": false}. A variable that the template does not read
     is refused (INVALID_ARGUMENT).
     """
+    thoughts: _builtins.bool
+    """The caller separates a thought, written <think>...</think>, from the answer. Started reports whether there may be
+    one, and the completion's `shape`, if any, begins after it; an end-of-sequence token is not allowed within it. A
+    chunk's text has both, with the markers. Without this, a shape is that of the complete completion.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
@@ -191,10 +197,11 @@ class Chat(_message.Message):
         calls: Global___Chat.Calls.ValueType = ...,
         or_calls: _abc.Iterable[Global___Chat.Calls.ValueType] | None = ...,
         template_variables: _builtins.str = ...,
+        thoughts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "or_calls", b"or_calls", "template_variables", b"template_variables", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "or_calls", b"or_calls", "template_variables", b"template_variables", "thoughts", b"thoughts", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -465,6 +472,29 @@ Global___GenerateEvent: _TypeAlias = GenerateEvent  # noqa: Y015
 class Started(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Thought:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ThoughtEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Started._Thought.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NO_THOUGHT: Started._Thought.ValueType  # 0
+        """Without a thought: the base has none, the template has already ended it, or the chat's `thoughts` is not set."""
+        POSSIBLE: Started._Thought.ValueType  # 1
+        """Perhaps with one: <think>, the thought, </think>."""
+        BEGUN: Started._Thought.ValueType  # 2
+        """Within a thought that the template has begun in the prompt. It ends with </think>."""
+
+    class Thought(_Thought, metaclass=_ThoughtEnumTypeWrapper):
+        """How completions of a chat begin, as its template and its prompt's end show."""
+
+    NO_THOUGHT: Started.Thought.ValueType  # 0
+    """Without a thought: the base has none, the template has already ended it, or the chat's `thoughts` is not set."""
+    POSSIBLE: Started.Thought.ValueType  # 1
+    """Perhaps with one: <think>, the thought, </think>."""
+    BEGUN: Started.Thought.ValueType  # 2
+    """Within a thought that the template has begun in the prompt. It ends with </think>."""
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
@@ -474,6 +504,7 @@ class Started(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    THOUGHT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     engine: _builtins.str
     base_model: _builtins.str
@@ -483,6 +514,8 @@ class Started(_message.Message):
     prompt_tokens: _builtins.int
     calls: Global___Chat.Calls.ValueType
     """The form in which the base's chat template writes calls, if the chat's `calls` is set."""
+    thought: Global___Started.Thought.ValueType
+    """Whether there may be a thought, if the chat's `thoughts` is set."""
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One for each token of the prompt from the second on: the first has no predecessor."""
@@ -503,10 +536,11 @@ class Started(_message.Message):
         prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         prompt: _abc.Iterable[_builtins.bytes] | None = ...,
         calls: Global___Chat.Calls.ValueType = ...,
+        thought: Global___Started.Thought.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "calls", b"calls", "engine", b"engine", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "calls", b"calls", "engine", b"engine", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "revision", b"revision", "thought", b"thought"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

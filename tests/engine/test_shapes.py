@@ -14,6 +14,7 @@ from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.sampling_pb2 import Finished, GenerateRequest, SamplingParams, TokenIds
 from mint_engine import metrics
 from mint_engine.requests.grammar import Grammar, Grammars, Shape
+from mint_engine.requests.thoughts import Ahead
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import Running, ask, running, save_base
 from tests.engine.steps import Gate, refusal
@@ -198,10 +199,10 @@ async def test_requests_without_a_shape_do_not_wait_for_compilation(
     """However many come: one per adapter is compiled at a time, and after a cancelled one the next."""
     entered, let = threading.Semaphore(0), threading.Semaphore(0)
 
-    def slow(self: Grammars, shape: Shape) -> Grammar:
+    def slow(self: Grammars, shape: Shape, ahead: Ahead | None) -> Grammar:
         entered.release()
         assert let.acquire(timeout=60)
-        return compile_(self, shape)
+        return compile_(self, shape, ahead)
 
     compile_ = Grammars.compile
     monkeypatch.setattr(Grammars, "compile", slow)

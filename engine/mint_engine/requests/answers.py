@@ -27,6 +27,7 @@ async def answer(
         adapter=asked.adapter,
         prompt_tokens=len(asked.prompt),
         calls=sampling_pb2.Chat.Calls.ValueType(asked.calls),
+        thought=sampling_pb2.Started.Thought.ValueType(asked.thought),
     )
     for part in _parts(len(asked.prompt) if asked.echo else 0):
         started.prompt.extend(spelling[token] for token in asked.prompt[part])

@@ -1,13 +1,16 @@
 """Constrains completions: which tokens may come next, by a grammar over the base's vocabulary.
 
+A thought before the answer is free, but for its end: the grammar begins after it.
+
 Grammars are llguidance's (https://github.com/guidance-ai/llguidance), which bounds the work on each of them.
 """
 
 import json
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import NamedTuple, cast
 
+import numpy as np
 import structlog
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from llguidance.hf import from_tokenizer
@@ -16,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from mint_contracts.errors import InvalidRequest
 from mint_engine.requests.formats import known_alone
 from mint_engine.requests.grammar_cost import too_much
+from mint_engine.requests.thoughts import Ahead
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
 # Do not force the tokens of mandatory text: otherwise each mask would take time proportional to its length.
@@ -23,6 +27,7 @@ _OPTIONS = '%llguidance {"no_forcing": true}'
 # Overrides a schema's own options. White space is bounded, because a weak model may write nothing else once it may.
 _JSON = {"whitespace_pattern": r"[ \n\r\t]{1,32}"}
 _LONGEST_REASON = 300
+_WORD = 32  # bits
 SLOW_S = 0.001  # time of a mask that counts as slow; most take a twentieth of that
 
 _log = structlog.get_logger(__name__)
@@ -38,9 +43,15 @@ class Shape(NamedTuple):
 class Grammar:
     """The state of one completion's grammar. Used by one thread at a time."""
 
-    def __init__(self, field: str, matcher: LLMatcher, tokens: int) -> None:
-        """`field` is named in errors; `tokens` is the number of the tokenizer's tokens."""
-        self._field, self.matcher, self.tokens = field, matcher, tokens
+    def __init__(
+        self, field: str, matcher: LLMatcher, tokens: int, free: np.ndarray, ahead: Ahead | None = None
+    ) -> None:
+        """`field` is named in errors; `tokens` is the number of the tokenizer's tokens.
+
+        `free` is the mask [tokens / 32] of a thought, and `ahead` the thought that may come before the shape.
+        """
+        self._field, self.matcher, self.tokens, self._free, self._ahead = field, matcher, tokens, free, ahead
+        self.thinks = ahead is not None and ahead.begun  # whether any token may come until the thought's end
         self.mask_s = 0.0  # estimated thread time of its next mask
         self.paid_s = 0.0  # thread time that its last mask certainly took
 
@@ -50,8 +61,8 @@ class Grammar:
         Copies share a lexer, whose states count towards one limit; beyond it, none of them can go on. So the shape of
         each request is compiled separately.
         """
-        copy = Grammar(self._field, self.matcher.deep_copy(), self.tokens)
-        copy.mask_s = self.mask_s
+        copy = Grammar(self._field, self.matcher.deep_copy(), self.tokens, self._free, self._ahead)
+        copy.mask_s, copy.thinks = self.mask_s, self.thinks
         return copy
 
     def record_time(self, took_s: float, *, paid_s: float) -> None:
@@ -61,6 +72,14 @@ class Grammar:
         """
         self.mask_s = max(took_s, self.mask_s / 2)
         self.paid_s = paid_s
+
+    def allow_thought(self, row: np.ndarray) -> None:
+        """Add to its mask [tokens / 32] what a thought allows: all but the answer's end or, before it, its marker."""
+        if self.thinks:
+            row[:] = self._free
+        elif self._ahead is not None:
+            begin = self._ahead.markers.begin
+            row[begin // _WORD] |= np.uint32(1 << begin % _WORD)
 
     def check_mask(self, *, any_allowed: bool) -> None:
         """Check the grammar after its mask was computed (`masks`); `any_allowed`: it allows any of the base's tokens.
@@ -73,6 +92,12 @@ class Grammar:
 
     def take(self, token: int) -> bool:
         """Advance by an allowed token; return whether nothing may follow. Raises InvalidRequest as `check_mask`."""
+        if self._ahead is not None:
+            was, (begin, end) = self.thinks, self._ahead.markers
+            self.thinks = token != end if was else token == begin
+            self._ahead = self._ahead if self.thinks else None
+            if was or self.thinks:
+                return False
         self.matcher.consume_token(token)
         self._check()
         return self.matcher.is_stopped()
@@ -103,18 +128,20 @@ class Grammars:
         If llguidance cannot read the tokenizer, `compile` raises.
         """
         self._vocabulary: LLTokenizer | None = None
+        self._free = np.zeros(0, dtype=np.uint32)
         self._trouble = ""
         ends = sorted(token for token in eos if token < len(tokenizer))
         try:
             self._vocabulary = from_tokenizer(cast(PreTrainedTokenizerFast, tokenizer), eos_token=ends)
+            self._free = _all_but(ends, self._vocabulary.vocab_size)
         except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception; all else is served
             self._trouble = _reason(str(error))
             _log.warning("no_grammars", reason=self._trouble)
 
-    def compile(self, shape: Shape) -> Grammar:
+    def compile(self, shape: Shape, ahead: Ahead | None = None) -> Grammar:
         """Compile a shape into a grammar in its initial state; takes up to about 200 ms, mostly without the GIL.
 
-        Raises InvalidRequest naming the field.
+        `ahead` is the thought that comes, or may come, before it. Raises InvalidRequest naming the field.
         """
         subject = f"sampling.{shape.field}"
         if self._vocabulary is None:
@@ -126,9 +153,17 @@ class Grammars:
         except ValueError as error:
             raise InvalidRequest(subject, f"cannot be read: {_reason(str(error))}") from None
         matcher = LLMatcher(self._vocabulary, text, log_level=0, limits=_LIMITS)
-        grammar = Grammar(shape.field, matcher, self._vocabulary.vocab_size)
+        grammar = Grammar(shape.field, matcher, self._vocabulary.vocab_size, self._free, ahead)
         grammar.check()
         return grammar
+
+
+def _all_but(tokens: Sequence[int], size: int) -> np.ndarray:
+    """Return a mask of 32 bits a word with all but these tokens of `size`."""
+    bits = np.zeros(-(-size // _WORD) * _WORD, dtype=np.uint8)
+    bits[:size] = 1
+    bits[list(tokens)] = 0
+    return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
 def _written(shape: Shape) -> str:

@@ -35,8 +35,10 @@ def mask(
     does not affect the others: an error of `Grammar.check_mask`, a defect, or Late. `turns` are all rows in the order
     of their turns; the first is never late. All grammars must have the same vocabulary.
     """
-    places = [at for at in (range(len(grammars)) if turns is None else turns) if grammars[at] is not None]
-    own = [grammar for at in places if (grammar := grammars[at]) is not None]
+    turn = range(len(grammars)) if turns is None else turns
+    rows = [(at, grammar) for at in turn if (grammar := grammars[at]) is not None]
+    rows.sort(key=lambda row: row[1].thinks)  # these masks take no time, so that the first of the others is not late
+    places, own = [at for at, _ in rows], [grammar for _, grammar in rows]
     if not own:
         return {}
     found, troubles = _look(own)
@@ -73,8 +75,8 @@ def _look(grammars: Sequence[Grammar]) -> tuple[np.ndarray, dict[int, Exception]
             else:
                 yield at
 
-    quick = [at for at, grammar in enumerate(grammars) if grammar.mask_s < SLOW_S]
-    slow = [at for at, grammar in enumerate(grammars) if grammar.mask_s >= SLOW_S]
+    quick = [at for at, grammar in enumerate(grammars) if grammar.mask_s < SLOW_S and not grammar.thinks]
+    slow = [at for at, grammar in enumerate(grammars) if grammar.mask_s >= SLOW_S and not grammar.thinks]
     threads = torch.get_num_threads()
     for start in range(0, len(quick), _EACH * threads):
         if some := list(in_time(quick[start : start + _EACH * threads])):
@@ -83,6 +85,8 @@ def _look(grammars: Sequence[Grammar]) -> tuple[np.ndarray, dict[int, Exception]
     begun = [_alone().submit(_one_by_one, in_time(left), grammars, found, troubles) for _ in slow[:threads]]
     for each in begun:
         each.result()
+    for at, grammar in enumerate(grammars):
+        grammar.allow_thought(found[at])
     return found, troubles
 
 

@@ -20,4 +20,5 @@ class CheckedRequest(msgspec.Struct, frozen=True):
     offsets: tuple[int, ...] = ()  # where the prompt's tokens begin, if their log-probabilities are wanted
     grammar: Grammar | None = None  # compiled from `sampling.shape`
     calls: int = 0  # the form of tool calls that Started must report
+    thought: int = 0  # how completions begin, which Started must report
     salt: str = ""  # cache salt: separates the request's cached pages from those of other salts
