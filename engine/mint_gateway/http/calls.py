@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from mint_gateway.http.runs import Runs
+from mint_gateway.http.tags import may_begin
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _SPACE = " \n\r\t"  # JSON's white space
@@ -110,7 +111,7 @@ class Tagged:
             if self._object is None:
                 at = self._held.find(_BEGIN)
                 if at < 0:
-                    return found + self._release(len(self._held) if last else _may_begin(self._held))
+                    return found + self._release(len(self._held) if last else may_begin(_BEGIN, self._held))
                 found += self._release(len(self._held[:at].rstrip()))
                 self._object = _Object()
             parts = self._called(self._object, last=last)
@@ -305,9 +306,3 @@ def _is_object(text: str) -> bool:
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
-
-
-def _may_begin(text: str) -> int:
-    """Return where a possible beginning of a tag starts at the text's end, with the white space before it."""
-    begun = next((n for n in range(min(len(_BEGIN), len(text)), 0, -1) if text.endswith(_BEGIN[:n])), 0)
-    return len(text[: len(text) - begun].rstrip())

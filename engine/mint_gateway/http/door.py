@@ -26,6 +26,7 @@ from mint_gateway.http.buffered_answer import BufferedAnswer
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.error_middleware import NAMED, REQUEST_ID, Handler, error_middleware, reply
 from mint_gateway.http.offload import Offload
+from mint_gateway.http.parsing import parsing
 from mint_gateway.http.send_middleware import send_middleware, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
@@ -124,7 +125,8 @@ class Door:
             return wanted, openai_request.chat_request(wanted, bases), wanted.called()
 
         wanted, request, tools = await self._parsed(http, read)
-        return await self._answer(http, wanted, [request], openai_response.CHAT, tools)
+        shows = wanted.include_reasoning
+        return await self._answer(http, wanted, [request], openai_response.CHAT, tools, shows_thoughts=shows)
 
     async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
         """Read and parse a request's body, which is not kept."""
@@ -139,12 +141,14 @@ class Door:
         requests: Sequence[GenerateRequest],
         form: openai_response.Form,
         tools: Tools = NONE,
+        *,
+        shows_thoughts: bool = True,
     ) -> web.StreamResponse:
         http[NAMED] = request_id = _request_id(http)
         created = int(time.time())
         prompt_batch.name(requests, request_id)
         if wanted.stream:
-            stream = Stream(http, form, wanted, tools, request_id, created)
+            stream = Stream(http, form, wanted, tools, request_id, created, shows_thoughts=shows_thoughts)
             return await stream.run(self._answering, requests)
         with self._kept.share() as share:
             kept = BufferedAnswer(share)
@@ -153,9 +157,9 @@ class Door:
                 started = kept.started()
                 echoes = {prompt: openai_response.echo(requests[prompt], each) for prompt, each in started.items()}
                 found = openai_response.revision(started.values())
-                reading = tools.reading(started[0].calls)  # a chat is one prompt
+                parsed = parsing(tools, started[0], shows=shows_thoughts)  # a chat is one prompt
                 nonce = secrets.token_hex()
-                head = openai_response.Head(form, request_id, wanted.model, created, found, reading, nonce)
+                head = openai_response.Head(form, request_id, wanted.model, created, found, parsed, nonce)
                 return msgspec.json.encode(openai_response.whole(head, echoes, kept.events(), wanted.n))
 
             await prompt_batch.answer(self._answering, requests, wanted.n, kept.take)

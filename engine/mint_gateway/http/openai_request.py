@@ -1,9 +1,9 @@
 """Converting OpenAI's requests to GenerateRequests: pure.
 
 The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. Additional
-fields are named as in vLLM (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`, `cache_salt`
-and `chat_template_kwargs`), and `base_model` says which base the adapter `model` belongs to if its name is ambiguous.
-Fields that would change an answer and are not supported are refused, not ignored.
+fields are named as in vLLM (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`, `cache_salt`,
+`chat_template_kwargs` and `include_reasoning`), and `base_model` says which base the adapter `model` belongs to if
+its name is ambiguous. Fields that would change an answer and are not supported are refused, not ignored.
 """
 
 import json
@@ -141,6 +141,7 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, Any] = {}
+    include_reasoning: bool = True
 
     def called(self) -> Tools:
         """Return the request's tools. Raises InvalidRequest."""
@@ -183,6 +184,7 @@ def chat_request(asked: ChatRequest, bases: Container[str]) -> sampling_pb2.Gene
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
     if asked.chat_template_kwargs:
         request.chat.template_variables = _written("chat_template_kwargs", asked.chat_template_kwargs)
+    request.chat.thoughts = True  # also if they are not included: they are no part of the answer
     request.sampling.echo = asked.echo
     _tools(asked.called(), request)
     if asked.logprobs:

@@ -14,7 +14,9 @@ import msgspec
 
 from mint_contracts.errors import MintError, PromptTooLong
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
-from mint_gateway.http.calls import Call, Reading
+from mint_gateway.http.calls import Call
+from mint_gateway.http.parsing import Parser, Parsing, Part
+from mint_gateway.http.thoughts import Thought
 
 Json = dict[str, Any]
 
@@ -54,8 +56,13 @@ class Head(msgspec.Struct, frozen=True):
     model: str  # as requested
     created: int  # when the answer began, in Unix seconds
     revision: str  # the one that answers; empty for the bare base
-    reading: Reading | None = None  # if the answer may call functions
+    parsing: Parsing | None = None  # if the answer may have a thought or call functions
     nonce: str = ""  # for its calls' ids, random per answer: clients may use one request id for all their requests
+
+    @property
+    def thinks(self) -> bool:
+        """Whether completions may have a thought."""
+        return self.parsing is not None and self.parsing.thought != Started.NO_THOUGHT
 
     def piece(self, kind: str, choices: Sequence[Json]) -> Json:
         """Return one JSON document of the answer."""
@@ -71,7 +78,7 @@ class Head(msgspec.Struct, frozen=True):
     def called(self, index: int, place: int, call: Call) -> Json:
         """Return a completion's call; its id is the same each time."""
         name = hashlib.sha256(f"{self.nonce}/{index}/{place}".encode()).hexdigest()
-        short = self.reading is not None and self.reading.short_ids
+        short = self.parsing is not None and self.parsing.calls is not None and self.parsing.calls.short_ids
         return {
             "id": name[:9] if short else f"call_{name[:24]}",
             "type": "function",
@@ -112,40 +119,39 @@ def revision(started: Iterable[Started]) -> str:
 
 def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent], completions: int) -> Json:
     """Return the complete answer of a request from all its events, with `completions` for each prompt."""
-    texts: dict[int, list[str]] = {}
+    texts: dict[int, list[tuple[str, int]]] = {}  # each with its number of tokens
     logprobs: dict[int, list[TokenLogprob]] = {}
     ends: dict[int, Finished] = {}
     for event in events:
         if event.HasField("chunk"):
-            texts.setdefault(event.chunk.index, []).append(event.chunk.text)
+            texts.setdefault(event.chunk.index, []).append((event.chunk.text, len(event.chunk.token_ids)))
             logprobs.setdefault(event.chunk.index, []).extend(event.chunk.logprobs)
         elif event.HasField("finished"):
             ends[event.finished.index] = event.finished
-    choices = []
+    choices, thoughts = [], 0
     for index, end in sorted(ends.items()):
-        prompt = echoes[index // completions]
-        text = "".join(texts.get(index, ()))
-        message = _message(head, index, prompt, text) if head.form.is_chat else {}
+        prompt, pieces = echoes[index // completions], texts.get(index, [])
         scores = _Scores(logprobs.get(index, ()), prompt.logprobs, len(prompt.text))
-        reason = _reason(end, calls="tool_calls" in message)
-        choices.append(
-            _choice(
-                head.form, index, {"message": message} if message else {"text": prompt.text + text}, scores, reason
-            )
-        )
-    return head.piece(head.form.kind, choices) | {"usage": usage(ends.values(), completions)}
+        if head.parsing is not None:
+            parser = head.parsing.parser()
+            content: Json = {"message": _parsed(head, index, prompt, parser, pieces)}
+            thoughts += parser.thought_tokens
+        else:
+            text = prompt.text + "".join(text for text, _ in pieces)
+            content = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
+        reason = _reason(end, calls="tool_calls" in content.get("message", ()))
+        choices.append(_choice(head.form, index, content, scores, reason))
+    return head.piece(head.form.kind, choices) | {"usage": usage(head, ends.values(), completions, thoughts)}
 
 
-def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
-    """Return a chat's completion. Its content is null if it has only calls, and "" if it is empty."""
-    message: Json = {"role": "assistant", "content": prompt.text + text}
-    if head.reading is None:
-        return message
-    reader = head.reading.reader()
-    parts = [*reader.push(text), *reader.finish()]
+def _parsed(head: Head, index: int, prompt: Echo, parser: Parser, pieces: Sequence[tuple[str, int]]) -> Json:
+    """Return a chat's completion. Its content is null if it has only a thought or calls, and "" if it is empty."""
+    parts = parser.whole(pieces)
     calls = [part for part in parts if isinstance(part, Call)]
     content = "".join((prompt.text, *(part for part in parts if isinstance(part, str))))
-    message["content"] = content or (None if calls else "")
+    message: Json = {"role": "assistant", "content": content or (None if calls or parser.thought else "")}
+    if head.thinks:
+        message["reasoning"] = "".join(part.text for part in parts if isinstance(part, Thought)) or None
     called = [head.called(index, place, call) for place, call in enumerate(calls)]
     return message | ({"tool_calls": called} if called else {})
 
@@ -153,7 +159,7 @@ def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
 def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
     """Return a stream's first pieces for some completions: the role in a chat, else the echo if there is one."""
     if head.form.is_chat:
-        nothing = "" if head.reading is None else None
+        nothing = "" if head.parsing is None else None
         content: Json = {"delta": {"role": "assistant", "content": prompt.text or nothing}}
     elif prompt.text or prompt.logprobs:
         content = {"text": prompt.text}
@@ -171,10 +177,8 @@ def chunk(head: Head, event: Chunk, before: int) -> Json:
     return head.piece(head.form.kind_of_piece, [choice])
 
 
-def read(
-    head: Head, index: int, parts: Sequence[str | Call], before: int, logprobs: Sequence[TokenLogprob]
-) -> list[Json]:
-    """Return a stream's pieces for parts read in a completion, text and calls; it has sent `before` calls already.
+def read(head: Head, index: int, parts: Sequence[Part], before: int, logprobs: Sequence[TokenLogprob]) -> list[Json]:
+    """Return a stream's pieces for parts of a completion; it has sent `before` calls already.
 
     Log-probabilities go with the first piece, or into one of their own if their tokens may yet become a call.
     """
@@ -182,6 +186,9 @@ def read(
     for part in parts:
         if isinstance(part, str):
             deltas.append({"content": part})
+            continue
+        if isinstance(part, Thought):
+            deltas.append({"reasoning": part.text})
             continue
         deltas.append({"tool_calls": [{"index": before} | head.called(index, before, part)]})
         before += 1
@@ -194,24 +201,27 @@ def read(
     return [head.piece(head.form.kind_of_piece, [choice]) for choice in choices]
 
 
-def end(head: Head, event: Finished, *, calls: bool) -> Json:
-    """Return a stream's piece for the end of one completion; `calls` is whether it had any.
+def end(head: Head, event: Finished, *, calls: bool = False, thought: bool = False) -> Json:
+    """Return a stream's piece for the end of one completion; `calls` and `thought` are whether it had any.
 
-    If it could have had calls but had none, its content is an empty text rather than null.
+    If it could have had some but had none, its content is an empty text rather than null.
     """
-    delta = {"content": ""} if head.reading is not None and not calls else {}
+    delta = {"content": ""} if head.parsing is not None and not (calls or thought) else {}
     content: Json = {"delta": delta} if head.form.is_chat else {"text": ""}
     choice = _choice(head.form, event.index, content, _Scores(), _reason(event, calls=calls))
     return head.piece(head.form.kind_of_piece, [choice])
 
 
-def counts(head: Head, ends: Iterable[Finished], completions: int) -> Json:
+def counts(head: Head, ends: Iterable[Finished], completions: int, thoughts: int) -> Json:
     """Return a stream's last piece for a client that asked for usage."""
-    return head.piece(head.form.kind_of_piece, []) | {"usage": usage(ends, completions)}
+    return head.piece(head.form.kind_of_piece, []) | {"usage": usage(head, ends, completions, thoughts)}
 
 
-def usage(ends: Iterable[Finished], completions: int) -> Json:
-    """Return the token counts of all prompts (each counted once), the cached ones, and those of all completions."""
+def usage(head: Head, ends: Iterable[Finished], completions: int, thoughts: int) -> Json:
+    """Return the token counts of all prompts (each counted once), the cached ones, and those of all completions.
+
+    `thoughts` are the tokens of these that were thoughts; the count is left out where there can be none.
+    """
     ends = list(ends)
     prompts = {each.index // completions: each for each in ends}.values()
     prompt, made = sum(each.prompt_tokens for each in prompts), sum(each.completion_tokens for each in ends)
@@ -220,7 +230,7 @@ def usage(ends: Iterable[Finished], completions: int) -> Json:
         "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
         "completion_tokens": made,
         "total_tokens": prompt + made,
-    }
+    } | ({"completion_tokens_details": {"reasoning_tokens": thoughts}} if head.thinks else {})
 
 
 def so_far(prompt_tokens: int, made: int) -> Json:

@@ -14,8 +14,9 @@ from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, TokenLogprob
 from mint_gateway.answering import Answering
 from mint_gateway.http import openai_request, openai_response, prompt_batch
-from mint_gateway.http.calls import Call, Reader
+from mint_gateway.http.calls import Call
 from mint_gateway.http.error_middleware import REQUEST_ID, ours
+from mint_gateway.http.parsing import Parser, Part, parsing
 from mint_gateway.http.tools import Tools
 from mint_gateway.slow_clients import taken
 
@@ -31,18 +32,21 @@ class Stream:
         tools: Tools,
         request_id: str,
         created: int,
+        *,
+        shows_thoughts: bool,
     ) -> None:
-        self._http, self._form, self._wanted, self._tools = http, form, wanted, tools
+        self._http, self._form, self._wanted, self._tools, self._shows = http, form, wanted, tools, shows_thoughts
         self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
         self._heads: dict[int, openai_response.Head] = {}  # by prompt
         self._before: dict[int, int] = {}  # by prompt, the characters echoed before its completions
-        self._readers: dict[int, Reader] = {}  # by completion, if calls are read in it
+        self._parsers: dict[int, Parser] = {}  # by completion, if it is parsed
         self._calls: Counter[int] = Counter()  # calls sent, by completion
         self._prompt_tokens: dict[int, int] = {}
         self._made: Counter[int] = Counter()  # tokens sent, by completion
         self._ends: list[Finished] = []
+        self._thoughts = 0  # tokens of thoughts in the completions that have ended
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
         """Stream the complete answer. An error after the first token is sent as the last event."""
@@ -62,7 +66,7 @@ class Stream:
             await self._write(openai_response.refusal(ours(error)))
         else:
             if self._wanted.stream_options.include_usage:
-                await self._write(openai_response.counts(self._heads[0], self._ends, self._wanted.n))
+                await self._write(self._counts())
         await taken(self._response.write(b"data: [DONE]\n\n"))
         await taken(self._response.write_eof())
         return self._response
@@ -74,7 +78,7 @@ class Stream:
                 self._form,
                 *made,
                 event.started.revision,
-                self._tools.reading(event.started.calls),
+                parsing(self._tools, event.started, shows=self._shows),
                 secrets.token_hex(),
             )
             await self._prepare()
@@ -101,21 +105,28 @@ class Stream:
             await self._write(piece)
 
     def _chunk(self, head: openai_response.Head, chunk: Chunk, before: int) -> list[openai_response.Json]:
-        if head.reading is None:
+        if head.parsing is None:
             return [openai_response.chunk(head, chunk, before)]
-        reader = self._readers.get(chunk.index) or self._readers.setdefault(chunk.index, head.reading.reader())
-        return self._read(head, chunk.index, reader.push(chunk.text), chunk.logprobs)
+        parser = self._parsers.get(chunk.index) or self._parsers.setdefault(chunk.index, head.parsing.parser())
+        return self._read(head, chunk.index, parser.push(chunk.text, len(chunk.token_ids)), chunk.logprobs)
 
     def _end(self, head: openai_response.Head, finished: Finished) -> list[openai_response.Json]:
-        reader = self._readers.pop(finished.index, None)
-        rest = self._read(head, finished.index, reader.finish()) if reader else []
-        return [*rest, openai_response.end(head, finished, calls=self._calls[finished.index] > 0)]
+        if head.parsing is None:
+            return [openai_response.end(head, finished)]
+        parser = self._parsers.pop(finished.index, None) or head.parsing.parser()
+        rest = self._read(head, finished.index, parser.finish())
+        self._thoughts += parser.thought_tokens
+        calls = self._calls[finished.index] > 0
+        return [*rest, openai_response.end(head, finished, calls=calls, thought=parser.thought)]
+
+    def _counts(self) -> openai_response.Json:
+        return openai_response.counts(self._heads[0], self._ends, self._wanted.n, self._thoughts)
 
     def _read(
         self,
         head: openai_response.Head,
         index: int,
-        parts: Sequence[str | Call],
+        parts: Sequence[Part],
         logprobs: Sequence[TokenLogprob] = (),
     ) -> list[openai_response.Json]:
         pieces = openai_response.read(head, index, parts, self._calls[index], logprobs)
