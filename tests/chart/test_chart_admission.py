@@ -182,7 +182,8 @@ def test_with_watched_namespaces_the_operator_may_do_nothing_elsewhere(access: A
 
 @pytest.mark.usefixtures("roles")
 @pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
-def test_bases_come_and_go_where_owner_references_need_permission(api_server: ApiServer) -> None:
+def test_bases_come_and_go_where_owner_references_need_permission(api_server: ApiServer, access: Access) -> None:
+    access.comes_to_allow(OPERATOR, "team-a", NEEDED, NEEDED)
     one, other = (
         msgspec.structs.replace(base(), meta=Meta("team-a", name, f"uid-{name}", 1, "2026-01-01T00:00:00Z"))
         for name in ("one", "other")
