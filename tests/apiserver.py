@@ -18,8 +18,10 @@ from kubernetes import client, config
 
 from e2e.cluster.native import binaries as built
 from tests.redis_process import free_port
+from tests.waiting import block_until
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS = {"BaseModel", "AdapterWave"}
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.05
@@ -64,10 +66,20 @@ class ApiServer:
         return done.stdout
 
     def apply_crds(self) -> None:
-        """Apply crds/, and wait until the server has established them."""
+        """Apply crds/, and wait until kubectl finds their kinds.
+
+        `kubectl wait` would fail on a definition that has no conditions yet. Kinds are established some time before
+        they are listed.
+        """
         self.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/basemodels.mint.dev")
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/adapterwaves.mint.dev")
+        block_until(lambda: self._kinds() >= KINDS)
+
+    def _kinds(self) -> set[str]:
+        try:
+            found = self.kubectl("api-resources", "--api-group=mint.dev", "--no-headers")
+        except KubectlError:  # while another group's discovery is not complete
+            return set()
+        return {line.split()[-1] for line in found.splitlines()}
 
     def namespace(self, name: str) -> str:
         """Create a namespace; return its name."""
