@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mint_engine.adapters.adapter import Module
-from mint_engine.gpu.attend import Work
+from mint_engine.gpu.attend import TOKENS, Work
 from mint_engine.gpu.latent import LatentWork
 from mint_engine.gpu.lora import FEW, GpuRows
 from mint_engine.model.attention import Style
@@ -91,8 +91,8 @@ def launch_all(dtype: torch.dtype, first: int) -> None:
         pool = torch.zeros((1, 16, latent + rotated + index), dtype=dtype)
         query = torch.zeros((1, queries, latent + rotated), dtype=dtype)
         for decodes in (once, twice):
-            lists = chunks, decodes, numbers(3).view(-1, 3), numbers(1), numbers(2).view(-1, 2)
-            latents = LatentWork(None, (), *lists, longest=1)
+            lists = decodes, numbers(3).view(-1, 3), numbers(1), numbers(2).view(-1, 2)
+            latents = LatentWork(None, (), chunks, TOKENS, *lists, longest=1)
             latents.attend(query, pool, latent, 0.1, torch.zeros((1, most), dtype=torch.int32) if most else None)
             if most:
                 asked, weights = torch.zeros((1, heads, index), dtype=dtype), torch.zeros(1, heads)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.layer_groups import LayerGroups, pages_for
 from mint_engine.gpu import attend, latent, lora, proof
+from mint_engine.gpu.attend import TOKENS
 from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.latent import LatentWork
@@ -81,6 +82,8 @@ def naive(query: torch.Tensor, past: torch.Tensor, latent: int) -> torch.Tensor:
     parts=PARTS,
     most=st.sampled_from([None, 5, SPLIT + 9]),
 )
+@example(shape=(4, 20, 8), parts=[(3, 1), (2, TOKENS + 5)], most=None)
+@example(shape=(4, 20, 8), parts=[(3, 1), (2, TOKENS + 5)], most=SPLIT + 9)
 def test_every_row_attends_to_its_own_past_or_to_what_was_chosen_of_it(
     shape: tuple[int, int, int], parts: list[tuple[int, int]], most: int | None
 ) -> None:

@@ -23,6 +23,7 @@ class LatentPlan:
     """What a step's `LatentWork` is made of, before its lists are on the device."""
 
     slots: tuple[int, ...]
+    tokens: int
     longest: int
     whole: bool  # it computes all of the step's rows
     lists: tuple[list[int], ...]
@@ -34,6 +35,7 @@ class LatentPlan:
             rows=None if self.whole else rows,
             slots=self.slots,
             chunks=chunks.view(-1, 5),
+            tokens=self.tokens,
             decodes=decodes.view(-1, 5),
             decoding=decoding.view(-1, 3),
             tables=tables,
@@ -102,4 +104,5 @@ class GpuKernels:
                 at += pages_for(span.position + span.length)
         slots = tuple(span.slot for span in spans for _ in range(span.length))
         lists = self.lists(own, partial(latent.splits_of, most=sizes.most))
-        return LatentPlan(slots, longest, whole, (rows, pasts, *lists))
+        tokens = min(TOKENS, max((span.length for span in spans), default=0))
+        return LatentPlan(slots, tokens, longest, whole, (rows, pasts, *lists))

@@ -15,7 +15,7 @@ import torch
 from triton import next_power_of_2
 
 from mint_engine.gpu import attend
-from mint_engine.gpu.attend import FEWEST, ROWS, TOKENS
+from mint_engine.gpu.attend import FEWEST, ROWS
 from mint_engine.gpu.attend_kernels import combine
 from mint_engine.gpu.latent_kernels import attend_latents, score
 
@@ -37,6 +37,7 @@ class LatentWork:
     rows: torch.Tensor | None  # [n] int64, of the step; None: all
     slots: tuple[int, ...]  # of the rows
     chunks: torch.Tensor
+    tokens: int  # of the longest item of chunks
     decodes: torch.Tensor
     decoding: torch.Tensor
     tables: torch.Tensor
@@ -55,18 +56,16 @@ class LatentWork:
         padded = max(16, next_power_of_2(latent))
         rows = max(FEWEST, min(ROWS, _QUERY_BYTES // (padded * query.element_size())))
         group = min(next_power_of_2(query.shape[1]), rows)
-        alone = max(group, FEWEST)
-        if self.chunks.shape[0] and chosen is None:
-            self._launch(query, out, pool, scale, chosen, self.chunks, tokens=rows // group, group=group)
-        elif self.chunks.shape[0]:
-            self._launch(query, out, pool, scale, chosen, self.chunks, tokens=1, group=alone)
-        if self.decodes.shape[0]:
-            self._launch(query, out, pool, scale, chosen, self.decodes, tokens=1, group=alone, most=1)
+        for items, most in ((self.chunks, self.tokens), (self.decodes, 1)):
+            if items.shape[0]:
+                tokens = rows // group if chosen is None and most > 1 else 1
+                together = max(group, FEWEST // tokens)
+                self._launch(query, out, pool, scale, chosen, items, most=most, tokens=tokens, group=together)
         return out
 
     def _launch(
         self, query: torch.Tensor, out: torch.Tensor, pool: torch.Tensor, scale: float, chosen: torch.Tensor | None,
-        items: torch.Tensor, *, tokens: int, group: int, most: int = TOKENS,
+        items: torch.Tensor, *, most: int, tokens: int, group: int,
     ) -> None:  # fmt: skip
         (_, queries, size), latent, (page, width), count = query.shape, out.shape[2], pool.shape[1:], items.shape[0]
         padded, programs, requests = max(16, next_power_of_2(latent)), -(-most // tokens), self.decoding.shape[0]
@@ -77,8 +76,8 @@ class LatentWork:
             weights = torch.empty((count, queries, 2), dtype=torch.float32, device=out.device)
         attend_latents[count * programs, -(-queries // group)](
             query, out, pool, items, self.tables, out if chosen is None else chosen, partial, weights, scale,
-            queries=queries, group=group, latent=latent, rotated=size - latent, width=width,
-            most=0 if chosen is None else chosen.shape[1], tokens=tokens, programs=programs, padded_latent=padded,
+            programs, queries=queries, group=group, latent=latent, rotated=size - latent, width=width,
+            most=0 if chosen is None else chosen.shape[1], tokens=tokens, padded_latent=padded,
             padded_rotated=max(16, next_power_of_2(size - latent)), page_tokens=page,
             step=max(16, min(64, _STEP_BYTES // (padded * query.element_size()))), split_tokens=attend.SPLIT,
             most_splits=MOST_SPLITS, sparse=chosen is not None, split=split, num_warps=_WARPS, num_stages=2,

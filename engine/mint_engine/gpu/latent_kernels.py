@@ -7,11 +7,11 @@ from mint_engine.gpu.attend_kernels import finish
 
 
 # A step's lists lie one after another, so where each begins is aligned in one step and not in the next.
-@triton.jit(do_not_specialize_on_alignment=["items", "tables"])
+@triton.jit(do_not_specialize=["programs"], do_not_specialize_on_alignment=["items", "tables"])
 def attend_latents(
-    query, out, pool, items, tables, chosen, partial, weights, scale,
+    query, out, pool, items, tables, chosen, partial, weights, scale, programs,
     queries: tl.constexpr, group: tl.constexpr, latent: tl.constexpr, rotated: tl.constexpr, width: tl.constexpr,
-    most: tl.constexpr, tokens: tl.constexpr, programs: tl.constexpr, padded_latent: tl.constexpr,
+    most: tl.constexpr, tokens: tl.constexpr, padded_latent: tl.constexpr,
     padded_rotated: tl.constexpr, page_tokens: tl.constexpr, step: tl.constexpr, split_tokens: tl.constexpr,
     most_splits: tl.constexpr, sparse: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
