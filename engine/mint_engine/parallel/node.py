@@ -33,21 +33,23 @@ class Node:
         self._begin, self._on_end = begin, on_end
         self._entering, self._closed = threading.Lock(), False
         self._connections: dict[Channel, socket.socket] = {}
+        self._accepted: dict[Channel, int] = {}  # the number of each of them
         self._there = threading.Event()
         self._watcher: threading.Thread | None = None
 
-    def enter(self, channel: Channel, connection: socket.socket) -> bool:
+    def enter(self, channel: Channel, connection: socket.socket, number: int) -> bool:
         """Take a connection of the node; return False if the node is complete already or no longer wanted.
 
-        An earlier, incomplete attempt is dropped.
+        An earlier, incomplete attempt is dropped, even if it is greeted later: `number` grows with each connection
+        that is accepted.
         """
         with self._entering:
-            if self._closed or self._there.is_set():
+            if self._closed or self._there.is_set() or number < self._accepted.get(channel, number):
                 return False
             if channel in self._connections:
                 self._connections[channel].close()
             connection.settimeout(TELL_S if channel is Channel.STEPS else ANSWER_S)
-            self._connections[channel] = connection
+            self._connections[channel], self._accepted[channel] = connection, number
             if len(self._connections) == len(Channel):
                 with suppress(OSError):  # it is gone again: `expect_ready` raises that
                     messages.pass_on(self._connections[Channel.STEPS], edition())

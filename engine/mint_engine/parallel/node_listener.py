@@ -1,5 +1,6 @@
 """Accepts connections at the leader from the engine's other nodes, and from nobody else."""
 
+import itertools
 import socket
 import threading
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class NodeListener:
         self._listener.close()
 
     def _listen(self) -> None:
-        while True:
+        for number in itertools.count():
             try:
                 connection, _ = self._listener.accept()
             except OSError:  # closed, or the connection was gone before it was accepted, or too many open files
@@ -49,17 +50,17 @@ class NodeListener:
                     return
                 continue
             if self._handshakes.acquire(blocking=False):
-                threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+                threading.Thread(target=self._greet, args=(connection, number), daemon=True).start()
             else:
                 connection.close()
 
-    def _greet(self, connection: socket.socket) -> None:
+    def _greet(self, connection: socket.socket, number: int) -> None:
         """Greet one connection, on its own thread: a slow or unknown one does not keep others from connecting."""
         entered, why = False, ""
         try:
             hello = accept(connection, self._key)
             node = self._nodes.get(hello.node)
-            entered = node is not None and node.enter(hello.channel, connection)
+            entered = node is not None and node.enter(hello.channel, connection, number)
             why = "" if entered else f"node {hello.node} is already connected, or not part of this engine"
         except (AuthenticationFailed, OSError, ValueError) as error:
             why = str(error)

@@ -1,5 +1,6 @@
 """Only an engine's own nodes can join its leader, and they join no other: real sockets, each side's own code."""
 
+import itertools
 import os
 import socket
 import threading
@@ -103,6 +104,21 @@ def test_a_node_that_broke_off_halfway_may_connect_again() -> None:
         half.close()
         steps, _slots = come_in(port)
         assert messages.decode_command(messages.receive(steps)) == BEGIN
+
+
+def test_a_connection_that_is_greeted_late_takes_no_newer_ones_place() -> None:
+    """As when a node has broken off and is back before the thread that greets its first connection goes on."""
+    node = Node(1, BEGIN, lambda *_: None)
+    pairs = [socket.socketpair() for _ in range(3)]
+    (old, _), (steps, theirs), (slots, _) = pairs
+    assert node.enter(Channel.STEPS, steps, 1)
+    assert not node.enter(Channel.STEPS, old, 0)
+    assert node.enter(Channel.SLOTS, slots, 2)
+    assert messages.receive(theirs) == edition()
+    assert messages.decode_command(messages.receive(theirs)) == BEGIN
+    node.finish(5)
+    for each in itertools.chain(*pairs):
+        each.close()
 
 
 def test_a_node_that_does_not_come_is_told_of_by_its_name() -> None:
