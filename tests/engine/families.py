@@ -46,7 +46,7 @@ from mint_engine.model.cache_shape import cache_shape, make_cache
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import ABSENT, Slots
 from tests.engine.copies import Lately, digest
 

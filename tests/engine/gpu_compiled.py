@@ -23,7 +23,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.gpu.attend import TOKENS, Work
 from mint_engine.gpu.latent import LatentWork
 from mint_engine.gpu.lora import FEW, GpuRows
-from mint_engine.model.attention import Style
+from mint_engine.model.attention_style import Style
 from mint_engine.residency.slots import Slots
 
 CPU = torch.device("cpu")

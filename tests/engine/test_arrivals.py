@@ -17,7 +17,7 @@ from mint_contracts.errors import Internal, MintError, SourceUnavailable
 from mint_contracts.source import Source
 from mint_engine.model.forward import Forward
 from mint_engine.model.lean import Lean
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.requests.events import Done, Event, Failed, Tokens
 from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.requests.parameters import Sampling

@@ -11,7 +11,7 @@ from mint_engine.kernels.library import find_kernels
 from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import Current
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT

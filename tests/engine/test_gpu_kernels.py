@@ -20,9 +20,11 @@ from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.lora import TILE, GpuRows
 from mint_engine.gpu.proof import prove
-from mint_engine.model.attention import Style, attend_planned
+from mint_engine.model.attention import attend_planned
+from mint_engine.model.attention_style import Style
 from mint_engine.model.cache import KvCache
-from mint_engine.model.paged import Span, plan_attention
+from mint_engine.model.paged import plan_attention
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.device_double import CUDA, Silent, standing_in
 from tests.engine.made import Delta, pack, unpack

@@ -19,8 +19,9 @@ from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.latent import LatentWork
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.latent_sizes import LatentSizes
-from mint_engine.model.paged import Span, plan_attention
+from mint_engine.model.paged import plan_attention
 from mint_engine.model.selection import choose, positions_of
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT
 from tests.engine.device_double import CUDA, Noted, Silent, standing_in
 from tests.engine.running import Answer, ask, running

@@ -5,8 +5,8 @@ import torch
 
 from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.modules import find_modules
-from mint_engine.model.paged import Span
 from mint_engine.model.selection import choose
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT
 from tests.engine.families import FAMILIES, fill, make_forward, make_model, merge, plain_logits
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import DeepseekV3Config, DeepseekV32Config, PreTrainedConfig
 
 from mint_engine.model.forward import Forward
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from tests.engine.families import fill, make_forward
 
 TOKENS = 150  # two of the blocks that matrix registers take at once

@@ -21,8 +21,8 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.llama_like import GROUPED, OTHERS
 from mint_engine.model.modules import find_modules
-from mint_engine.model.paged import Span
 from mint_engine.model.routes import RouteCache
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.lean_families import LEFT, TAKEN
 from tests.waiting import join

@@ -14,7 +14,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.families import fill, merge, plain_logits

@@ -13,7 +13,7 @@ import torch
 from triton import next_power_of_2
 
 from mint_engine.gpu.attend_kernels import attend, combine
-from mint_engine.model.attention import Style
+from mint_engine.model.attention_style import Style
 
 TOKENS = 64  # of a chunk, at most, in one item of work
 ROWS = 64  # most of a program: one for each token of a chunk and each query head of a key head

@@ -12,7 +12,7 @@ from mint_engine.gpu.attend import TOKENS, Work
 from mint_engine.gpu.latent import LatentWork
 from mint_engine.gpu.lora import GpuRows
 from mint_engine.model.latent_sizes import LatentSizes
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 
 Lists = tuple[list[int], list[int], list[int], list[int]]
 Rehearsal = tuple[tuple[int, int], ...]  # the length and position of each span of a step

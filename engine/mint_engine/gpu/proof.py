@@ -11,11 +11,13 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.gpu.attend import SPLIT
 from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.lora import FEW, GpuRows
-from mint_engine.model.attention import Style, attend_planned
+from mint_engine.model.attention import attend_planned
+from mint_engine.model.attention_style import Style
 from mint_engine.model.cache import KvCache, LatentCache
 from mint_engine.model.latent_sizes import LatentSizes
-from mint_engine.model.paged import Span, plan_attention
+from mint_engine.model.paged import plan_attention
 from mint_engine.model.selection import choose, positions_of
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import Slots
 
 # Largest difference between the two, relative to the norm of plain torch's: by rounding alone.

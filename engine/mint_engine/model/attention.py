@@ -12,7 +12,6 @@ compressed keys and values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model import upcast
+from mint_engine.model.attention_style import Style
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
 from mint_engine.model.paged import Chunk, Decodes, Paged, PagedAttention, tiles
@@ -34,16 +34,6 @@ _HARMLESS = frozenset(
 
 # Families in which only a mask says that all layers slide; no mask is built here.
 _MASKED = frozenset({"phimoe"})
-
-
-@dataclass(frozen=True)
-class Style:
-    """How scores become weights."""
-
-    scale: float
-    window: int | None  # how many tokens a token sees, itself included; None: all
-    cap: float | None  # scores become cap * tanh(score / cap)
-    sinks: torch.Tensor | None  # [Q]
 
 
 def register() -> None:

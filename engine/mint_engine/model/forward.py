@@ -20,9 +20,9 @@ from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import read_llama
 from mint_engine.model.llama_like import Unlike
-from mint_engine.model.paged import Span
 from mint_engine.model.reference import Reference, find_reference, probe
 from mint_engine.model.routes import RouteCache
+from mint_engine.model.span import Span
 from mint_engine.parallel.peers import Peers
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT, Slots

@@ -14,7 +14,8 @@ from mint_engine.model.device import lists_on
 from mint_engine.model.expert_lora import ExpertRows, plan_experts
 from mint_engine.model.lora import Segment, merge_spans, sort_rows, with_adapters, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
-from mint_engine.model.paged import Span, plan_attention
+from mint_engine.model.paged import plan_attention
+from mint_engine.model.span import Span
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.sums import add_sums
 from mint_engine.residency.slots import NO_SLOT, Slots

@@ -29,8 +29,9 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model import upcast
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.lora import Rows, merge_spans, sort_rows
-from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, tiles
+from mint_engine.model.paged import Chunk, Decodes, PagedAttention, tiles
 from mint_engine.model.selection import Selection
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import ABSENT, Slots
 
 if TYPE_CHECKING:

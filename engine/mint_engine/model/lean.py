@@ -32,7 +32,7 @@ from mint_engine.model.head_layers import CHUNK_TOKENS
 from mint_engine.model.lean_layers import MAX_FUSED_MODULES, Layer, Llama, latent_queries
 from mint_engine.model.llama_like import embedded
 from mint_engine.model.lora import merge_spans, work_items
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.parallel.shared_memory import SharedMemory
 from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots

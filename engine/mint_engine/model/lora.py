@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from mint_engine.model.device import lists_on
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
 # Segments of at least this many rows are computed alone. In bf16 on 2 busy cores, gathering won at 8 rows (ranks 8

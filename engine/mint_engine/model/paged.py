@@ -13,6 +13,7 @@ import torch
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, first_seen, pages_for
 from mint_engine.model.cache import Cache, KvCache, LatentCache
 from mint_engine.model.device import lists_on
+from mint_engine.model.span import Span
 
 if TYPE_CHECKING:
     from mint_engine.gpu.attend import Work
@@ -22,18 +23,6 @@ if TYPE_CHECKING:
 SCORES = 1 << 26  # computed at once: 256 MiB in float32, and enough work for any device
 SHORT = 32  # pages: for shorter pasts, padding costs less than another round of kernels
 READ_BYTES = 1 << 28  # of a layer's cache copied at once for decoding requests
-
-
-@dataclass(frozen=True)
-class Span:
-    """One request's rows in a step: `length` tokens from `position` of its sequence on, at `row` of the batch."""
-
-    row: int
-    length: int
-    position: int
-    pages: Sequence[int]  # for the cache's first group of layers
-    slot: int
-    others: Sequence[Sequence[int]] = ()  # for its other groups; 0 for a page that nothing sees any more
 
 
 @dataclass(frozen=True)

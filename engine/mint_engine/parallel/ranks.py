@@ -22,7 +22,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.digests import UNKNOWN
 from mint_engine.adapters.packed import Packed
 from mint_engine.kernels.library import instruction_set
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import make_files
 from mint_engine.parallel.handshake import RanksEndpoint

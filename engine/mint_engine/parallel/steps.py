@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.parallel.messages import Step
 
 

@@ -10,8 +10,8 @@ from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, M
 from mint_engine import metrics
 from mint_engine.model.forward import Forward
 from mint_engine.model.greedy import greedy_tokens
-from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
+from mint_engine.model.span import Span
 from mint_engine.requests.events import Done, Event, Failed, PromptScored, Scored, Sink, Tokens
 from mint_engine.requests.masks import Late, mask
 from mint_engine.requests.penalties import penalise

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.attention import Style, attend_rows, unserved, window_of
+from mint_engine.model.attention import attend_rows, unserved, window_of
+from mint_engine.model.attention_style import Style
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
 NAME = "mint_training"

@@ -18,7 +18,7 @@ from mint_contracts.records import EngineView
 from mint_contracts.source import Source
 from mint_engine.build import build
 from mint_engine.model.forward import Forward
-from mint_engine.model.paged import Span
+from mint_engine.model.span import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.messages import Begin
