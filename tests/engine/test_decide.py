@@ -37,6 +37,13 @@ def test_loads_are_bounded_and_what_has_no_room_waits() -> None:
     assert ([key[0] for key, _ in actions.load], actions.wait) == (["b"], ("c",))
 
 
+def test_first_loads_and_those_that_failed_before_take_turns() -> None:
+    wants = want("a") | want("b") | want("c", Tier.DISK)
+    failed = [copy(name, Tier.REMOTE, failed=True) for name in ("a", "b")]
+    actions = decide(failed, wants, STORE, room=2)
+    assert ([key[0] for key, _ in actions.load], actions.wait, actions.retry) == (["c", "a"], ("b",), ("b",))
+
+
 def test_a_blocked_copy_is_left_alone() -> None:
     assert decide([copy("a", Tier.REMOTE, blocked=True)], want("a"), STORE, room=4).load == ()
 

@@ -12,6 +12,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.audit import find_imbalance
 from mint_engine.residency.copies import Copy
+from mint_engine.residency.decide import CopyView, decide
 from mint_engine.residency.holding import Tenant
 from mint_engine.residency.load_queue import LoadQueue
 from tests.engine.balance import Imbalances
@@ -45,6 +46,39 @@ def test_adapters_in_demand_leave_the_queue_first_then_those_of_higher_priority(
         queue.add(each)
     queue.add(want("idle", priority=10))
     assert [queue.pop(1) for _ in range(5)] == [{"hot"}, {"asked"}, {"idle"}, {"first"}, set()]
+
+
+def test_what_failed_before_and_the_others_leave_the_queue_in_turn() -> None:
+    queue = LoadQueue()
+    for name in "abc":
+        queue.add(want(name, priority=9), failed=True)
+    for name in "xy":
+        queue.add(want(name))
+    queue.add(want("c", priority=9))
+    assert [queue.pop(1) for _ in range(5)] == [{"c"}, {"a"}, {"x"}, {"b"}, {"y"}]
+    assert (len(queue), queue.pop(1)) == (0, set())
+
+
+def test_missing_adapters_of_an_urgent_wave_do_not_keep_those_of_others_waiting() -> None:
+    """One worker; the missing ones fail each time, and are due again at once."""
+    missing = {f"missing-{number}": want(f"missing-{number}", priority=9) for number in range(50)}
+    there = {f"there-{number}": want(f"there-{number}") for number in range(5)}
+    wants, queue = {**missing, **there}, LoadQueue()
+    failed, due, loads = set[str](), set(wants), list[str]()
+    for _ in range(2 * len(wants)):
+        names = due | queue.pop(1)
+        views = [
+            CopyView(name, wants[name].source, Tier.REMOTE, 0, 0, False, False, False, False, failed=name in failed)
+            for name in names
+        ]
+        actions = decide(views, {name: wants[name] for name in names}, None, room=1)
+        for name in actions.wait:
+            queue.add(wants[name], failed=name in actions.retry)
+        [((name, _), _)] = actions.load
+        loads.append(name)
+        due = {name} & missing.keys()
+        failed |= due
+    assert set(loads) == set(wants)
 
 
 async def test_more_wants_than_workers_are_all_met(scene: Callable[..., Scene], store: Path) -> None:

@@ -158,6 +158,7 @@ class Books:
             used=copy.used,
             loading=copy.load is not None,
             blocked=copy.blocked(time.monotonic()),
+            failed=copy.error is not None,
             for_wave=copy.for_wave,
             current=self.current.get(copy.adapter) is copy,
             requested=copy.requested,

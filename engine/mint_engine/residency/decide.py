@@ -1,6 +1,7 @@
 """Decides what to load and what to release next: pure functions over a snapshot of one engine's copies."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import msgspec
 
@@ -22,6 +23,7 @@ class CopyView(msgspec.Struct, frozen=True):
     for_wave: bool  # a wave has wanted it on the device since it was put there
     current: bool  # it answers new requests
     requested: bool = False  # the adapter's last request resolved to this source
+    failed: bool = False  # its last load failed, and it may be time to try again
 
     @property
     def key(self) -> Key:
@@ -30,11 +32,12 @@ class CopyView(msgspec.Struct, frozen=True):
 
 
 class Actions(msgspec.Struct, frozen=True):
-    """Copies to load, most urgent first; adapters that must wait for a free load worker; copies to remove from their
-    slots; and copies to remove from host memory."""
+    """Copies to load, most urgent first; adapters that must wait for a free load worker, and those of them whose last
+    load failed; copies to remove from their slots; and copies to remove from host memory."""
 
     load: tuple[tuple[Key, Tier], ...] = ()
     wait: tuple[str, ...] = ()
+    retry: tuple[str, ...] = ()
     vacate: tuple[Key, ...] = ()
     drop: tuple[Key, ...] = ()
 
@@ -65,19 +68,23 @@ def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
 def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, room: int) -> Actions:
     """Return the next steps from `views` towards `wants`; at most `room` loads may start now.
 
-    A slot is never taken from a request: a copy in use stays until it is idle.
+    First loads and those that failed before take turns: many that fail each time must not delay the others. A slot is
+    never taken from a request: a copy in use stays until it is idle.
     """
     by_key = {view.key: view for view in views}
-    loads = []
+    firsts, retries = list[Assignment](), list[Assignment]()
     for want in wants.values():
         view = by_key.get((want.adapter, want.source))
         if view is None or not (view.loading or view.blocked or satisfied(view, wants)):
-            loads.append(want)
-    loads.sort(key=urgency)
+            (retries if view is not None and view.failed else firsts).append(want)
+    turns = zip_longest(sorted(firsts, key=urgency), sorted(retries, key=urgency))
+    loads = [want for turn in turns for want in turn if want is not None]
+    waiting, again = loads[max(0, room) :], {want.adapter for want in retries}
     idle = [view for view in views if view.users == 0 and not view.loading]
     return Actions(
         load=tuple(((want.adapter, want.source), want.residency) for want in loads[: max(0, room)]),
-        wait=tuple(want.adapter for want in loads[max(0, room) :]),
+        wait=tuple(want.adapter for want in waiting),
+        retry=tuple(want.adapter for want in waiting if want.adapter in again),
         vacate=tuple(view.key for view in idle if view.tier is Tier.DEVICE and _leaves(view, wants, store)),
         drop=tuple(view.key for view in idle if view.tier is Tier.HOST and stale(view, wants, store)),
     )

@@ -193,8 +193,9 @@ class Residency:
         actions = decide(views, wants, self.books.store, room=workers - busy)
         for key, tier in actions.load:
             self._start(self.books.copy_of(key), tier)
+        again = set(actions.retry)
         for name in actions.wait:
-            queue.add(wants[name])
+            queue.add(wants[name], failed=name in again)
         for key in actions.vacate:
             self._spawn(self._free(self.books.copies[key]))
         for key in actions.drop:
