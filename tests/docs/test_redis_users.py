@@ -43,7 +43,7 @@ PARTS = ("operator", "engine", "gateway")
 # The functions that each part calls, by file.
 CALLED: dict[str, dict[str, Sequence[str]]] = {
     "operator": {"functions.lua": ("apply", "train", "forget"), "catalog.lua": ("find", "leaves")},
-    "engine": {"functions.lua": ("tell", "report", "leave", "progress"), "catalog.lua": ("find",)},
+    "engine": {"functions.lua": ("tell", "report", "leave", "progress", "trained"), "catalog.lua": ("find",)},
     "gateway": {
         "catalog.lua": (
             "apply",
@@ -191,6 +191,7 @@ async def engine_works(redis: Redis) -> None:
     trains = TrainReader(redis)
     assert list((await trains.trains(BASE, [ENGINE]))[ENGINE]) == ["a"]
     await trains.training(BASE)
+    assert not await trains.has_policy(BASE, "a")
     progress, running = TrainReporter(redis, BASE, ENGINE), [Progress("a", "demo/wave", 7, Stage.RUNNING)]
     for first, full in ((0, True), (1, False)):
         rewards = {"a": (first, [0.1])}
