@@ -47,6 +47,8 @@ def _status(error: BaseException) -> int | None:
 
 
 def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:
+    if isinstance(error, MintError):  # of `WebFiles`, as the cause of fsspec's
+        return type(error)(subject, str(error))
     status = _status(error)
     what = type(error).__name__ + (f", HTTP {status}" if status else "")
     if full := disk_full(error, subject):

@@ -1,22 +1,27 @@
 """Files of web servers, which anybody may run: each response's head, block and stream has a time limit.
 
-A block other than the requested one is an error: nothing else might reveal the mix-up.
+A block other than the requested one is an error: nothing else might reveal the mix-up. Link-local addresses are never
+connected to: there clouds have metadata services, which give credentials to whoever asks from a machine of theirs.
 """
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import aiohttp
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
+from mint_contracts.errors import SourceForbidden
 from mint_contracts.time_limits import allowed_s
 
+_METADATA = IPv6Address("fd00:ec2::254")  # AWS's, which is not link-local
 _ASKED, _SENT = re.compile(r"bytes=(\d{1,18})-(\d{1,18})"), re.compile(r"bytes (\d{1,18})-(\d{1,18})/")
 
 
@@ -25,7 +30,7 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]
 
     def __init__(self, *, timeout: aiohttp.ClientTimeout, **options: Any) -> None:
         client = {"timeout": timeout, "trust_env": True, "middlewares": (_answered,)}
-        super().__init__(client_kwargs=client, **options)
+        super().__init__(client_kwargs=client, get_client=_client, **options)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         file = super()._open(path, mode, **options)
@@ -34,6 +39,21 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]
         else:
             file.read = _paced(file.read, path.rsplit("/", 1)[-1])
         return file
+
+
+async def _client(**options: Any) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_socket), **options)
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """Make the socket of a connection, to wherever a name or a redirect leads. Raises SourceForbidden."""
+    family, kind, protocol, _, (host, *_) = address
+    to = ip_address(host)
+    to = getattr(to, "ipv4_mapped", None) or to
+    if to.is_link_local or to == _METADATA:
+        reason = "is a link-local address, as of a cloud's metadata service, to which no source may lead"
+        raise SourceForbidden(f"address {host}", reason)
+    return socket.socket(family=family, type=kind, proto=protocol)
 
 
 async def _answered(
