@@ -22,7 +22,9 @@ def test_both_sides_have_the_same_limits_kinds_and_structs() -> None:
     assert constant(library(), "sizeof_AdapterRun") == ADAPTER_RUN.itemsize
 
 
-@pytest.mark.parametrize("name", ["max_rank", "e2m1", "sizeof_Step", "lost"])
+@pytest.mark.parametrize(
+    "name", ["max_rank", "e2m1", "scale_power", "zero_codes", "activation_clamped", "sizeof_Step", "lost"]
+)
 def test_a_library_that_disagrees_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernels would read other memory than they are given."""
     monkeypatch.setitem(CONSTANTS, name, CONSTANTS[name] + 8)

@@ -9,7 +9,7 @@
 #include "bf16.h"
 #include "prefetch.h"
 
-// Numbered as in mint_engine.kernels.expert_structs: bytes; half bytes, the lower one first.
+// Numbered as in mint_engine.kernels.expert_structs, like the next two: bytes; half bytes, the lower one first.
 enum Kind : int64_t { E4M3, INT8, E2M1, INT4 };
 constexpr bool half_byte(Kind kind) { return kind == E2M1 || kind == INT4; }
 enum ScaleKind : int64_t { SCALE_FLOAT, SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_POWER, SCALE_E4M3 };

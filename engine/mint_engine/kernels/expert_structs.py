@@ -11,17 +11,6 @@ from mint_engine.kernels.linear_structs import NO_TARGETS, Linear, LinearStruct,
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
-# Types of scales, numbered as in codes.h.
-_SCALES = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    torch.uint8: 3,
-    torch.float8_e8m0fnu: 3,
-    torch.float8_e4m3fn: 4,
-}
-_ZEROS = {torch.int8: 1, torch.int32: 2}  # types of zero points, numbered as in codes.h
-
 
 class Kind(IntEnum):
     """The codes of a weight: bytes, or half bytes, the lower one first. Integer codes count from the least value."""
@@ -30,6 +19,35 @@ class Kind(IntEnum):
     INT8 = 1
     E2M1 = 2
     INT4 = 3
+
+
+class ScaleKind(IntEnum):
+    """The type of blocks' scales; POWER is the exponent of a power of two, as in MX formats."""
+
+    FLOAT = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    POWER = 3
+    E4M3 = 4
+
+
+class ZeroKind(IntEnum):
+    """How blocks' zero points are stored (see `Codes`)."""
+
+    NONE = 0
+    BYTES = 1
+    CODES = 2
+
+
+_SCALES = {
+    torch.float32: ScaleKind.FLOAT,
+    torch.bfloat16: ScaleKind.BFLOAT16,
+    torch.float16: ScaleKind.FLOAT16,
+    torch.uint8: ScaleKind.POWER,
+    torch.float8_e8m0fnu: ScaleKind.POWER,
+    torch.float8_e4m3fn: ScaleKind.E4M3,
+}
+_ZEROS = {torch.int8: ZeroKind.BYTES, torch.int32: ZeroKind.CODES}
 
 
 @dataclass(frozen=True)
@@ -168,8 +186,8 @@ def stack_struct(stack: Stack) -> StackStruct:
 def _codes_struct(of: Codes) -> CodesStruct:
     _, high, *row = of.codes.shape
     _, rows, columns = of.scales.shape
+    zeros = ZeroKind.NONE if of.zeros is None else _ZEROS[of.zeros.dtype]
     return CodesStruct(
         of.kind, address(of.codes), prod(row) * of.codes.itemsize, high, _SCALES[of.scales.dtype], address(of.scales),
-        rows, columns, *of.block, address(of.expert_scales), _ZEROS[of.zeros.dtype] if of.zeros is not None else 0,
-        address(of.zeros),
+        rows, columns, *of.block, address(of.expert_scales), zeros, address(of.zeros),
     )  # fmt: skip

@@ -33,6 +33,9 @@ CONSTANTS = {
     "lost": LOST,
     "sizeof_SharedBarriers": BARRIERS_BYTES,
     **{kind.name.lower(): kind.value for kind in expert_structs.Kind},
+    **{f"scale_{kind.name.lower()}": kind.value for kind in expert_structs.ScaleKind},
+    **{f"zero_{kind.name.lower()}": kind.value for kind in expert_structs.ZeroKind},
+    **{f"activation_{name}": number for number, name in enumerate(row_structs.ACTIVATIONS)},
     **{f"sizeof_{name}": ctypes.sizeof(kind) for name, kind in _STRUCTS.items()},
 }
 

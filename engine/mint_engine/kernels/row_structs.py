@@ -36,7 +36,7 @@ class Activation:
 
 
 SILU = Activation("silu")
-_ACTIVATIONS = "silu", "gelu_pytorch_tanh", "clamped"  # in the order of their numbers
+ACTIVATIONS = "silu", "gelu_pytorch_tanh", "clamped"  # in the order of their numbers
 
 
 class NormStruct(ctypes.Structure):
@@ -58,4 +58,4 @@ def norm_struct(norm: Norm) -> NormStruct:
 
 def activation_struct(of: Activation) -> ActivationStruct:
     """Return the struct of a base's activation."""
-    return ActivationStruct(_ACTIVATIONS.index(of.kind), of.alpha, of.limit)
+    return ActivationStruct(ACTIVATIONS.index(of.kind), of.alpha, of.limit)
