@@ -150,6 +150,20 @@ def test_thoughts_take_no_other_rows_turn(
     assert set(mask([ahead(True), answering, late], torch.zeros(3, len(tokenizer)), [0, 1, 2])) == {2}
 
 
+def test_a_slow_mask_is_paid_once_and_not_for_each_token_of_the_thought_that_follows(
+    ahead: Callable[[bool], Grammar], tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "SLOW_S", 0.0)  # so that all of them are slow
+    markers, paid = find_markers(tokenizer), list[bool]()
+    assert markers
+    grammar, [a] = ahead(False), tokenizer.encode("a")
+    for token in (markers.begin, a, a, markers.end, a):
+        allowed(grammar)
+        paid.append(grammar.paid_s > 0)
+        grammar.take(token)
+    assert paid == [True, False, False, False, True]
+
+
 def test_a_shape_that_cannot_be_followed_is_refused_before_the_thought(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:

@@ -53,7 +53,7 @@ class Grammar:
         self._field, self.matcher, self.tokens, self._free, self._ahead = field, matcher, tokens, free, ahead
         self.thinks = ahead is not None and ahead.begun  # whether any token may come until the thought's end
         self.mask_s = 0.0  # estimated thread time of its next mask
-        self.paid_s = 0.0  # thread time that its last mask certainly took
+        self.paid_s = 0.0  # thread time that its last mask certainly took; 0 within a thought
 
     def copy(self) -> "Grammar":
         """Return a copy in the same state, for another completion of the same request.
@@ -97,6 +97,7 @@ class Grammar:
             self.thinks = token != end if was else token == begin
             self._ahead = self._ahead if self.thinks else None
             if was or self.thinks:
+                self.paid_s = 0.0  # until a mask is computed again: a thought's are not
                 return False
         self.matcher.consume_token(token)
         self._check()
