@@ -21,6 +21,7 @@ from mint_contracts.source import Source
 from mint_engine.gpu import attend, lora
 from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.model.base import load_base
+from mint_engine.model.lora import LONG_SEGMENT
 from mint_engine.model.modules import find_modules
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
@@ -208,6 +209,8 @@ async def test_a_step_waits_for_the_device_a_few_times(name: str, groups: int, d
         assert await waits(engine, device, *three) == 2 + groups + 4 * latent
         assert await waits(engine, device, {"adapter": "c"}) == 2 + groups + 2 * latent
         assert await waits(engine, device, *bare * 4) == 2 + groups, "the same for more of a kind"
+        together = await waits(engine, device, *one * LONG_SEGMENT)
+        assert together == 2 + groups, "latent attention is told of no rows if these are one adapter's alone"
         sampled = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
         assert await waits(engine, device, *[sampled] * 4) == 2 + groups + 7
         penalised = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "logit_bias": {9: 1.5}}

@@ -248,7 +248,9 @@ def _deltas(up: Up, owners: tuple[int, ...], paged: PagedAttention) -> Iterator[
         part = up.slots.part(up.module, segment.slot)
         if part is not None:
             at = torch.arange(segment.start, segment.start + segment.length, device=up.weight.device)
-            scaling = up.slots.scalings[up.module, segment.slot][None].to(up.weight.device, up.slots.dtype)
+            # Filled there: a copy of the host's number would wait for all that was computed before, in each layer.
+            scale = float(up.slots.scalings[up.module, segment.slot])
+            scaling = torch.full((1,), scale, dtype=up.slots.dtype, device=up.weight.device)
             yield _Delta(at, part[0][None], part[1].view(1, -1, heads, wide), scaling)
     for gather in rows.gathers:
         place, rank = int(up.slots.places[up.module, gather.example]), int(up.slots.ranks[up.module, gather.example])
