@@ -79,9 +79,13 @@ class Retries:
 
 def _died(error: grpc.aio.AioRpcError) -> bool:
     """Return whether a running engine died, judging by the transport's error."""
-    details = error.details() or ""
     own_word = isinstance(from_rpc_error(error), Draining | EngineUnavailable | BaseModelNotFound)
-    return is_away(error) and not own_word and "failed to connect" not in details and "keepalive" not in details
+    return may_have_it(error) and not own_word and "keepalive" not in (error.details() or "")
+
+
+def may_have_it(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether who went away may have had the request before, and have executed it."""
+    return is_away(error) and "failed to connect" not in (error.details() or "")
 
 
 def is_away(error: grpc.aio.AioRpcError) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -15,6 +16,8 @@ from mint_contracts.records import BaseRecord, Failure, MapChange, Place, Placem
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import DropPolicyRequest, PolicyState
 from mint_gateway.cli import gateway_options
+from mint_gateway.client import Client
+from mint_gateway.persistence import Persistence
 from mint_gateway.placement_pages import PAGE
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, STORE, Scene, complete
@@ -218,7 +221,7 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
 
 
 async def test_a_drop_whose_answer_is_lost_is_no_drop_of_an_unknown_policy(scene: Scene) -> None:
-    """The gateway sends it again, and then finds nothing to drop."""
+    """The gateway, or the client if it loses the gateway, sends it again and then finds nothing to drop."""
     await scene.base(trains=True)
     engine = await scene.engine("e-0", trains=True)
     await scene.open()
@@ -228,6 +231,28 @@ async def test_a_drop_whose_answer_is_lost_is_no_drop_of_an_unknown_policy(scene
     engine.trainer.loses_answers = True
     assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
     assert len([each for each in engine.trainer.asked if isinstance(each, DropPolicyRequest)]) == 2
+    engine.trainer.policies["demo/taught"] = PolicyState(policy="demo/taught", life=6)
+    assert await mint(engine.address, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
+    assert len([each for each in engine.trainer.asked if isinstance(each, DropPolicyRequest)]) == 4
+
+
+async def test_a_drop_that_did_not_reach_the_gateway_at_first_has_dropped_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await scene.engine("e-0", trains=True)
+    await engine.deafen()
+    wait, failures = Persistence.wait, list[Exception]()
+
+    async def listens_meanwhile(self: Persistence, error: Any, **options: bool) -> None:
+        if not failures:
+            await engine.listen()
+        failures.append(error)
+        await wait(self, error, **options)
+
+    monkeypatch.setattr(Persistence, "wait", listens_meanwhile)
+    async with Client(engine.address, patience_s=PATIENCE_S) as client:
+        assert await client.drop_policy("demo/mistyped") is False
+    assert failures
 
 
 async def test_no_name_is_cut_however_narrow_a_terminal_is_and_in_a_pipe_each_row_is_a_line(scene: Scene) -> None:
