@@ -7,13 +7,13 @@ import pytest
 
 from mint_contracts.records import Failure
 from mint_operator.planning.elastic import SECOND_WITHIN_S, SHRINK_AFTER_S
-from mint_operator.planning.engines import UNSCHEDULABLE
-from mint_operator.planning.snapshot import ObservedWave
+from mint_operator.planning.engines import UNSCHEDULABLE, Engine
+from mint_operator.planning.snapshot import EnginePod, ObservedWave
 from tests.operator.clusters import Cluster, newest
 from tests.operator.statuses import ready
-from tests.operator.worlds import wave
+from tests.operator.worlds import engine, wave
 
-NO_ROOM = Failure(UNSCHEDULABLE, "0/1 nodes are available: insufficient memory", terminal=False)
+NO_ROOM = Failure(UNSCHEDULABLE, "0/1 nodes are available: 1 Insufficient memory.", terminal=False)
 BAD_IMAGE = Failure("ImagePullBackOff", "no such image", terminal=False)
 WAVES = [wave("one", ["a/0", "a/1"])]
 
@@ -36,6 +36,17 @@ def start(cluster: Cluster, ordinal: int, *, ends: bool = True) -> None:
     """Start an engine's pod with the latest settings; it is ready once `ends`."""
     cluster.settings[ordinal:] = [newest(cluster), *cluster.settings[ordinal + 1 :]]
     cluster.up[ordinal] = cluster.ready[ordinal] = ends
+
+
+def taken_over() -> Cluster:
+    """Return a base without waves, of which the second engine alone answers while the first one restarts."""
+    cluster = rolling(waves=[])
+    start(cluster, 1)
+    while cluster.partition:
+        cluster.step()
+    start(cluster, 0, ends=False)
+    cluster.step()
+    return cluster
 
 
 def progress(cluster: Cluster) -> str:
@@ -101,3 +112,99 @@ def test_an_only_engine_restarts_at_once_if_it_may_not_have_a_second_or_answers_
     for cluster in (rolling(high=1), rolling(up=False)):
         cluster.step(31)
         assert (cluster.replicas, cluster.partition) == (1, 0)
+
+
+def test_a_missed_heartbeat_does_not_remove_the_only_engine_that_answers() -> None:
+    cluster = taken_over()
+    cluster.step(SHRINK_AFTER_S)
+    cluster.ready[1] = False
+    for _ in range(3):
+        cluster.step()
+        assert cluster.replicas == 2
+    cluster.ready[1] = True
+    cluster.step()
+    assert ready(cluster.status.conditions)[0] == "True"
+
+
+def test_a_missed_heartbeat_does_not_make_the_only_engine_restart_alone() -> None:
+    cluster = Cluster(low=1, high=2)
+    cluster.waves = list(WAVES)
+    cluster.step()
+    cluster.settings = [newest(cluster)]
+    cluster.step()
+    cluster.release = msgspec.structs.replace(cluster.release, image="mint.dev/host:newer")
+    cluster.ready[0] = False
+    cluster.step()
+    assert (cluster.replicas, cluster.partition) == (2, 1)
+
+
+def test_the_only_engine_that_answers_stays_if_the_base_may_no_longer_have_two() -> None:
+    cluster = taken_over()
+    cluster.high = 1
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S)
+        assert cluster.replicas == 2
+    start(cluster, 0)
+    for _ in range(3):
+        cluster.step()
+    assert (cluster.replicas, cluster.status.phase) == (1, "Ready")
+
+
+def test_a_second_engine_that_loses_its_place_gets_as_long_to_find_another() -> None:
+    cluster = rolling()
+    start(cluster, 1, ends=False)
+    cluster.step(2 * SECOND_WITHIN_S)
+    cluster.troubles[1] = NO_ROOM
+    for after_s in (1.0, SECOND_WITHIN_S - 1):
+        cluster.step(after_s)
+        assert (cluster.replicas, cluster.partition) == (2, 1)
+    cluster.troubles.clear()
+    cluster.step()
+    cluster.troubles[1] = NO_ROOM
+    cluster.step()
+    assert (cluster.replicas, cluster.partition) == (2, 1), "it had room meanwhile"
+    cluster.step(SECOND_WITHIN_S)
+    cluster.step()
+    assert cluster.replicas == 1
+
+
+def test_traffic_that_comes_and_goes_does_not_put_off_a_restart_without_a_second_engine() -> None:
+    cluster = rolling()
+    start(cluster, 1, ends=False)
+    cluster.troubles[1] = NO_ROOM
+    for busy in (1, 2, 1):
+        cluster.busy = busy
+        cluster.step(0.9 * SECOND_WITHIN_S)
+    cluster.step()
+    assert cluster.replicas == 1
+
+
+def test_an_engine_that_reports_while_another_pod_of_its_group_has_no_node_has_no_room() -> None:
+    record = engine(1, ready=False).record
+    of = Engine("smol-1", 1, record, pod=EnginePod("smol-1", "10.0.0.1", trouble=NO_ROOM))
+    assert of.alive
+    assert of.unplaced
+
+
+def test_an_excess_engine_that_lost_its_place_in_a_roll_goes_and_the_others_still_restart_one_by_one() -> None:
+    cluster = Cluster(low=1, high=3)
+    cluster.busy = 3
+    cluster.step()
+    cluster.settings = [newest(cluster)] * 3
+    cluster.step()
+    cluster.release = msgspec.structs.replace(cluster.release, image="mint.dev/host:newer")
+    cluster.busy = 1
+    start(cluster, 2, ends=False)
+    cluster.troubles[2] = NO_ROOM
+    cluster.step()
+    cluster.step(SECOND_WITHIN_S)
+    cluster.step()
+    assert (cluster.replicas, cluster.partition) == (2, 1)
+    cluster.settings.pop()
+    start(cluster, 1)
+    while cluster.partition:
+        cluster.step()
+    start(cluster, 0)
+    for _ in range(3):
+        cluster.step()
+    assert (cluster.replicas, cluster.status.phase) == (1, "Ready")

@@ -27,8 +27,9 @@ class Fleet(msgspec.Struct, frozen=True):
     """`count` engines run; `leaving` (ordinals) are to be removed or restarted, and `fewest` are to remain.
 
     `rolling`: which restarts next; it leaves once all above it are back. `enough_since`: since when fewer would
-    do; None: all are needed. `rolling_since`: since when `rolling` has been leaving; None: it is not yet. `alone`:
-    there was no room for a second engine, so the only one restarts without.
+    do; None: all are needed. `rolling_since`: since when `rolling` has been leaving; None: it is not yet.
+    `unplaced_since`: since when there has been no room for any engine above `rolling`; None: there is. `alone`: that
+    was so for too long, so an only engine restarts without a second.
     """
 
     count: int
@@ -37,6 +38,7 @@ class Fleet(msgspec.Struct, frozen=True):
     rolling: int | None = None
     enough_since: float | None = None
     rolling_since: float | None = None
+    unplaced_since: float | None = None
     alone: bool = False
 
 
@@ -61,30 +63,56 @@ def fleet(
     There may be `most`.
     """
     rolling, leaving = _outdated(engines, settings)  # among all: even those removed soon hold copies
-    began = _rolling_since(rolling, leaving, now, before)
-    alone = rolling is not None and before is not None and before.alone
+    last = before or Fleet(0, 0)
+    of = Fleet(
+        running,
+        running,
+        leaving,
+        rolling,
+        rolling_since=_rolling_since(rolling, leaving, now, last),
+        unplaced_since=_since(last.unplaced_since, now) if _lacks_place(rolling, engines) else None,
+        alone=rolling is not None and last.alone,
+    )
     if running <= needed:
-        if needed == 1 and running == 1 and rolling == 0 and engines[0].ready and most > 1 and not alone:
+        if needed == 1 and running == 1 and rolling == 0 and _may_be_answering(engines) and most > 1 and not of.alone:
             return Fleet(2, 2, rolling=rolling)
-        return Fleet(max(needed, 1), max(needed, 1), leaving, rolling, None, began, alone)
-    last = before.enough_since if before is not None else None
-    since = now if last is None else min(last, now)  # the clock may have been set back since
+        return msgspec.structs.replace(of, count=max(needed, 1), fewest=max(needed, 1))
+    since = _since(last.enough_since, now)
+    of = msgspec.structs.replace(of, enough_since=since)
+    if rolling is not None and of.unplaced_since is not None and now - of.unplaced_since >= SECOND_WITHIN_S:
+        return msgspec.structs.replace(_smaller(of, max(needed, rolling + 1)), alone=True)
     staying, excess = engines[:needed], engines[needed:]
-    if rolling is not None and now - since >= SECOND_WITHIN_S and all(each.unplaced for each in excess):
-        return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began, alone=True)
     makes_room = any(is_outdated(each, settings) for each in staying)  # others take its copies meanwhile
-    answers = running <= most and any(each.ready for each in excess) and not any(each.ready for each in staying)
-    if now - since < SHRINK_AFTER_S or makes_room or answers:
-        return Fleet(running, running, leaving, rolling, since, began, alone)
-    return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since, began, alone)
+    answers = _may_be_answering(excess) and not any(each.ready for each in staying)
+    return of if now - since < SHRINK_AFTER_S or makes_room or answers else _smaller(of, needed)
 
 
-def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, before: Fleet | None) -> float | None:
+def _smaller(of: Fleet, fewest: int) -> Fleet:
+    """Return the fleet with all engines from `fewest` on leaving."""
+    return msgspec.structs.replace(of, fewest=fewest, leaving=of.leaving | frozenset(range(fewest, of.count)))
+
+
+def _may_be_answering(engines: Sequence[Engine]) -> bool:
+    """Whether any answers requests, or may: Redis, or a heartbeat, may be missing for a moment only."""
+    return any(each.ready or each.unheard for each in engines)
+
+
+def _lacks_place(rolling: int | None, engines: Sequence[Engine]) -> bool:
+    """Whether there are engines above the one that restarts next, and room for none of them."""
+    above = () if rolling is None else engines[rolling + 1 :]
+    return bool(above) and all(each.unplaced for each in above)
+
+
+def _since(last: float | None, now: float) -> float:
+    """Return since when something is so, which it last was since `last`; None: it was not."""
+    return now if last is None else min(last, now)  # the clock may have been set back since
+
+
+def _rolling_since(rolling: int | None, leaving: frozenset[int], now: float, last: Fleet) -> float | None:
     """Return since when the engine that restarts next has been leaving; None if it is not yet."""
     if rolling not in leaving:
         return None
-    last = before.rolling_since if before is not None and before.rolling == rolling else None
-    return now if last is None else min(last, now)
+    return _since(last.rolling_since if last.rolling == rolling else None, now)
 
 
 def enlarged(of: Fleet, placed: Placed, most: int) -> Fleet:

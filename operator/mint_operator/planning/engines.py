@@ -56,7 +56,7 @@ class Engine(msgspec.Struct, frozen=True):
         """Whether it does not even start, for lack of room: its pod cannot be made, or has no node or no volume."""
         trouble = self.pod.trouble
         lacks = not self.pod.name or self.pod.waits or (trouble is not None and trouble.reason == UNSCHEDULABLE)
-        return not self.alive and trouble is not None and lacks
+        return not self.ready and trouble is not None and lacks
 
     @property
     def failing(self) -> bool:
