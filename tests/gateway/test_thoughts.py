@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
+import aiohttp
 import openai
 import pydantic
 import pytest
@@ -132,6 +133,27 @@ async def test_a_thought_comes_apart_from_the_answer_whoever_begins_it(
     hidden, spent = await answered(client, extra_body={"include_reasoning": False, **how.get("extra_body", {})})
     assert (reasoning(hidden.message), hidden.message.content) == (None, ANSWER)
     assert spent.completion_tokens_details == usage.completion_tokens_details
+
+
+@pytest.mark.parametrize("quiet_s", [0.0, 3600.0])
+async def test_while_nothing_of_an_answer_can_be_told_its_stream_has_comments(
+    client: openai.AsyncOpenAI, scene: Scene, monkeypatch: pytest.MonkeyPatch, quiet_s: float
+) -> None:
+    """In a hidden thought, and in a call before its end."""
+    monkeypatch.setattr("mint_gateway.http.stream.QUIET_S", quiet_s)
+    asked = ASKED | {"stream": True, "include_reasoning": False, "tools": TOOLS}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{scene.url}/v1/chat/completions", json=asked) as raw,
+    ):
+        events = (await raw.text()).split("\n\n")
+    told = [at for at, event in enumerate(events) if '"content":"' in event and '"role"' not in event]
+    [call] = [at for at, event in enumerate(events) if '"tool_calls":[' in event]
+    for quiet in (events[: told[0]], events[told[-1] : call]):
+        assert (": generating" in quiet) == (quiet_s == 0.0)
+    choice, _ = await answered(client, extra_body={"include_reasoning": False}, tools=TOOLS)
+    assert choice.message.content == "I look.", "clients skip comments"
+    assert choice.message.tool_calls
 
 
 async def test_an_answer_without_a_thought_has_content_alone(client: openai.AsyncOpenAI) -> None:

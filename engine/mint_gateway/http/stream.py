@@ -20,6 +20,8 @@ from mint_gateway.http.parsing import Parser, Part, parsing
 from mint_gateway.http.tools import Tools
 from mint_gateway.slow_clients import taken
 
+QUIET_S = 10.0  # after which a comment is sent: many proxies cut a stream that is idle for 60 s
+
 
 class Stream:
     """A streamed answer. Headers are sent with the first token, so that an earlier error has its own status."""
@@ -46,6 +48,7 @@ class Stream:
         self._prompt_tokens: dict[int, int] = {}
         self._made: Counter[int] = Counter()  # tokens sent, by completion
         self._ends: list[Finished] = []
+        self._wrote_at = 0.0  # the loop's time
         self._thoughts = 0  # tokens of thoughts in the completions that have ended
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
@@ -67,7 +70,7 @@ class Stream:
         else:
             if self._wanted.stream_options.include_usage:
                 await self._write(self._counts())
-        await taken(self._response.write(b"data: [DONE]\n\n"))
+        await self._put(b"data: [DONE]\n\n")
         await taken(self._response.write_eof())
         return self._response
 
@@ -103,6 +106,9 @@ class Stream:
             pieces = [piece | usage for piece in pieces]
         for piece in pieces:
             await self._write(piece)
+        # Nothing of a hidden thought can be told, nor of a call before its end, and both may take minutes.
+        if not pieces and asyncio.get_running_loop().time() - self._wrote_at >= QUIET_S:
+            await self._put(b": generating\n\n")  # a comment, which clients skip
 
     def _chunk(self, head: openai_response.Head, chunk: Chunk, before: int) -> list[openai_response.Json]:
         if head.parsing is None:
@@ -138,6 +144,11 @@ class Stream:
         async with self._preparing:
             if not self._response.prepared:
                 await self._response.prepare(self._http)
+                self._wrote_at = asyncio.get_running_loop().time()
 
     async def _write(self, piece: openai_response.Json) -> None:
-        await taken(self._response.write(b"data: " + msgspec.json.encode(piece) + b"\n\n"))
+        await self._put(b"data: " + msgspec.json.encode(piece) + b"\n\n")
+
+    async def _put(self, event: bytes) -> None:
+        await taken(self._response.write(event))
+        self._wrote_at = asyncio.get_running_loop().time()
