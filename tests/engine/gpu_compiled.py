@@ -65,7 +65,7 @@ def compiling(capability: int) -> Iterator[list[Any]]:
 
 
 def launch_all(dtype: torch.dtype, first: int) -> None:
-    """Launch them with lists that begin at the `first` element of another tensor."""
+    """Launch them with lists that begin at the `first` element of another tensor; steps have other lengths too."""
 
     def numbers(count: int) -> torch.Tensor:
         return torch.zeros(first + count, dtype=torch.int64)[first:]
@@ -87,12 +87,13 @@ def launch_all(dtype: torch.dtype, first: int) -> None:
         for decodes, style in ((once, Style(0.1, None, None, None)), (twice, Style(0.1, 128, 30.0, sinks))):
             work = Work(chunks, decodes, numbers(3).view(-1, 3), numbers(1))
             work.attend(query, torch.empty_like(query), pool, style)
+    tokens, longest = TOKENS - first, 1 + 15 * first  # numbers for which Triton would compile other programs
     for queries, latent, rotated, index, heads, most in LATENTS:
         pool = torch.zeros((1, 16, latent + rotated + index), dtype=dtype)
         query = torch.zeros((1, queries, latent + rotated), dtype=dtype)
         for decodes in (once, twice):
             lists = decodes, numbers(3).view(-1, 3), numbers(1), numbers(2).view(-1, 2)
-            latents = LatentWork(None, (), chunks, TOKENS, *lists, longest=1)
+            latents = LatentWork(None, (), chunks, tokens, *lists, longest=longest)
             latents.attend(query, pool, latent, 0.1, torch.zeros((1, most), dtype=torch.int32) if most else None)
             if most:
                 asked, weights = torch.zeros((1, heads, index), dtype=dtype), torch.zeros(1, heads)
