@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.layer_groups import LayerGroups, pages_for
@@ -17,6 +18,7 @@ from mint_engine.gpu.attend import TOKENS
 from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.latent import LatentWork
+from mint_engine.model import paged
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.paged import plan_attention
@@ -220,11 +222,13 @@ async def test_engines_give_plain_torchs_tokens_and_no_request_waits_for_the_com
     adapter = save_adapter(base, tmp_path / "a", 4, **SERVED[name])
     forms, ready = set[tuple[str, Any]](), set[tuple[str, Any]]()
     monkeypatch.setattr(lora, "FEW", 1)
+    monkeypatch.setattr(paged, "SCORES", 1 << 10)  # of two or three rows at once
     with standing_in():
         assert find_gpu_kernels(torch.float32, CUDA) is not None
         for module, kernel in ((latent, "attend_latents"), (latent, "combine"), (latent, "score")):
             monkeypatch.setattr(module, kernel, Noted(getattr(module, kernel), forms))
-        found = await answers(base, adapter, [lambda: ready.update(forms)])
+        with capture_logs() as lines:
+            found = await answers(base, adapter, [lambda: ready.update(forms)])
         monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_: None)
         expected = await answers(base, adapter, [])
     for one, other in zip(found, expected, strict=True):
@@ -232,3 +236,4 @@ async def test_engines_give_plain_torchs_tokens_and_no_request_waits_for_the_com
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     assert {form for form, _ in forms} == used
     assert forms == ready
+    assert [line["compute"] for line in lines if line["event"] == "pass_chosen"] == ["generic (triton)"]
