@@ -7,14 +7,16 @@ import pytest
 
 from mint_contracts.records import Failure
 from mint_operator.planning.elastic import SECOND_WITHIN_S, SHRINK_AFTER_S
-from mint_operator.planning.engines import UNSCHEDULABLE, Engine
+from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import EnginePod, ObservedWave
 from tests.operator.clusters import Cluster, newest
 from tests.operator.statuses import ready
 from tests.operator.worlds import engine, wave
 
-NO_ROOM = Failure(UNSCHEDULABLE, "0/1 nodes are available: 1 Insufficient memory.", terminal=False)
+NO_ROOM = Failure("Unschedulable", "0/1 nodes are available: 1 Insufficient memory.", terminal=False)
+GATED = Failure("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates", terminal=False)
 BAD_IMAGE = Failure("ImagePullBackOff", "no such image", terminal=False)
+NO_CLAIM = Failure("Unschedulable", 'persistentvolumeclaim "new-models" not found', terminal=False)
 WAVES = [wave("one", ["a/0", "a/1"])]
 
 
@@ -79,14 +81,15 @@ def test_a_second_engine_takes_over_while_the_only_one_restarts_and_goes_again(w
     assert all(homes == ["smol-0"] for homes in cluster.homes().values())
 
 
-def test_without_room_for_a_second_one_the_only_one_restarts_alone_after_a_while() -> None:
+@pytest.mark.parametrize("lack", [NO_ROOM, GATED])
+def test_without_room_for_a_second_one_the_only_one_restarts_alone_after_a_while(lack: Failure) -> None:
     cluster = rolling()
     start(cluster, 1, ends=False)
-    cluster.troubles[1] = NO_ROOM
+    cluster.troubles[1] = lack
     cluster.step()
     cluster.step(SECOND_WITHIN_S - 1)
     assert (cluster.replicas, cluster.partition, cluster.status.phase) == (2, 1, "Degraded")
-    assert NO_ROOM.message in progress(cluster)
+    assert lack.message in progress(cluster)
     for _ in range(2):
         cluster.step()
     assert cluster.replicas == 1, "or it would take the place of the first"
@@ -98,10 +101,11 @@ def test_without_room_for_a_second_one_the_only_one_restarts_alone_after_a_while
     assert (cluster.replicas, cluster.status.phase) == (1, "Ready")
 
 
-def test_an_only_engine_is_not_ended_for_a_spec_with_which_a_second_one_fails() -> None:
+@pytest.mark.parametrize("fault", [BAD_IMAGE, NO_CLAIM])
+def test_an_only_engine_is_not_ended_for_a_spec_with_which_a_second_one_fails(fault: Failure) -> None:
     cluster = rolling()
     start(cluster, 1, ends=False)
-    cluster.troubles[1] = BAD_IMAGE
+    cluster.troubles[1] = fault
     for _ in range(3):
         cluster.step(2 * SECOND_WITHIN_S)
     assert (cluster.replicas, cluster.partition) == (2, 1)

@@ -7,11 +7,11 @@ import msgspec
 
 from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
 from mint_operator.planning.groups import leader_of
+from mint_operator.planning.room import lacks_room
 from mint_operator.planning.snapshot import BaseMap, EnginePod
 
 AWAY_GRACE_S = 30.0  # a deleted pod is back within this on a healthy node, and reloads what it held
 LOADING_GRACE_S = 120.0  # a reporting engine has drained, or loaded most bases, by then: moving would be no faster
-UNSCHEDULABLE = "Unschedulable"  # a reason of Kubernetes' scheduler
 
 _NOBODY = EnginePod(name="")
 _NOTHING: Mapping[str, Held] = {}
@@ -53,10 +53,8 @@ class Engine(msgspec.Struct, frozen=True):
 
     @property
     def unplaced(self) -> bool:
-        """Whether it does not even start, for lack of room: its pod cannot be made, or has no node or no volume."""
-        trouble = self.pod.trouble
-        lacks = not self.pod.name or self.pod.waits or (trouble is not None and trouble.reason == UNSCHEDULABLE)
-        return not self.ready and trouble is not None and lacks
+        """Whether it does not even start, for lack of room."""
+        return not self.ready and self.pod.trouble is not None and lacks_room(self.pod.trouble)
 
     @property
     def failing(self) -> bool:
