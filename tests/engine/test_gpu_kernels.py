@@ -183,13 +183,13 @@ def test_inputs_may_be_columns_of_a_transposed_tensor() -> None:
 def test_kernels_are_used_if_they_compute_what_plain_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
     find_gpu_kernels.cache_clear()
     with standing_in():
-        assert find_gpu_kernels(torch.float32, CUDA) is not None
-        assert find_gpu_kernels(torch.float32, torch.device("cpu")) is None
+        assert find_gpu_kernels(torch.float32, CUDA, latents=False) is not None
+        assert find_gpu_kernels(torch.float32, torch.device("cpu"), latents=False) is None
         monkeypatch.setattr(lora, "expand", Silent())
         with pytest.raises(UnsupportedBase, match=r"rows with adapters in torch.float32 on cuda:0: differs"):
-            prove(GpuKernels(), torch.float32, CUDA)
+            prove(GpuKernels(), torch.float32, CUDA, latents=False)
         find_gpu_kernels.cache_clear()
-        assert find_gpu_kernels(torch.float32, CUDA) is None
+        assert find_gpu_kernels(torch.float32, CUDA, latents=False) is None
     find_gpu_kernels.cache_clear()
 
 

@@ -188,12 +188,25 @@ def test_a_past_has_a_few_splits_of_what_is_read_of_it(seen: int, most: int | No
 def test_kernels_that_differ_from_plain_torch_are_not_used(
     programs: tuple[str, ...], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for other in ("_adapters", "_attention"):
-        monkeypatch.setattr(proof, other, lambda *_: [])
+    monkeypatch.setattr(proof, "_adapters", lambda *_: [])
     for program in programs:
         monkeypatch.setattr(latent, program, Silent())
     with standing_in(), pytest.raises(UnsupportedBase, match=f"{what} in torch.float32 on cuda:0: differs"):
-        proof.prove(GpuKernels(), torch.float32, CUDA)
+        proof.prove(GpuKernels(), torch.float32, CUDA, latents=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "latents"), [(latent, "attend_latents", True), (attend, "attend", False)]
+)
+def test_kernels_that_a_base_has_no_use_for_take_no_others_away(
+    module: Any, program: str, latents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, program, Silent())
+    find_gpu_kernels.cache_clear()
+    with standing_in():
+        assert find_gpu_kernels(torch.float32, CUDA, latents=not latents) is not None
+        assert find_gpu_kernels(torch.float32, CUDA, latents=latents) is None
+    find_gpu_kernels.cache_clear()
 
 
 async def answers(base: Path, adapter: Path, ready: list[Any]) -> list[Answer]:
@@ -224,12 +237,12 @@ async def test_engines_give_plain_torchs_tokens_and_no_request_waits_for_the_com
     monkeypatch.setattr(lora, "FEW", 1)
     monkeypatch.setattr(paged, "SCORES", 1 << 10)  # of two or three rows at once
     with standing_in():
-        assert find_gpu_kernels(torch.float32, CUDA) is not None
+        assert find_gpu_kernels(torch.float32, CUDA, latents=True) is not None
         for module, kernel in ((latent, "attend_latents"), (latent, "combine"), (latent, "score")):
             monkeypatch.setattr(module, kernel, Noted(getattr(module, kernel), forms))
         with capture_logs() as lines:
             found = await answers(base, adapter, [lambda: ready.update(forms)])
-        monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_: None)
+        monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_, **__: None)
         expected = await answers(base, adapter, [])
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens

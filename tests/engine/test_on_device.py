@@ -68,7 +68,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without kernels for GPUs, which tests have to interpret."""
-    monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_: None)
+    monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ async def test_a_base_that_kernels_fail_on_is_served_by_plain_torch(
     async with running(base) as engine:
         expected = await ask(engine, [3, 4, 5], max_tokens=NEW_TOKENS)
     with standing_in():
-        assert find_gpu_kernels(torch.float32, CUDA) is not None
+        assert find_gpu_kernels(torch.float32, CUDA, latents=False) is not None
         monkeypatch.setattr("mint_engine.gpu.attend.attend", program)
         with capture_logs() as lines:
             async with running(base, device="cuda") as engine:

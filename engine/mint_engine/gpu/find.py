@@ -13,10 +13,11 @@ _log = structlog.get_logger(__name__)
 
 
 @cache
-def find_gpu_kernels(dtype: torch.dtype, device: torch.device) -> "GpuKernels | None":
+def find_gpu_kernels(dtype: torch.dtype, device: torch.device, *, latents: bool) -> "GpuKernels | None":
     """Return kernels for that device; None for a CPU, or if they cannot be used there. The log then says why.
 
-    They are compiled at first use, so this takes some seconds unless the compiler's cache has them.
+    Only those are tried that attend to what a base caches: `latents`, or keys and values. They are compiled at first
+    use, so this takes some seconds unless the compiler's cache has them.
     """
     if device.type != "cuda":
         return None
@@ -25,7 +26,7 @@ def find_gpu_kernels(dtype: torch.dtype, device: torch.device) -> "GpuKernels | 
         from mint_engine.gpu.proof import prove
 
         kernels = GpuKernels()
-        prove(kernels, dtype, device)
+        prove(kernels, dtype, device, latents=latents)
     except Exception as error:  # noqa: BLE001 - no C compiler, no driver, a GPU that the compiler does not know, ...
         _log.warning("gpu_kernels_unavailable", why=f"{type(error).__name__}: {error}", device=str(device))
         return None

@@ -31,11 +31,14 @@ _ONE_GROUP = LayerGroups(1, (None,), ((0, 0),))
 _RANKS = ((3, 20), (16, 0), (0, 5))  # of the modules, by slot; 0: not targeted
 
 
-def prove(kernels: GpuKernels, dtype: torch.dtype, device: torch.device) -> None:
-    """Compare what kernels compute on the device with plain torch. Raises UnsupportedBase if they differ."""
+def prove(kernels: GpuKernels, dtype: torch.dtype, device: torch.device, *, latents: bool) -> None:
+    """Compare what kernels compute on the device with plain torch. Raises UnsupportedBase if they differ.
+
+    Of those that attend, only the ones for what a base caches: `latents`, or keys and values.
+    """
     with torch.inference_mode():
-        compared = _adapters(dtype, device), _attention(kernels, dtype, device), _latents(kernels, dtype, device)
-        for what, found, expected in chain(*compared):
+        attended = (_latents if latents else _attention)(kernels, dtype, device)
+        for what, found, expected in chain(_adapters(dtype, device), attended):
             difference = float((found.float() - expected.float()).norm() / expected.float().norm())
             if not difference <= TOLERANCE[dtype]:
                 raise UnsupportedBase(

@@ -39,7 +39,8 @@ class Generic:
             experts.register()
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
-        self._gpu = find_gpu_kernels(base.dtype, base.device) if gpu else None
+        latents = isinstance(cache, LatentCache)
+        self._gpu = find_gpu_kernels(base.dtype, base.device, latents=latents) if gpu else None
         self._forms = set[int]()  # of kernels for GPUs that add adapters: those that have been launched
         self._group = group
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)
