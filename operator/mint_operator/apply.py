@@ -46,7 +46,8 @@ FAILED_FIRST_S = 1.0  # a status write that failed otherwise is repeated after t
 log = structlog.get_logger()
 
 
-_StatusWrite = tuple[str, ObservedBase | ObservedWave, BaseModelStatus | AdapterWaveStatus]
+# Kind, object, its new status; and that of a wave's base.
+_StatusWrite = tuple[str, ObservedBase | ObservedWave, status_write.Status, BaseModelStatus | None]
 
 
 class _Refused(msgspec.Struct, frozen=True):
@@ -128,9 +129,12 @@ class Applier:
             self._settled.clear()
         waves = {wave.meta.key: wave for wave in snapshot.waves}
         statuses: list[_StatusWrite] = [
-            ("BaseModel", snapshot.bases[key], status) for key, status in plan.base_statuses.items()
+            ("BaseModel", snapshot.bases[key], status, None) for key, status in plan.base_statuses.items()
         ]
-        statuses += [("AdapterWave", waves[key], status) for key, status in plan.wave_statuses.items()]
+        statuses += [
+            ("AdapterWave", waves[key], status, plan.base_statuses.get(waves[key].base))
+            for key, status in plan.wave_statuses.items()
+        ]
         new = [each for each in statuses if self._settled.get((each[0], each[1].meta.uid)) is not each[2]]
         await asyncio.gather(*[self._status(each, counts) for each in new])
 
@@ -248,7 +252,7 @@ class Applier:
             await self._write_status(write, counts)
 
     async def _write_status(self, write: _StatusWrite, counts: Counter[str]) -> None:
-        kind, of, status = write
+        kind, of, status, _ = write
         meta, now = of.meta, time.monotonic()
         key = (kind, meta.uid)
         readable = self._pruning.readable(kind, status)
@@ -283,7 +287,7 @@ class Applier:
         for failure in events.failures(of.status, status):
             with about({"adapter": failure.adapter, "engine": failure.engine}):
                 log.warning("adapter failed", reason=failure.reason, error=failure.message)
-        await self._tell(kind, meta, of.status, status)
+        await self._tell(write)
         await self._note_pruning(kind, meta, status, raw)
 
     def _hold_back(
@@ -307,14 +311,16 @@ class Applier:
             async with self._gate:
                 await self._recorder.emit(events.event(kind, meta, "Warning", CRDS_OUTDATED, message, time.time()))
 
-    async def _tell(self, kind: str, meta: Meta, old: status_write.Status, new: status_write.Status) -> None:
+    async def _tell(self, write: _StatusWrite) -> None:
         """Write the Event of a changed status, if it has one."""
-        changed, waits = (each(kind, meta, old, new, time.time()) for each in (events.transition, events.waiting))
+        kind, of, status, base = write
+        changed = events.transition(kind, of.meta, of.status, status, time.time())
+        waits = events.waiting(kind, of.meta, of.status, status, time.time(), base)
         async with self._gate:
-            if changed is not None:
+            if changed is not None and not events.alternates(of.status, status):
                 await self._recorder.emit(changed)
-            elif waits is not None:
-                await self._recorder.once(waits)
+            elif (told := changed or waits) is not None:
+                await self._recorder.once(told)
 
     def _prune(self, plan: Plan, snapshot: Snapshot) -> None:
         self._recorder.forget_old()

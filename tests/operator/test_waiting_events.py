@@ -1,5 +1,6 @@
 """Why something waits is an Event: once for each new reason, and not again and again."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_a_roll_and_its_failure_are_told_with_their_reasons(phase: str, kind: st
     assert (event["type"], event["reason"], event["message"]) == (kind, moves.reason, moves.message)
 
 
+@pytest.mark.parametrize(("base_reason", "told"), [(PULLING, False), (STARTING, True)])
+def test_a_wave_leaves_it_to_its_base_to_tell_why_that_is_not_ready(
+    base_reason: tuple[str, str], *, told: bool
+) -> None:
+    new = wave_told(PULLING[0], "0 of 1 copies ready; the base model is not ready: no such image")
+    event = waiting("AdapterWave", wave("w").meta, wave_told(*LOADING), new, NOW, base_told(*base_reason))
+    assert (event is not None) == told
+
+
 def reasons(stage: Stage, kind: str) -> Sequence[str]:
     """Return the reasons of all Events about objects of this kind, in order."""
     which = f"--field-selector=involvedObject.kind={kind}"
@@ -109,3 +119,47 @@ async def test_a_reason_that_comes_and_goes_is_told_once_in_a_while(
     monkeypatch.setattr(recorder, "REPEAT_S", 0.0)
     await come_and_go()
     assert reasons(stage, "BaseModel").count("SourceUnavailable") == 2
+
+
+async def test_why_a_base_fails_is_an_event_of_the_base_and_not_of_each_wave(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    engine = stage.engine()
+    for reason in ("SourceUnavailable", "SourceNotFound"):
+        await engine.report(ready=False, failure=Failure(reason, "the bucket did not answer", terminal=False))
+        await stage.once()
+        assert (await stage.condition("AdapterWave", "demo"))["reason"] == reason
+    assert {"SourceUnavailable", "SourceNotFound"} <= set(reasons(stage, "BaseModel"))
+    assert reasons(stage, "AdapterWave") == []
+
+
+async def test_a_roll_that_is_hindered_for_moments_is_told_once_in_a_while(stage: Stage) -> None:
+    stage.apply(base_model(1, 2))
+    await stage.once()
+    engine = stage.engine(0)
+    await engine.obey()
+    await stage.once()
+    outdated_pod(stage, "smol-0")
+    await stage.once()
+    failing = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
+    phases = []
+    for failure in (None, failing, None, failing, None):
+        await engine.report()
+        await stage.engine(1).report(ready=False, failure=failure)
+        await stage.once()
+        phases.append((await stage.status("BaseModel", "smol"))["phase"])
+    assert phases == ["Rolling", "Degraded", "Rolling", "Degraded", "Rolling"]
+    told = reasons(stage, "BaseModel")
+    assert [told.count(each) for each in ("RollingUpdate", "SourceUnavailable")] == [1, 1]
+
+
+def outdated_pod(stage: Stage, name: str) -> None:
+    """Write an engine's pod, ready, that was made from other settings than the base has now."""
+    labels = {"app.kubernetes.io/managed-by": "mint", "mint.dev/base-model": "smol"}
+    named = {"name": name, "labels": labels, "annotations": {"mint.dev/settings": "old"}}
+    spec = {"containers": [{"name": "engine", "image": "x"}], "automountServiceAccountToken": False}
+    stage.apply({"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": spec})
+    is_ready = [{"type": "Ready", "status": "True"}]
+    status = {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "conditions": is_ready}
+    patch = json.dumps({"status": status})
+    stage.kubectl("patch", "pod", name, "--subresource=status", "--type=merge", "-p", patch)

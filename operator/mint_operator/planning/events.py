@@ -13,6 +13,7 @@ from mint_contracts.resources import (
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import stamp
 from mint_operator.planning.snapshot import Meta
+from mint_operator.planning.wave_status import missing
 
 COMPONENT = "mint-operator"
 _EVENT_TYPES = {  # by phase; other phases have no Event
@@ -67,16 +68,23 @@ def transition(
     return event(kind, meta, event_type, reason, told.message if told else new.phase, now)
 
 
+def alternates(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | AdapterWaveStatus) -> bool:
+    """Whether a roll is hindered or no longer: so it is for moments each time that a new pod waits for a node."""
+    return {old.phase, new.phase} == {"Rolling", "Degraded"}
+
+
 def waiting(
     kind: str,
     meta: Meta,
     old: BaseModelStatus | AdapterWaveStatus,
     new: BaseModelStatus | AdapterWaveStatus,
     now: float,
+    base: BaseModelStatus | None = None,
 ) -> dict[str, Any] | None:
     """Return the Event for a new reason why engines, adapters or policies are not ready; None if it is no news.
 
-    A base tells each; a wave, of which there may be thousands, only those by which not every wave passes.
+    A base tells each; a wave, of which there may be thousands, only those by which not every wave passes and that are
+    not why its `base` is not ready.
     """
     of_base = isinstance(new, BaseModelStatus)
     which = "Progressing" if of_base else "Ready"  # a base can be Ready while some of its engines are not
@@ -85,6 +93,9 @@ def waiting(
         return None
     routine = told.reason in _UNDER_WAY
     if (before is not None and before.reason == told.reason) or (routine and not of_base):
+        return None
+    lacking = None if base is None else missing(base)
+    if lacking is not None and lacking.reason == told.reason:
         return None
     return event(kind, meta, "Normal" if routine else "Warning", told.reason, told.message, now)
 
