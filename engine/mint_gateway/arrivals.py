@@ -1,29 +1,31 @@
 """Bounds the gRPC requests that have not arrived completely: gRPC keeps what has come of each, up to its full size.
 
 Without this, one client could send all but the last byte of many requests, and so use up a gateway's memory for good.
-A request is only received once it has a place, and gRPC takes no more than 64 KiB of it before. Most have arrived by
-then; those that take long need one of other places, so that they do not hold up the rest.
+A request is only received once it has a place, and gRPC takes no more than 64 KiB of it before. Of places, and of the
+line before them, a client has at most as many as it leaves free, so however slow it is, others find some.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from mint_contracts.errors import InvalidRequest, MintError, Overloaded
+from mint_contracts.errors import InvalidRequest, MintError, Overloaded, Unavailable
 from mint_contracts.wire import to_status
 from mint_gateway.guard import OPEN
 from mint_gateway.keys import caller
 
-PLACES = 16  # of at most 8 MiB each, and as many more for requests that take long
+# Together 144 MiB at most; the chart gives a gateway 512 MiB.
+PLACES = 8  # of at most 8 MiB each
 OPEN_PLACES = 4  # of calls that need no key: these must not take the others' places
-WAITING = 2048  # requests that wait for a place, with at most 64 KiB of each: as many as may be in flight
+WAITING = 64  # requests for each place, with at most 64 KiB of each
 WAIT_S = 30.0  # for a place
-LONG_S = 1.0
-ARRIVAL_S = 30.0  # for a request that takes long
+ARRIVAL_S = 120.0  # for a request that has one: slow links are welcome, since time costs no memory
+OPEN_ARRIVAL_S = 30.0
+IDLE_S = 5.0  # for the next request of reflection: an idle stream occupies a place
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -32,81 +34,84 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = Callable[[Any, _Context], Awaitable[Any]]
 
 
-class Places:
-    """Places for requests that are arriving. A client may take as many as it leaves free, so others find some."""
+class Shares:
+    """A number of things that clients take and give back: each has at most as many as it leaves free."""
 
     def __init__(self, count: int) -> None:
         self._free = count
         self._taken: Counter[str] = Counter()
-        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}  # by client, in order
+
+    def has_one(self, client: str) -> bool:
+        """Return whether the client may take one now."""
+        return self._taken[client] < self._free
+
+    def take(self, client: str) -> None:
+        """Take one."""
+        self._free -= 1
+        self._taken[client] += 1
+
+    def give_back(self, client: str) -> None:
+        """Give one back."""
+        self._free += 1
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]
+
+
+class Places:
+    """Places for requests that are arriving, and a line of those that wait for one, in which clients take turns."""
+
+    def __init__(self, count: int) -> None:
+        self._places, self._line = Shares(count), Shares(WAITING * count)
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by client; the next one's turn comes first
 
     @asynccontextmanager
     async def place(self, client: str) -> AsyncIterator[None]:
         """Occupy a place during the block, after the client's earlier requests.
 
-        Raises Overloaded after WAIT_S, or at once if too many wait.
+        Raises Overloaded after WAIT_S, or at once if the client has its share of the line.
         """
-        if client in self._waiting or not self._has_room(client):
+        if client in self._waiting or not self._places.has_one(client):
             await self._wait(client)
         else:
-            self._take(client)
+            self._places.take(client)
         try:
             yield
         finally:
             self._give_back(client)
-
-    @contextmanager
-    def place_at_once(self, client: str) -> Iterator[None]:
-        """Occupy a place during the block. Raises Overloaded if the client may have none now."""
-        if not self._has_room(client):
-            raise _overloaded()
-        self._take(client)
-        try:
-            yield
-        finally:
-            self._give_back(client)
-
-    def _has_room(self, client: str) -> bool:
-        return self._taken[client] < self._free
-
-    def _take(self, client: str) -> None:
-        self._free -= 1
-        self._taken[client] += 1
 
     def _give_back(self, client: str) -> None:
-        self._free += 1
-        self._taken[client] -= 1
-        if not self._taken[client]:
-            del self._taken[client]
-        for each, turns in list(self._waiting.items()):
-            while turns and self._has_room(each):
-                turn = next(iter(turns))
-                del turns[turn]
-                self._take(each)
-                turn.set_result(None)
-            if not turns:
-                del self._waiting[each]
+        self._places.give_back(client)
+        for each in list(self._waiting):
+            if self._places.has_one(each):
+                self._places.take(each)
+                turns = self._waiting.pop(each)
+                turns.popleft().set_result(None)
+                if turns:
+                    self._waiting[each] = turns  # behind all others
 
     async def _wait(self, client: str) -> None:
-        if sum(map(len, self._waiting.values())) >= WAITING:
+        if not self._line.has_one(client):
             raise _overloaded()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, {})[turn] = None
+        self._line.take(client)
+        self._waiting.setdefault(client, deque()).append(turn)
         try:
-            async with asyncio.timeout(WAIT_S):
-                await asyncio.shield(turn)
-        except BaseException as error:
+            await asyncio.wait({turn}, timeout=WAIT_S)
+        except asyncio.CancelledError:
             if turn.done():
                 self._give_back(client)
-            else:
-                self._leave(client, turn)
-            if isinstance(error, TimeoutError):
-                raise _overloaded() from None
             raise
+        finally:
+            self._line.give_back(client)
+            if not turn.done():
+                self._leave(client, turn)
+        if not turn.done():
+            raise _overloaded()
 
     def _leave(self, client: str, turn: asyncio.Future[None]) -> None:
         turns = self._waiting[client]
-        del turns[turn]
+        turns.remove(turn)
         if not turns:
             del self._waiting[client]
 
@@ -116,39 +121,28 @@ def _overloaded() -> Overloaded:
 
 
 class _Room:
-    """Places for requests that arrive soon, and for those that take long."""
+    """Places, and how long a request may occupy one."""
 
-    def __init__(self, count: int) -> None:
-        self._soon, self._long = Places(count), Places(count)
+    def __init__(self, count: int, arrival_s: float) -> None:
+        self._places, self._arrival_s = Places(count), arrival_s
 
     async def receive(self, context: _Context) -> Any:
-        """Return the call's next request, or EOF. Raises Overloaded, or InvalidRequest if it takes too long."""
+        """Return the call's next request, or EOF. Raises Overloaded, or Unavailable if it takes too long."""
         client = caller.get() or context.peer().rpartition(":")[0]
-        async with self._soon.place(client):
-            reading: asyncio.Future[Any] = asyncio.ensure_future(context.read())
+        async with self._places.place(client):
             try:
-                await asyncio.wait({reading}, timeout=LONG_S)
-            except asyncio.CancelledError:
-                reading.cancel()
-                raise
-        try:
-            if reading.done():
-                return reading.result()
-            with self._long.place_at_once(client):
-                async with asyncio.timeout(ARRIVAL_S):
-                    return await reading
-        except TimeoutError:
-            message = f"did not arrive in full within {ARRIVAL_S:g} s; send it again"
-            raise InvalidRequest("request", message) from None
-        finally:
-            reading.cancel()
+                async with asyncio.timeout(self._arrival_s):
+                    return await context.read()
+            except TimeoutError:
+                message = f"did not arrive in full within {self._arrival_s:g} s; send it again, and fewer at a time"
+                raise Unavailable("request", message, retry_after_s=1.0) from None
 
 
 class Arrivals(grpc.aio.ServerInterceptor):
     """Receives calls' requests itself. A registration's stream is left to its servicer, which admits only a few."""
 
     def __init__(self) -> None:
-        self._keyed, self._open = _Room(PLACES), _Room(OPEN_PLACES)
+        self._keyed, self._open = _Room(PLACES, ARRIVAL_S), _Room(OPEN_PLACES, OPEN_ARRIVAL_S)
 
     async def intercept_service(
         self,
@@ -184,8 +178,14 @@ def _single(answer: _Answer, room: _Room) -> Any:
 
 def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Room) -> Any:
     async def requests(context: _Context) -> AsyncIterator[Any]:
-        while (request := await _received(context, room)) is not grpc.aio.EOF:
+        request = await _received(context, room)
+        while request is not grpc.aio.EOF:
             yield request
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    request = await _received(context, room)
+            except TimeoutError:
+                return
 
     async def conversing(_: object, context: _Context) -> None:
         async for each in answer(requests(context), context):

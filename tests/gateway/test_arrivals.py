@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from mint_contracts.errors import InvalidRequest, Overloaded
+from mint_contracts.errors import InvalidRequest, Overloaded, Unavailable
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.transport import MOST_TOKEN_BYTES
 from mint_gateway import arrivals
@@ -21,6 +22,7 @@ from mint_gateway.door_security import DoorSecurity
 from tests.gateway.http_requests import get
 from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
 from tests.gateway.secrets import mount
+from tests.relay import relaying
 from tests.waiting import until
 
 GENERATE = "/mint.v1.Sampler/Generate"
@@ -28,6 +30,7 @@ HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 KEYS = {"slow": b"key-of-slow", "quick": b"key-of-quick"}
 UNREAD = 64 << 10  # what gRPC takes of a stream that nobody reads
+LONG = GenerateRequest(base_model=BASE, text="a" * (1 << 20))
 
 DATA, HEADERS, RESET, SETTINGS, PING, WINDOW = 0, 1, 3, 4, 6, 8
 ACK = END = 1
@@ -121,7 +124,7 @@ async def trickling(scene: Scene, path: str, streams: int, key: bytes = b"") -> 
 @pytest.mark.parametrize("path", [GENERATE, HEALTH, REFLECTION])
 async def test_few_requests_arrive_at_a_time(scene: Scene, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(arrivals, "PLACES", 4)
-    monkeypatch.setattr(arrivals, "LONG_S", LIMIT_S)
+    monkeypatch.setattr(arrivals, "OPEN_PLACES", 4)
     await scene.with_engine()
     async with trickling(scene, path, streams=8) as client:
         await until(lambda: len(client.sent) == 8 and len(_received(client)) >= 2)
@@ -132,9 +135,8 @@ async def test_few_requests_arrive_at_a_time(scene: Scene, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("path", [GENERATE, HEALTH, REFLECTION])
 async def test_requests_that_do_not_arrive_end(scene: Scene, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """Most do after LONG_S; some get a place for those that take long, and ARRIVAL_S."""
-    monkeypatch.setattr(arrivals, "LONG_S", 0.05)
-    monkeypatch.setattr(arrivals, "ARRIVAL_S", 0.2)
+    monkeypatch.setattr(arrivals, "ARRIVAL_S", 0.05)
+    monkeypatch.setattr(arrivals, "OPEN_ARRIVAL_S", 0.05)
     await scene.with_engine()
     async with trickling(scene, path, streams=40) as client:
         await until(lambda: len(client.ended) == 40)
@@ -173,6 +175,42 @@ async def test_requests_and_answers_are_as_ever(scene: Scene) -> None:
             await client.answer(too_long, timeout_s=LIMIT_S)
 
 
+async def test_a_request_that_takes_too_long_can_be_sent_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "ARRIVAL_S", 0.2)
+    await scene.with_engine()
+    with relaying(scene.target) as relay:
+        relay.fault, relay.freely = "stuck", 2 * UNREAD
+        async with Client(f"127.0.0.1:{relay.port}", patience_s=0.0) as client:
+            with pytest.raises(Unavailable, match=r"request: did not arrive in full within 0\.2 s; send it again"):
+                await client.answer(LONG, timeout_s=LIMIT_S)
+
+
+async def test_slow_requests_wait_for_those_before_them(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is refused because another takes long."""
+    monkeypatch.setattr(arrivals, "PLACES", 2)
+    await scene.with_engine()
+    with relaying(scene.target) as relay:
+        relay.fault = "slow"
+        async with Client(f"127.0.0.1:{relay.port}", patience_s=0.0) as client:
+            for answer in await asyncio.gather(*(client.answer(LONG, timeout_s=LIMIT_S) for _ in range(4))):
+                assert answer.text
+
+
+async def test_an_idle_stream_of_reflection_ends_well(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    await scene.with_engine()
+    async with grpc.aio.insecure_channel(scene.target) as channel:
+        stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        for _ in range(2):
+            await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+            assert (await stream.read()).list_services_response.service
+        monkeypatch.setattr(arrivals, "IDLE_S", 0.05)
+        await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        assert (await stream.read()).list_services_response.service
+        async with asyncio.timeout(LIMIT_S):
+            assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() == grpc.StatusCode.OK
+
+
 async def test_a_client_takes_as_many_places_as_it_leaves_free_and_its_requests_wait_in_order() -> None:
     places, go_on, order = Places(4), asyncio.Event(), list[str]()
 
@@ -205,17 +243,35 @@ async def test_a_request_that_gets_no_place_in_time_is_refused_and_leaves_the_li
         pass
 
 
-async def test_a_bounded_number_of_requests_waits_for_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "WAITING", 1)
-    places = Places(2)
+async def test_clients_take_turns() -> None:
+    places, order = Places(1), list[str]()
 
     async def arrive(client: str) -> None:
         async with places.place(client):
-            pass
+            order.append(client)
 
     async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group, places.place("a"):
-        group.create_task(arrive("a"))
+        for client in "aaabbc":
+            group.create_task(arrive(client))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="still arriving"):
-            await arrive("a")
-        await arrive("b")
+    assert "".join(order) == "abcaba"
+
+
+async def test_a_client_has_as_much_of_the_line_as_it_leaves_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "WAITING", 4)
+    places, order = Places(1), list[str]()
+
+    async def arrive(client: str) -> None:
+        async with places.place(client):
+            order.append(client)
+
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+        async with places.place("a"):
+            for client in "aab":
+                group.create_task(arrive(client))
+            await asyncio.sleep(0)
+            for client in "ab":
+                with pytest.raises(Overloaded, match="still arriving"):
+                    await arrive(client)
+        await arrive("d")
+    assert sorted(order) == ["a", "a", "b", "d"]

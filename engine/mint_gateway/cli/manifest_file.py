@@ -9,7 +9,7 @@ from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound, SourceUnavailable
 from mint_contracts.parquet_rows import count, entry_lines
 
-MESSAGE_BYTES = 256 << 10
+MESSAGE_BYTES = 1 << 20  # each takes a round trip, and on a slow link has to arrive within a minute
 LONGEST_LINE = 1 << 20  # about ten times the largest entry; such a message is still well below the gateway's limit
 PARQUET = ".parquet"
 
