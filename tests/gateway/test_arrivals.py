@@ -197,6 +197,7 @@ async def test_slow_requests_wait_for_those_before_them(scene: Scene, monkeypatc
 
 
 async def test_an_idle_stream_of_reflection_ends_well(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "IDLE_S", LIMIT_S)
     await scene.with_engine()
     async with grpc.aio.insecure_channel(scene.target) as channel:
         stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
