@@ -93,11 +93,11 @@ def launch_all(dtype: torch.dtype, first: int) -> None:
         query = torch.zeros((1, queries, latent + rotated), dtype=dtype)
         for decodes in (once, twice):
             lists = decodes, numbers(3).view(-1, 3), numbers(1), numbers(2).view(-1, 2)
-            latents = LatentWork(None, (), chunks, tokens, *lists, longest=longest)
+            latents = LatentWork(None, (), chunks, tokens, *lists, runs=())
             latents.attend(query, pool, latent, 0.1, torch.zeros((1, most), dtype=torch.int32) if most else None)
             if most:
                 asked, weights = torch.zeros((1, heads, index), dtype=dtype), torch.zeros(1, heads)
-                latents.score(asked, weights, pool, latent + rotated, slice(None))
+                latents.score(asked, weights, pool, latent + rotated, slice(None), longest)
 
 
 def main(capability: str, dtype: str) -> None:

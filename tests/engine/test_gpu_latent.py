@@ -1,7 +1,7 @@
 """Latent attention's kernels for GPUs, interpreted, against their formulas row by row; and engines that use them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mint_engine.gpu.attend import TOKENS
 from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.latent import LatentWork
-from mint_engine.model import paged
+from mint_engine.model import indexer, paged
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.paged import plan_attention
@@ -74,6 +74,12 @@ def work_of(spans: Sequence[Span], cache: LatentCache) -> LatentWork:
     return work
 
 
+def order_of(work: LatentWork, count: int) -> list[int]:
+    """Which of a step's rows each of the work's rows is."""
+    found: list[int] = list(range(count)) if work.rows is None else work.rows.tolist()
+    return found
+
+
 def naive(query: torch.Tensor, past: torch.Tensor, latent: int) -> torch.Tensor:
     """One row's absorbed queries [Q, C + E] over what it sees [N, C + E]."""
     return torch.softmax(query @ past.t() * SCALE, dim=1) @ past[:, :latent]
@@ -99,17 +105,18 @@ def test_every_row_attends_to_its_own_past_or_to_what_was_chosen_of_it(
         work = work_of(spans, cache)
         given = None
         rows = [(span, span.row + at, span.position + at) for span in spans for at in range(span.length)]
+        rows = [rows[at] for at in order_of(work, len(rows))]
         seen = [torch.arange(position + 1) for _, _, position in rows]
-        if most is not None and work.longest:
+        if most is not None and work.runs:
             seen = [torch.randperm(len(each), generator=draw)[:most].sort().values for each in seen]
             given = torch.zeros(len(rows), most, dtype=torch.int32)
-            for row, each in enumerate(seen):
-                given[row, : len(each)] = each
-        found = work.attend(query.to(CUDA), cache.of(0), latent, SCALE, None if given is None else given.to(CUDA))
-        found = found.cpu()
-    for (span, row, _), each in zip(rows, seen, strict=True):
+            for at, each in enumerate(seen):
+                given[at, : len(each)] = each
+        asked = query[order_of(work, len(rows))].to(CUDA)
+        found = work.attend(asked, cache.of(0), latent, SCALE, None if given is None else given.to(CUDA)).cpu()
+    for at, ((span, row, _), each) in enumerate(zip(rows, seen, strict=True)):
         past = held[list(span.pages)].flatten(0, 1)[each, : latent + rotated]
-        assert torch.allclose(found[row], naive(query[row], past, latent), atol=1e-4, rtol=1e-4)
+        assert torch.allclose(found[at], naive(query[row], past, latent), atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=12)
@@ -121,21 +128,57 @@ def test_every_row_chooses_by_the_indexers_scores(
     sizes = LatentSizes(8, 4, expanded=16, index=size, most=most)
     spans, count = spans_of([*parts, (most, 1)], draw), sum(length for _, length in parts) + 1
     query, weights = torch.randn(count, heads, size, generator=draw), torch.randn(count, heads, generator=draw)
-    with standing_in():
+    scored = list[int]()
+    with standing_in(), pytest.MonkeyPatch.context() as patch:
         cache, held = cache_of(spans, sizes, draw)
         work = work_of(spans, cache)
-        scores = work.score(query.to(CUDA), weights.to(CUDA), cache.of(0), 12, slice(None)).cpu()
+        order, longest = order_of(work, count), max(span.position + span.length for span in spans)
+        given, of = query.to(CUDA), weights.to(CUDA)
+        scores = work.score(given[order], of[order], cache.of(0), 12, slice(None), longest).cpu()
+        patch.setattr(LatentWork, "score", noting(LatentWork.score, scored))
+        patch.setattr(paged, "SCORES", 1 << 10)  # of a few rows at once
+        found = indexer._positions(given, of, work, cache.of(0), 12, most)
+        assert found is not None
+        found = found.cpu()
     chosen = choose(scores, scores != -torch.inf, most)
-    positions = positions_of(chosen, most)
+    positions, least = positions_of(chosen, most), 0
     for span in spans:
-        past = held[list(span.pages)].flatten(0, 1)[:, 12:]
+        past, last = held[list(span.pages)].flatten(0, 1)[:, 12:], span.position + span.length
+        least += span.length * last if last > most else 0
         for at in range(span.length):
-            row, seen = span.row + at, span.position + at + 1
+            row, seen, place = span.row + at, span.position + at + 1, order.index(span.row + at)
             expected = weights[row] @ torch.relu(query[row] @ past[:seen].t())
-            assert torch.allclose(scores[row, :seen], expected, atol=1e-4, rtol=1e-4)
-            assert (scores[row, seen:] == -torch.inf).all()
-            assert chosen[row].sum() == min(seen, most)
-            assert positions[row, : min(seen, most)].tolist() == chosen[row].nonzero().flatten().tolist()
+            assert torch.allclose(scores[place, :seen], expected, atol=1e-4, rtol=1e-4)
+            assert (scores[place, seen:] == -torch.inf).all()
+            assert chosen[place].sum() == min(seen, most)
+            assert positions[place, : min(seen, most)].tolist() == chosen[place].nonzero().flatten().tolist()
+            assert found[place, : min(seen, most)].tolist() == positions[place, : min(seen, most)].tolist()
+    assert least <= sum(scored) < 2 * least, "of pasts that are chosen from, padded to less than twice their length"
+
+
+def noting(score: Callable[..., torch.Tensor], scored: list[int]) -> Callable[..., torch.Tensor]:
+    """The same, which notes how many scores it computes."""
+
+    def noted(*args: Any) -> torch.Tensor:
+        found = score(*args)
+        scored.append(found.numel())
+        return found
+
+    return noted
+
+
+def test_a_long_past_costs_rows_beside_it_nothing() -> None:
+    sizes = LatentSizes(8, 4, expanded=16, index=4, most=2048)
+    lengths = [1000, 131072, 3000, 7, 4095, 5000]
+    spans = [Span(row, 1, length - 1, range(pages_for(length)), row) for row, length in enumerate(lengths)]
+    plan = GpuKernels().plan_latents(spans, sizes, whole=True)
+    assert plan.runs == ((0, 2, 0), (2, 4, 4095), (4, 5, 5000), (5, 6, 131072))
+    assert plan.lists[0] == list(plan.slots) == [0, 3, 2, 4, 5, 1], "the step's rows, in this order"
+    assert not plan.whole
+    ordered = GpuKernels().plan_latents(sorted(spans, key=lambda span: span.position), sizes, whole=True)
+    assert ordered.whole
+    assert ordered.runs == plan.runs
+    assert GpuKernels().plan_latents([spans[3], spans[0]], sizes, whole=True).runs == ()
 
 
 def test_a_split_past_gives_the_same_whatever_else_is_in_the_batch() -> None:
@@ -164,7 +207,7 @@ def test_long_chunks_that_see_all_are_expanded_and_others_are_not() -> None:
         assert plan.latents is not None
         assert plan.latents.rows is not None
         assert plan.latents.rows.tolist() == [0, *range(6, 15)]
-        assert plan.latents.longest == 43
+        assert plan.latents.runs == ((0, 5, 0), (5, 10, 43))
         assert plan_attention(spans[1:2], cache, CUDA, GpuKernels()).of(0).latents is None
 
 
@@ -215,7 +258,7 @@ async def answers(base: Path, adapter: Path, ready: list[Any]) -> list[Answer]:
     async with running(base, {"a": adapter}, device="cuda") as engine:
         for each in ready:
             each()
-        asked = [(short, "a"), (long, "a"), (long, ""), (short, "")]
+        asked = [(short, "a"), (long * 2, "a"), (long, ""), (short, "")]
         told = [ask(engine, prompt, who, max_tokens=3, ignore_eos=True) for prompt, who in asked]
         return list(await asyncio.gather(*told))
 

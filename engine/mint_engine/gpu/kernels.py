@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import torch
 
@@ -24,8 +25,8 @@ class LatentPlan:
 
     slots: tuple[int, ...]
     tokens: int
-    longest: int
-    whole: bool  # it computes all of the step's rows
+    runs: tuple[tuple[int, int, int], ...]
+    whole: bool  # it computes all of the step's rows, in their order
     lists: tuple[list[int], ...]
 
     def work(self, lists: Sequence[torch.Tensor]) -> LatentWork:
@@ -40,7 +41,7 @@ class LatentPlan:
             decoding=decoding.view(-1, 3),
             tables=tables,
             pasts=pasts.view(-1, 2),
-            longest=self.longest,
+            runs=self.runs,
         )
 
 
@@ -89,20 +90,38 @@ class GpuKernels:
         return Work(chunks.view(-1, 5), decodes.view(-1, 5), decoding.view(-1, 3), tables)
 
     def plan_latents(self, spans: Sequence[Span], sizes: LatentSizes, *, whole: bool) -> LatentPlan:
-        """Plan latent attention of these spans' rows, which are all of the step's if that is `whole`."""
-        own, rows, pasts, row, at = list[Span](), list[int](), list[int](), 0, 0
-        longest = max((span.position + span.length for span in spans), default=0)
-        longest = longest if sizes.chooses(longest) else 0
-        for span in spans:
-            own.append(replace(span, row=row))
-            row += span.length
-            if not whole:
-                rows += range(span.row, span.row + span.length)
-            if longest:
-                for position in range(span.position, span.position + span.length):
-                    pasts += (position, at)
-                at += pages_for(span.position + span.length)
-        slots = tuple(span.slot for span in spans for _ in range(span.length))
+        """Plan latent attention of these spans' rows, which are all of the step's if that is `whole`.
+
+        Those of similar pasts come together, so that the indexer does not score a long one's length for all others.
+        """
+        kind_of = partial(_kind, sizes=sizes)
+        kinds = [kind_of(span) for span in spans]
+        chosen, whole = any(kinds), whole and kinds == sorted(kinds)
+        own, rows, pasts, runs, row, at = list[Span](), list[int](), list[int](), list[tuple[int, int, int]](), 0, 0
+        for kind, alike in groupby(sorted(spans, key=kind_of), kind_of):
+            start, longest = row, 0
+            for span in alike:
+                own.append(replace(span, row=row))
+                row += span.length
+                longest = max(longest, span.position + span.length)
+                if not whole:
+                    rows += range(span.row, span.row + span.length)
+                if chosen:
+                    for position in range(span.position, span.position + span.length):
+                        pasts += (position, at)
+                    at += pages_for(span.position + span.length)
+            if chosen:
+                runs.append((start, row, longest if kind else 0))
+        slots = tuple(span.slot for span in own for _ in range(span.length))
         lists = self.lists(own, partial(latent.splits_of, most=sizes.most))
         tokens = min(TOKENS, max((span.length for span in spans), default=0))
-        return LatentPlan(slots, tokens, longest, whole, (rows, pasts, *lists))
+        return LatentPlan(slots, tokens, tuple(runs), whole, (rows, pasts, *lists))
+
+
+def _kind(span: Span, sizes: LatentSizes) -> int:
+    """Return what is the same for spans whose pasts are scored together: none of these is twice as long as another.
+
+    0 for all that attend to all that they see.
+    """
+    tokens = span.position + span.length
+    return tokens.bit_length() if sizes.chooses(tokens) else 0

@@ -42,7 +42,9 @@ class LatentWork:
     decoding: torch.Tensor
     tables: torch.Tensor
     pasts: torch.Tensor  # [n, 2] int64: a row's position, and where its pages begin in `tables`
-    longest: int  # of the pasts, itself included, if a choice among them is to be made; otherwise 0
+    # Where rows with similar pasts start and stop, and the longest of these pasts, the row included; 0 if they attend
+    # to all that they see. Empty if all rows do.
+    runs: tuple[tuple[int, int, int], ...]
 
     def attend(
         self, query: torch.Tensor, pool: torch.Tensor, latent: int, scale: float, chosen: torch.Tensor | None
@@ -89,16 +91,16 @@ class LatentWork:
             )  # fmt: skip
 
     def score(
-        self, query: torch.Tensor, weights: torch.Tensor, pool: torch.Tensor, column: int, rows: slice
+        self, query: torch.Tensor, weights: torch.Tensor, pool: torch.Tensor, column: int, rows: slice, longest: int
     ) -> torch.Tensor:
         """Return an indexer's scores of some rows' pasts [n, longest] float32; -inf for what a row does not see.
 
         Queries [n, J, D] and weights [n, J] float32 of these rows; pages [P, page, W] with keys from `column` on.
         """
         (count, heads, size), (page, width) = query.shape, pool.shape[1:]
-        out = torch.empty((count, self.longest), dtype=torch.float32, device=query.device)
-        score[count, -(-self.longest // _SCORED)](
-            query, weights, out, self.longest, pool[..., column:], self.pasts[rows], self.tables, heads=heads,
+        out = torch.empty((count, longest), dtype=torch.float32, device=query.device)
+        score[count, -(-longest // _SCORED)](
+            query, weights, out, longest, pool[..., column:], self.pasts[rows], self.tables, heads=heads,
             size=size, width=width, padded_heads=max(FEWEST, next_power_of_2(heads)),
             padded_size=max(16, next_power_of_2(size)), page_tokens=page, tokens=_SCORED,
         )  # fmt: skip

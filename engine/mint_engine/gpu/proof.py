@@ -24,7 +24,8 @@ from mint_engine.residency.slots import Slots
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 _COUNT, _MAX_RANK = 3, 20  # slots
 _MODULES = {"plain": Module("plain", 1040, 144), "stack": Module("stack", 48, 80, experts=3)}
-# Positions and lengths of requests' spans; of latents', all but one see more than an indexer chooses.
+# Positions and lengths of requests' spans; of latents', all but the first, which so stays the first, see more than an
+# indexer chooses.
 _PARTS = (0, 1), (40, 1), (SPLIT + 40, 1), (0, 70), (21, 12)
 _LATENT_PARTS, _CHOSEN = ((40, 1), (SPLIT + 40, 1), (SPLIT + 25, 6)), SPLIT + 20
 _ONE_GROUP = LayerGroups(1, (None,), ((0, 0),))
@@ -143,7 +144,7 @@ def _latents(kernels: GpuKernels, dtype: torch.dtype, device: torch.device) -> I
         if most is not None:
             index = torch.randn(count, heads, sizes.index, generator=draw).to(device, dtype)
             weights = torch.randn(count, heads, generator=draw).to(device)
-            scores = work.score(index, weights, cache.of(0), sizes.width - sizes.index, slice(None))
+            scores = work.score(index, weights, cache.of(0), sizes.width - sizes.index, slice(None), seen.shape[1])
             products = torch.einsum("njd,nld->njl", index.float(), past[..., -sizes.index :]).relu()
             expected = (products * weights[..., None]).sum(1)
             yield "an indexer's scores", scores.masked_fill(~seen, 0.0), expected.masked_fill(~seen, 0.0)

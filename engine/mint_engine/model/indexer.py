@@ -90,14 +90,19 @@ def _positions(
     query: torch.Tensor, weights: torch.Tensor, work: "LatentWork", pages: torch.Tensor, column: int, most: int
 ) -> torch.Tensor | None:
     """Choose for the rows of `work`, see Selection; None if all of them attend to all that they see."""
-    if not work.longest:
+    if not work.runs:
         return None
     if work.rows is not None:
         query, weights = query.index_select(0, work.rows), weights.index_select(0, work.rows)
     found = []
-    for run in tiles(query.shape[0], work.longest * _KEPT):
-        scores = work.score(query[run], weights[run], pages, column, run)
-        found.append(positions_of(choose(scores, scores != -torch.inf, most), most))
+    for start, stop, longest in work.runs:
+        if not longest:
+            found.append(torch.arange(most, dtype=torch.int32, device=query.device).expand(stop - start, -1))
+            continue
+        for tile in tiles(stop - start, longest * _KEPT):
+            rows = slice(start + tile.start, start + tile.stop)
+            scores = work.score(query[rows], weights[rows], pages, column, rows, longest)
+            found.append(positions_of(choose(scores, scores != -torch.inf, most), most))
     return torch.cat(found)
 
 

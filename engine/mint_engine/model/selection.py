@@ -14,7 +14,7 @@ class Selection:
 
     decodes: tuple[torch.Tensor | None, ...] | None = None  # [B, N] bool for each group
     chunks: tuple[torch.Tensor | None, ...] | None = None  # [T, N] bool for each chunk
-    # For kernels on a GPU, of their rows [n, k] int32: positions in order; if a row sees fewer, zeros follow.
+    # For kernels on a GPU, of their rows [n, k] int32: positions in order; if a row sees fewer, the rest is not read.
     positions: torch.Tensor | None = None
 
     def of_decodes(self, decodes: Sequence[Decodes]) -> tuple[torch.Tensor | None, ...]:
