@@ -109,6 +109,11 @@ async def fails(channel: grpc.aio.Channel, adapter: str) -> bool:
     return False
 
 
+def scraped(port: int) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return bytes(answer.read())
+
+
 async def test_an_engine_serves_follows_the_map_and_drains(
     files: Path, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,11 +134,9 @@ async def test_an_engine_serves_follows_the_map_and_drains(
         assert (record.slots_used, record.slots_total, record.address) == (0, 4, f"127.0.0.1:{engine.port}")
 
         async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=60)
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            alive = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{engine.metrics_port}/metrics")
-            assert b"mint_engine_requests" in alive.read()
+            assert b"mint_engine_requests" in await asyncio.to_thread(scraped, engine.metrics_port)
             [settled] = [line for line in engine.lines() if line["event"] == "settled"]
             assert settled["objects"] > 100_000, "what libraries have made is gone through again and again"
 
@@ -167,9 +170,8 @@ async def test_an_engine_serves_follows_the_map_and_drains(
         gone = await view(reader, engine.name)
         assert gone is not None
         assert gone.record is None, "the heartbeat ends with the process"
-        draining, drained = [line for line in engine.lines() if line["event"] in {"draining", "drained"}]
-        assert (draining["event"], draining["running"]) == ("draining", 1), "it was told to end amid that request"
-        assert (drained["event"], drained["finished"]) == ("drained", True)
+        draining, drained = (line for line in engine.lines() if line["event"] in {"draining", "drained"})
+        assert (draining["running"], drained["finished"]) == (1, True), "it was told to end amid that request"
         assert all(line["engine"] == engine.name for line in engine.lines())
     await redis.aclose()
 

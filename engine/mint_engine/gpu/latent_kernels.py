@@ -11,9 +11,9 @@ from mint_engine.gpu.attend_kernels import finish
 def attend_latents(
     query, out, pool, items, tables, chosen, partial, weights, scale, programs,
     queries: tl.constexpr, group: tl.constexpr, latent: tl.constexpr, rotated: tl.constexpr, width: tl.constexpr,
-    most: tl.constexpr, tokens: tl.constexpr, padded_latent: tl.constexpr,
-    padded_rotated: tl.constexpr, page_tokens: tl.constexpr, step: tl.constexpr, split_tokens: tl.constexpr,
-    most_splits: tl.constexpr, sparse: tl.constexpr, split: tl.constexpr,
+    most: tl.constexpr, tokens: tl.constexpr, padded_latent: tl.constexpr, padded_rotated: tl.constexpr,
+    page_tokens: tl.constexpr, step: tl.constexpr, split_tokens: tl.constexpr, most_splits: tl.constexpr,
+    sparse: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
     """Attention of some of an item's tokens, for `group` heads, over their past or one split of it.
 
@@ -48,9 +48,8 @@ def attend_latents(
             n = tl.load(chosen + first * most + n, mask=given, other=0)
         place = (tl.load(table + n // page_tokens, mask=given, other=0) * page_tokens + n % page_tokens) * width
         past = tl.load(pool + place[:, None] + c[None], mask=given[:, None] & (c < latent)[None], other=0.0)
-        past_turned = tl.load(
-            pool + latent + place[None] + e[:, None], mask=given[None] & (e < rotated)[:, None], other=0.0
-        )
+        turned_at = pool + latent + place[None] + e[:, None]
+        past_turned = tl.load(turned_at, mask=given[None] & (e < rotated)[:, None], other=0.0)
         scores = tl.dot(turned, past_turned, input_precision="ieee")
         scores = tl.dot(rows, tl.trans(past), scores, input_precision="ieee") * scale
         scores = tl.where(given[None] & (n[None] <= seen[:, None]), scores, float("-inf"))

@@ -1,10 +1,15 @@
-"""How often the process that checks texts by users' rules tries one that fills its memory."""
+"""The process that checks texts by users' patterns and schemas: its memory, and who waits for it."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 
-from mint_engine.rewards import checking
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.training import ExactMatch, JsonSchema, Regex, Reward
+from mint_engine.rewards import checking, patterns
+from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.scorer import Scorer
 from tests.waiting import PATIENCE_S
 
 
@@ -26,3 +31,24 @@ def test_a_rule_that_takes_too_much_memory_is_tried_again_only_if_other_rules_he
         assert checking._answer(PATIENCE_S, "endless", "a", "") == "takes more than 256 MiB on ''"
         assert len(tried) == tries
         tried.clear()
+
+
+async def test_a_pattern_that_takes_the_engines_memory_is_an_error() -> None:
+    """The process that reads it shares the engine's container, which would be killed with all that it serves."""
+    with pytest.raises(InvalidRequest, match=r"takes more than 256 MiB on ''"):
+        await Scorer(Reward(regex=Regex(pattern="(?:(?:a){1000}){1000}"))).check()
+
+
+async def test_a_pattern_is_never_blamed_for_the_memory_that_others_take() -> None:
+    for repeats in range(395, 400):  # each takes 110 MB, as long as it is cached
+        await Scorer(Reward(regex=Regex(pattern=f"(?:(?:a){{1000}}){{{repeats}}}"))).check()
+
+
+async def test_other_rewards_do_not_wait_for_slow_patterns() -> None:
+    slow = Scorer(Reward(regex=Regex(pattern="x")))
+    with patterns._checker._turn:  # as a check takes it, for up to two seconds
+        waiting = [asyncio.create_task(slow.score("acme/slow", 0, [Completion("", "x")])) for _ in range(4)]
+        async with asyncio.timeout(PATIENCE_S):
+            for reward in (Reward(exact_match=ExactMatch()), Reward(json_schema=JsonSchema(schema="true"))):
+                assert await Scorer(reward).score("acme/one", 0, [Completion("", "7", "7")]) == [1.0]
+    assert await asyncio.gather(*waiting) == [[1.0]] * 4

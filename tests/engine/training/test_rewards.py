@@ -104,27 +104,6 @@ async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
     assert await worth(slow, "xxa") == 1.0, "others are matched as ever"
 
 
-async def test_a_pattern_that_takes_the_engines_memory_is_an_error() -> None:
-    """The process that reads it shares the engine's container, which would be killed with all that it serves."""
-    with pytest.raises(InvalidRequest, match=r"takes more than 256 MiB on ''"):
-        await Scorer(Reward(regex=Regex(pattern="(?:(?:a){1000}){1000}"))).check()
-
-
-async def test_a_pattern_is_never_blamed_for_the_memory_that_others_take() -> None:
-    for repeats in range(395, 400):  # each takes 110 MB, as long as it is cached
-        await Scorer(Reward(regex=Regex(pattern=f"(?:(?:a){{1000}}){{{repeats}}}"))).check()
-
-
-async def test_other_rewards_do_not_wait_for_slow_patterns() -> None:
-    slow = Scorer(Reward(regex=Regex(pattern="x")))
-    with patterns._checker._turn:  # as a check takes it, for up to two seconds
-        waiting = [asyncio.create_task(slow.score("acme/slow", 0, [Completion("", "x")])) for _ in range(4)]
-        async with asyncio.timeout(PATIENCE_S):
-            assert await worth(Reward(exact_match=ExactMatch()), "yes", "yes") == 1.0
-            assert await worth(Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": "Ada"}') == 1.0
-    assert await asyncio.gather(*waiting) == [[1.0]] * 4
-
-
 def doubling(depth: int) -> str:
     """Return a schema whose definitions each refer twice to the next, doubling the work per level."""
     definitions: dict[str, Any] = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(depth)}
