@@ -23,7 +23,6 @@ from mint_gateway.answer import Answer, collect
 from mint_gateway.connection import Connection
 from mint_gateway.dialling import Trust
 from mint_gateway.policy import Policy
-from mint_gateway.retries import may_have_it
 from mint_gateway.token_ids import token_ids
 
 PATIENCE_S = 30.0
@@ -268,16 +267,9 @@ class Client:
     async def drop_policy(self, name: str, *, base_model: str = "") -> bool:
         """Drop a policy, whoever created it; its name stops meaning anything. Return False if there is none."""
         request = training_pb2.DropPolicyRequest(policy=name, base_model=base_model)
-        patience, sent_before = self._connection.patience(), False
-        while True:
-            call = self._trainer.DropPolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._connection.metadata)
-            try:
-                response = await call
-            except grpc.aio.AioRpcError as error:
-                await patience.wait(error)
-                sent_before = sent_before or may_have_it(error)
-            else:
-                return sent_before or not response.unknown  # the first time may have dropped it
+        call = self._trainer.DropPolicy
+        response, sent_before = await self._connection.call_told(call, request, TRAINING_TIMEOUT_S)
+        return sent_before or not response.unknown  # the first time may have dropped it
 
     async def policies(self, base_model: str = "") -> training_pb2.ListPoliciesResponse:
         """List the policies that are trained by calls, of one base or of all."""

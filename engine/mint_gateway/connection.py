@@ -6,6 +6,7 @@ import grpc
 
 from mint_gateway.dialling import Trust, bearing, dial, is_hopeless
 from mint_gateway.persistence import Persistence
+from mint_gateway.retries import may_have_it
 
 CALL_TIMEOUT_S = 10.0  # for one attempt
 
@@ -30,9 +31,17 @@ class Connection:
         self, method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]", request: Q, timeout_s: float = CALL_TIMEOUT_S
     ) -> A:
         """Return a call's answer, with at most `timeout_s` for each attempt. Raises MintError."""
-        patience = self.patience()
+        answer, _ = await self.call_told(method, request, timeout_s)
+        return answer
+
+    async def call_told(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]", request: Q, timeout_s: float = CALL_TIMEOUT_S
+    ) -> tuple[A, bool]:
+        """Return a call's answer as `call` does, and whether an earlier attempt may have been executed."""
+        patience, sent_before = self.patience(), False
         while True:
             try:
-                return await method(request, timeout=timeout_s, metadata=self.metadata)
+                return await method(request, timeout=timeout_s, metadata=self.metadata), sent_before
             except grpc.aio.AioRpcError as error:
                 await patience.wait(error)
+                sent_before = sent_before or may_have_it(error)

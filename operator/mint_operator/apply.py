@@ -315,12 +315,12 @@ class Applier:
         """Write the Event of a changed status, if it has one."""
         kind, of, status, base = write
         changed = events.transition(kind, of.meta, of.status, status, time.time())
-        waits = events.waiting(kind, of.meta, of.status, status, time.time(), base)
+        told = changed or events.waiting(kind, of.meta, of.status, status, time.time(), base)
+        if told is None:
+            return
+        each_time = changed is not None and not events.alternates(of.status, status)
         async with self._gate:
-            if changed is not None and not events.alternates(of.status, status):
-                await self._recorder.emit(changed)
-            elif (told := changed or waits) is not None:
-                await self._recorder.once(told)
+            await (self._recorder.emit(told) if each_time else self._recorder.once(told))
 
     def _prune(self, plan: Plan, snapshot: Snapshot) -> None:
         self._recorder.forget_old()

@@ -21,6 +21,8 @@ from mint_gateway.persistence import Persistence
 from mint_gateway.placement_pages import PAGE
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, STORE, Scene, complete
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.scripted_trainer import ScriptedTrainer
 from tests.waiting import PATIENCE_S
 
 
@@ -183,33 +185,38 @@ async def test_placements_is_a_table_of_who_holds_what_and_why(scene: Scene) -> 
     ]
 
 
-async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene: Scene) -> None:
+async def training_engine(scene: Scene) -> tuple[ScriptedEngine, ScriptedTrainer]:
     await scene.base(trains=True)
     engine = await scene.engine("e-0", trains=True)
     await scene.open()
     await scene.seen(engine)
     assert engine.trainer is not None
+    return engine, engine.trainer
+
+
+async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene: Scene) -> None:
+    engine, trainer = await training_engine(scene)
     state = PolicyState(policy="demo/taught", step=3, sequence=7, life=5, engine="e-0", base_model=BASE)
-    engine.trainer.policies["demo/taught"] = state
+    trainer.policies["demo/taught"] = state
     code, out, _ = await mint(scene.target, "policy", "list")
     [line] = [line for line in out.splitlines() if "demo/taught" in line]
     assert (code, [cell.strip() for cell in line.strip("│").split("│")]) == (
         0,
         ["demo/taught", BASE, "e-0", "3", "7"],
     )
-    engine.trainer.resting = {"demo/idle": PolicyState(policy="demo/idle", step=2, sequence=4, life=6)}
+    trainer.resting = {"demo/idle": PolicyState(policy="demo/idle", step=2, sequence=4, life=6)}
     _, out, _ = await mint(scene.target, "policy", "list")
     [line] = [line for line in out.splitlines() if "demo/idle" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["demo/idle", BASE, "rests", "2", "4"]
     _, out, _ = await mint(scene.target, "policy", "list", "-o", "json")
     assert [each["life"] for each in json.loads(out)["policies"]] == ["5", "6"]
     assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
-    assert not engine.trainer.policies
-    engine.trainer.policies["demo/taught"] = state
+    assert not trainer.policies
+    trainer.policies["demo/taught"] = state
     code, out, err = await mint(scene.target, "policy", "drop", "-o", "json", "demo/taught", "")
     assert (code, json.loads(out)) == (1, {"dropped": ["demo/taught"], "unknown": []})
     assert err.startswith("mint: InvalidRequest: ")
-    engine.trainer.policies["demo/taught"] = state
+    trainer.policies["demo/taught"] = state
     code, out, err = await mint(scene.target, "policy", "drop", "demo/mistyped", "demo/taught")
     assert (code, out) == (1, "dropped demo/taught\n")
     assert err.startswith("mint: PolicyNotFound: policy 'demo/mistyped': does not exist, so it was not dropped; ")
@@ -222,18 +229,14 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
 
 async def test_a_drop_whose_answer_is_lost_is_no_drop_of_an_unknown_policy(scene: Scene) -> None:
     """The gateway, or the client if it loses the gateway, sends it again and then finds nothing to drop."""
-    await scene.base(trains=True)
-    engine = await scene.engine("e-0", trains=True)
-    await scene.open()
-    await scene.seen(engine)
-    assert engine.trainer is not None
-    engine.trainer.policies["demo/taught"] = PolicyState(policy="demo/taught", life=5)
-    engine.trainer.loses_answers = True
+    engine, trainer = await training_engine(scene)
+    trainer.policies["demo/taught"] = PolicyState(policy="demo/taught", life=5)
+    trainer.loses_answers = True
     assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
-    assert len([each for each in engine.trainer.asked if isinstance(each, DropPolicyRequest)]) == 2
-    engine.trainer.policies["demo/taught"] = PolicyState(policy="demo/taught", life=6)
+    assert len([each for each in trainer.asked if isinstance(each, DropPolicyRequest)]) == 2
+    trainer.policies["demo/taught"] = PolicyState(policy="demo/taught", life=6)
     assert await mint(engine.address, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
-    assert len([each for each in engine.trainer.asked if isinstance(each, DropPolicyRequest)]) == 4
+    assert len([each for each in trainer.asked if isinstance(each, DropPolicyRequest)]) == 4
 
 
 async def test_a_drop_that_did_not_reach_the_gateway_at_first_has_dropped_nothing(

@@ -55,18 +55,16 @@ class Work:
         (queries, _, size), (keys, page), count = query.shape, pool.shape[2:4], items.shape[0]
         padded, programs, requests = max(16, next_power_of_2(size)), -(-most // tokens), self.decoding.shape[0]
         split = most == 1 and count > requests
-        partial = weights = out  # not read
-        if split:
-            partial = torch.empty((count, queries, size), dtype=torch.float32, device=out.device)
-            weights = torch.empty((count, queries, 2), dtype=torch.float32, device=out.device)
+        partial, weights = parts(count, queries, size, out) if split else (out, out)  # not read
         sinks = out if style.sinks is None else style.sinks
         sunk = style.sinks is not None
         attend[count * programs, keys](
             query, query.stride(0), query.stride(1), out, out.stride(0), out.stride(1), pool, items, self.tables,
             sinks, partial, weights, style.scale, style.cap or 1.0, style.window or 1, keys,
             queries=queries, group=queries // keys, size=size, tokens=tokens, programs=programs, padded_group=group,
-            padded_size=padded, page_tokens=page, step=_step(padded * query.element_size()), split_tokens=SPLIT,
-            capped=style.cap is not None, windowed=style.window is not None, sunk=sunk, split=split,
+            padded_size=padded, page_tokens=page, step=step(padded * query.element_size(), _STEP_BYTES),
+            split_tokens=SPLIT, capped=style.cap is not None, windowed=style.window is not None, sunk=sunk,
+            split=split,
         )  # fmt: skip
         if split:
             combine[requests, queries](
@@ -80,6 +78,12 @@ def splits_of(position: int) -> int:
     return 1 + position // SPLIT
 
 
-def _step(row_bytes: int) -> int:
-    """Return how many tokens of a past are read at once, if the keys of each are so many bytes."""
-    return max(16, min(64, _STEP_BYTES // row_bytes))
+def parts(items: int, queries: int, size: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return room for what splits leave to be combined into `out`: weighted sums, and peaks and weights."""
+    sums = torch.empty((items, queries, size), dtype=torch.float32, device=out.device)
+    return sums, torch.empty((items, queries, 2), dtype=torch.float32, device=out.device)
+
+
+def step(row_bytes: int, most_bytes: int) -> int:
+    """Return how many tokens of a past are read at once, of `row_bytes` each and about `most_bytes` together."""
+    return max(16, min(64, most_bytes // row_bytes))

@@ -72,16 +72,13 @@ class LatentWork:
         (_, queries, size), latent, (page, width), count = query.shape, out.shape[2], pool.shape[1:], items.shape[0]
         padded, programs, requests = max(16, next_power_of_2(latent)), -(-most // tokens), self.decoding.shape[0]
         split = most == 1 and count > requests
-        partial = weights = out  # not read
-        if split:
-            partial = torch.empty((count, queries, latent), dtype=torch.float32, device=out.device)
-            weights = torch.empty((count, queries, 2), dtype=torch.float32, device=out.device)
+        partial, weights = attend.parts(count, queries, latent, out) if split else (out, out)  # not read
         attend_latents[count * programs, -(-queries // group)](
             query, out, pool, items, self.tables, out if chosen is None else chosen, partial, weights, scale,
             programs, queries=queries, group=group, latent=latent, rotated=size - latent, width=width,
             most=0 if chosen is None else chosen.shape[1], tokens=tokens, padded_latent=padded,
             padded_rotated=max(16, next_power_of_2(size - latent)), page_tokens=page,
-            step=max(16, min(64, _STEP_BYTES // (padded * query.element_size()))), split_tokens=attend.SPLIT,
+            step=attend.step(padded * query.element_size(), _STEP_BYTES), split_tokens=attend.SPLIT,
             most_splits=MOST_SPLITS, sparse=chosen is not None, split=split, num_warps=_WARPS, num_stages=2,
         )  # fmt: skip
         if split:

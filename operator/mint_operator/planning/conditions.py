@@ -151,6 +151,12 @@ def span(seconds: int) -> str:
     return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
+def find(conditions: Sequence[Condition], kind: str) -> Condition | None:
+    """Return one condition; None if it was never set."""
+    return next((condition for condition in conditions if condition.type == kind), None)
+
+
 def status_of(conditions: Sequence[Condition], kind: str) -> str:
     """Return the status of one condition; "" if it was never set."""
-    return next((condition.status for condition in conditions if condition.type == kind), "")
+    found = find(conditions, kind)
+    return found.status if found is not None else ""

@@ -2,17 +2,11 @@
 
 from typing import Any
 
-from mint_contracts.resources import (
-    GROUP,
-    VERSION,
-    AdapterWaveStatus,
-    BaseModelStatus,
-    Condition,
-    WaveFailure,
-)
+from mint_contracts.resources import GROUP, VERSION, AdapterWaveStatus, BaseModelStatus, WaveFailure
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import stamp
 from mint_operator.planning.snapshot import Meta
+from mint_operator.planning.status_write import Status
 from mint_operator.planning.wave_status import missing
 
 COMPONENT = "mint-operator"
@@ -42,7 +36,7 @@ _UNDER_WAY = {
 }
 
 
-def failures(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | AdapterWaveStatus) -> list[WaveFailure]:
+def failures(old: Status, new: Status) -> list[WaveFailure]:
     """Return the failures in a wave's new status that the old one did not have."""
     if not (isinstance(old, AdapterWaveStatus) and isinstance(new, AdapterWaveStatus)):
         return []
@@ -53,22 +47,22 @@ def failures(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | Ad
 def transition(
     kind: str,
     meta: Meta,
-    old: BaseModelStatus | AdapterWaveStatus,
-    new: BaseModelStatus | AdapterWaveStatus,
+    old: Status,
+    new: Status,
     now: float,
 ) -> dict[str, Any] | None:
     """Return the Event for a change of phase; None if there is nothing to report."""
     event_type = "Warning" if new.phase == "Pending" and old.phase in _HELD else _EVENT_TYPES.get(new.phase)
     if old.phase == new.phase or event_type is None:
         return None
-    told = _condition(new, "Ready")
+    told = conditions.find(new.conditions, "Ready")
     if told is not None and new.phase != "Ready" and told.reason == conditions.ENGINES_READY:
-        told = _condition(new, "Progressing")  # why the others are not
+        told = conditions.find(new.conditions, "Progressing")  # why the others are not
     reason = told.reason if told and new.phase != "Ready" else new.phase
     return event(kind, meta, event_type, reason, told.message if told else new.phase, now)
 
 
-def alternates(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | AdapterWaveStatus) -> bool:
+def alternates(old: Status, new: Status) -> bool:
     """Whether a roll is hindered or no longer: so it is for moments each time that a new pod waits for a node."""
     return {old.phase, new.phase} == {"Rolling", "Degraded"}
 
@@ -76,8 +70,8 @@ def alternates(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | 
 def waiting(
     kind: str,
     meta: Meta,
-    old: BaseModelStatus | AdapterWaveStatus,
-    new: BaseModelStatus | AdapterWaveStatus,
+    old: Status,
+    new: Status,
     now: float,
     base: BaseModelStatus | None = None,
 ) -> dict[str, Any] | None:
@@ -88,7 +82,7 @@ def waiting(
     """
     of_base = isinstance(new, BaseModelStatus)
     which = "Progressing" if of_base else "Ready"  # a base can be Ready while some of its engines are not
-    told, before = _condition(new, which), _condition(old, which)
+    told, before = conditions.find(new.conditions, which), conditions.find(old.conditions, which)
     if told is None or told.reason == conditions.SETTLED or (told.status != "False" and not of_base):
         return None
     routine = told.reason in _UNDER_WAY
@@ -98,10 +92,6 @@ def waiting(
     if lacking is not None and lacking.reason == told.reason:
         return None
     return event(kind, meta, "Normal" if routine else "Warning", told.reason, told.message, now)
-
-
-def _condition(status: BaseModelStatus | AdapterWaveStatus, kind: str) -> Condition | None:
-    return next((each for each in status.conditions if each.type == kind), None)
 
 
 def event(kind: str, meta: Meta, event_type: str, reason: str, message: str, now: float) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def _lasting_first(copy: Copy) -> tuple[bool, bool]:
 
 def missing(base: BaseModelStatus) -> Refusal | None:
     """Return why a base is not ready; None if it is. Only its own status has its progress: it may have many waves."""
-    ready = next((found for found in base.conditions if found.type == "Ready"), None)
+    ready = conditions.find(base.conditions, "Ready")
     if ready is None or ready.status == "True":
         return None
     comes_up = ready.reason in conditions.COMING_UP

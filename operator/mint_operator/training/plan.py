@@ -14,6 +14,7 @@ from mint_contracts.records import Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining, published_in
+from mint_operator.planning.conditions import find
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.naming import Claim
 from mint_operator.planning.refusal import Refusal
@@ -245,7 +246,7 @@ def _record(
 ) -> WaveTraining:
     key = wave.meta.key
     status = statuses.by_wave[key]
-    ready = next((each for each in status.conditions if each.type == "Ready"), None)
+    ready = find(status.conditions, "Ready")
     words = before.last_words if before is not None and before.run == wave.meta.uid else ()
     waits = ready is not None and ready.status != "True" and status.phase != "Training"
     return WaveTraining(

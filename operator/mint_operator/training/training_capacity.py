@@ -161,7 +161,7 @@ def _waits(wave: ObservedWave) -> bool:
     """Whether a wave waits for slots; copies in memory or on disk take none."""
     if wave.spec.serve.residency != "Device" or wave.defect:  # one that is kept as it is already has all it gets
         return False
-    admitted = next((each for each in wave.status.conditions if each.type == conditions.ADMITTED), None)
+    admitted = conditions.find(wave.status.conditions, conditions.ADMITTED)
     if admitted is None:  # it has no status yet
         return True
     return admitted.status == "False" and admitted.reason == conditions.WAITING_FOR_CAPACITY
