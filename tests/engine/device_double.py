@@ -27,6 +27,9 @@ import triton.runtime.interpreter
 from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
+from triton._C.libtriton import native_specialize_impl
+from triton.backends.compiler import BaseBackend
+from triton.runtime.jit import JITFunction
 
 MEMORY = 80 << 30
 CUDA, META, HOST = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
@@ -319,13 +322,21 @@ class Noted:
 
     def __init__(self, kernel: Any, forms: set[tuple[str, Any]]) -> None:
         self._kernel, self._forms = kernel, forms
+        self._params = JITFunction(kernel.fn, **kernel.kwargs).params
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*args: Any, **options: Any) -> None:
-            self._forms.add((self._kernel.fn.__name__, tuple(sorted(options.items()))))
+            told = tuple(map(self._specialised, self._params, args))
+            self._forms.add((self._kernel.fn.__name__, (told, tuple(sorted(options.items())))))
             self._kernel[grid](*args, **options)
 
         return launch
+
+    def _specialised(self, param: Any, given: Any) -> Any:
+        """What of an argument Triton compiles a program for: its type, whether it is aligned, whether it is 1."""
+        own = given.host if isinstance(given, OnDevice) else given
+        aligned = not param.do_not_specialize_on_alignment
+        return native_specialize_impl(BaseBackend, own, param.is_const, not param.do_not_specialize, aligned)
 
 
 class _Language:

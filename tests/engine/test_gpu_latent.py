@@ -181,6 +181,23 @@ def test_a_long_past_costs_rows_beside_it_nothing() -> None:
     assert GpuKernels().plan_latents([spans[3], spans[0]], sizes, whole=True).runs == ()
 
 
+def test_rows_of_an_odd_number_of_heads_are_scored_by_one_program_wherever_they_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw, forms = torch.Generator().manual_seed(7), set[tuple[str, Any]]()
+    sizes, heads = LatentSizes(8, 4, expanded=16, index=16, most=2), 3
+    spans = spans_of([(5, 4)], draw)
+    monkeypatch.setattr(latent, "score", Noted(latent.score, forms))
+    with standing_in():
+        cache, _ = cache_of(spans, sizes, draw)
+        work = work_of(spans, cache)
+        query, weights = torch.zeros(4, heads, 16, device=CUDA), torch.zeros(4, heads, device=CUDA)
+        for first in range(4):
+            rows = slice(first, 4)
+            work.score(query[rows], weights[rows], cache.of(0), 12, rows, 9)
+    assert len(forms) == 1
+
+
 def test_a_split_past_gives_the_same_whatever_else_is_in_the_batch() -> None:
     draw = torch.Generator().manual_seed(5)
     sizes, short, long = LatentSizes(20, 8, 40), (SPLIT + 7, 1), (3 * SPLIT - 1, 1)

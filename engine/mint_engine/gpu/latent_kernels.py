@@ -70,7 +70,8 @@ def attend_latents(
         tl.store(into, found.to(out.dtype.element_ty), mask=real[:, None] & (c < latent)[None])
 
 
-@triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["pasts", "tables"])
+# So do the weights of rows that are scored together; their queries are of whole heads, and aligned anywhere.
+@triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["weights", "pasts", "tables"])
 def score(
     query, weights, out, length, pool, pasts, tables,
     heads: tl.constexpr, size: tl.constexpr, width: tl.constexpr, padded_heads: tl.constexpr,
