@@ -132,7 +132,7 @@ def _build_rank_0(
         )
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
-        equip(member.base, member.slots, Lead(ranks, peers.group, settings.ranks_per_node))
+        equip(member.base, member.slots, Lead(ranks, peers.group, settings.ranks_per_node, ranks.room))
         forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, reference))
         return member.base, member.slots, _generation(forward, limits, on_lost)
     except BaseException:

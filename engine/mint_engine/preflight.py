@@ -1,6 +1,6 @@
 """Checks of a base before any of its weights are copied or read, using only its small files and the spec."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, UnsupportedBase
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_contracts.settings import EngineSettings
-from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import empty_model
 from mint_engine.model.cache_shape import cache_shape, pages_in, shape_for
 from mint_engine.model.device import choose_device, choose_dtype
@@ -21,84 +21,75 @@ from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
 from mint_engine.model.quantised_experts import nothing_to_keep
 from mint_engine.parallel.part import Part
-from mint_engine.parallel.shares import Share, cuts_of
+from mint_engine.parallel.shares import cuts_of
 from mint_engine.residency.slots import slots_bytes
 
 
-def check_small_files(settings: EngineSettings, folder: Path, subject: str) -> None:
+def check_small_files(settings: EngineSettings, folder: Path, subject: str, rank: int | None = 0) -> None:
     """Check a base by the files of a folder that does not have its weights yet. Raises a MintError naming `subject`.
 
-    If the base is a GGUF file, the folder has its head.
+    If the base is a GGUF file, the folder has its head. `rank` is as in `check_config`.
     """
     files = BaseFiles(folder, next((each.name for each in folder.glob("*.gguf")), None), subject)
     check_start(files)
     config, quantisation = read_config(files)
-    check_config(settings, config, subject)
+    check_config(settings, config, subject, rank)
     if settings.quantised_experts and quantisation is None:
         raise nothing_to_keep(subject)
     read_tokenizer(files)
 
 
-def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
-    """Check a base by its configuration; errors name `subject`.
+def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str, rank: int | None = 0) -> None:
+    """Check a base by its configuration, and by the free memory of the GPU of a `rank`, unless that is None.
 
     Raises UnsupportedBase for features that no engine serves, and for lengths, modules and ranks that the base does
-    not have, CapacityExceeded if the cache is too small, or the device for all that will be on it.
+    not have, CapacityExceeded if the cache is too small, or the GPU for what the rank holds.
     """
     try:
-        _check_config(settings, config, subject)
+        _check_config(settings, config, subject, rank)
     except LIBRARY_ERRORS as error:  # from values and types that transformers has not checked
         raise UnsupportedBase(subject, f"has an unsupported configuration: {first_line(error)}") from error
 
 
-def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
+def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str, rank: int | None) -> None:
     text = config.get_text_config()
     _check_context(settings, text)
     cache_shape(text)
     model = empty_model(config, subject)
-    routes = route_shape(model)
+    routes, dtype = route_shape(model), choose_dtype(settings.dtype)
     shape = shape_for(settings, text, routes)
-    pages_in(settings, shape, routes, choose_dtype(settings.dtype))
+    pages = pages_in(settings, shape, routes, dtype)
     modules = find_modules(model, settings.target_modules)
     if settings.quantised_experts and route_shape(model) is None:
         raise nothing_to_keep(subject)
-    share = None
+    cuts = None
     if settings.tensor_parallel_size > 1:
-        share = Part(0, settings.tensor_parallel_size, settings.target_modules).cut(model)
-    if settings.device != "cpu":
-        _check_device(settings, model, modules, share, subject)
+        share = Part(rank or 0, settings.tensor_parallel_size, settings.target_modules).cut(model)
+        cuts, shape = cuts_of(modules, share), shape.shared(share.kv_heads.size)
+    if settings.device != "cpu" and rank is not None:
+        weights = sum(each.numel() for each in _certain(model, settings)) * dtype.itemsize
+        slots = slots_bytes(modules, settings.device_slots, settings.max_rank, dtype, cuts)
+        cache = (pages + 1) * PAGE_TOKENS * shape.token_elements * dtype.itemsize
+        _check_gpu(settings, rank, (weights, slots, cache), subject)
 
 
-def _check_device(
-    settings: EngineSettings,
-    model: PreTrainedModel,
-    modules: Mapping[str, Module],
-    share: Share | None,
-    subject: str,
-) -> None:
-    """Raise CapacityExceeded if weights, slots and cache are larger than the free memory of the first rank's GPU.
-
-    `model` has no memory, and with several ranks only the rank's share. Weights whose size is not certain yet are
-    left out.
-    """
-    device, dtype, ranks = choose_device(settings.device), choose_dtype(settings.dtype), settings.tensor_parallel_size
-    cuts = cuts_of(modules, share) if share is not None else None
-    weights = sum(each.numel() for each in _certain(model, settings)) * dtype.itemsize
-    slots = slots_bytes(modules, settings.device_slots, settings.max_rank, dtype, cuts)
-    cache = settings.kv_cache_bytes // ranks  # latent attention's is not shared out
-    memory = read_memory(device)
-    if weights + slots + cache > memory.free:
+def _check_gpu(settings: EngineSettings, rank: int, needs: tuple[int, int, int], subject: str) -> None:
+    """Raise CapacityExceeded if the bytes of weights, slots and cache are more than the rank's GPU has free."""
+    device = choose_device(settings.device, rank % settings.ranks_per_node)
+    memory, (weights, slots, cache) = read_memory(device), needs
+    where = f"{device}" if settings.tensor_parallel_size == 1 else f"rank {rank}'s {device}"
+    if sum(needs) > memory.free:
         raise CapacityExceeded(
             subject,
-            f"needs at least {in_units(weights + slots + cache)} of a GPU's memory ({in_units(weights)} for weights, "
-            f"{in_units(slots)} for slots, {in_units(cache)} for the cache), and {device} has "
+            f"needs at least {in_units(sum(needs))} of a GPU's memory ({in_units(weights)} for weights, "
+            f"{in_units(slots)} for slots, {in_units(cache)} for the cache), and {where} has "
             f"{in_units(memory.free)} of {in_units(memory.total)} free; use larger GPUs or more of them "
             "(tensorParallelSize), or lower deviceSlots, maxRank or kvCacheMemory",
         )
 
 
 def _certain(model: PreTrainedModel, settings: EngineSettings) -> Iterator[nn.Parameter]:
-    """Yield the weights that are in the base's number type, all of them on the first rank."""
+    """Yield the rank's weights whose size is certain before they are read: those in the base's number type."""
     left = set[int]()
     if settings.quantised_experts:
         left = {id(each) for module in model.modules() if is_stack(module) for each in module.parameters()}

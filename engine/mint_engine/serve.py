@@ -18,7 +18,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
-from mint_contracts.errors import CapacityExceeded
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
@@ -26,6 +25,7 @@ from mint_engine.build import Equip, build
 from mint_engine.examples.ending import ends_of
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
+from mint_engine.model.device_memory import full_gpu
 from mint_engine.model.experts import route_shape
 from mint_engine.model.files import first_line
 from mint_engine.model.routes import RouteShape
@@ -81,6 +81,7 @@ class EngineServer:
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._updates: Updates | None = None
+        self._followers_room: int | None = None
         self.register = Register()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
@@ -146,6 +147,7 @@ class EngineServer:
             grammars.append(Grammars(base.tokenizer, base.eos))
             if self._settings.training_store is not None:
                 trainers.append(self._trainer_over(base, slots, lead))
+            self._followers_room = lead.room if lead is not None else None
 
         loop = asyncio.get_running_loop()
 
@@ -196,12 +198,8 @@ class EngineServer:
                 build, settings, base_path, self._limits, equip, on_lost, endpoint=self._endpoint, progress=progress
             )
         except torch.OutOfMemoryError as error:
-            full = first_line(error)
-        raise CapacityExceeded(  # outside the handler, which keeps the tensors alive
-            f"base {settings.source.uri!r}",
-            f"does not fit its GPU ({full}); use larger GPUs or more of them (tensorParallelSize), or lower "
-            "deviceSlots, maxRank or kvCacheMemory",
-        )
+            why = first_line(error)
+        raise full_gpu(settings, 0, why)  # outside the handler, which keeps the tensors alive
 
     def _trainer_over(self, base: Base, slots: Slots, lead: Lead | None) -> Trainer:
         settings = self._settings
@@ -218,7 +216,7 @@ class EngineServer:
         """Return the GPU's memory for policies, once all else is there; None if no policies are trained on a GPU."""
         if self._settings.training_store is None or base.device.type == "cpu":
             return None
-        return PolicyDevice(base.device, PIECE_ROWS * kept_bytes(base.config, base.dtype))
+        return PolicyDevice(base.device, PIECE_ROWS * kept_bytes(base.config, base.dtype), self._followers_room)
 
     def training_context(self, residency: TrainingResidency) -> TrainingContext | None:
         """Return the context that policies are trained with; None if this engine only serves."""

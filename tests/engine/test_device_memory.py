@@ -77,6 +77,15 @@ def test_policies_may_take_what_is_left_less_a_reserve(device: Seen) -> None:
     assert policy.device == CUDA
 
 
+def test_policies_have_what_the_fullest_gpu_of_several_ranks_leaves(device: Seen) -> None:
+    activations, others = 50 << 20, 150 << 20
+    budget = PolicyDevice(CUDA, activations, others)
+    assert 0 <= others - activations - budget.budget < MEMORY // 1024
+    device.others = MEMORY - int(RESERVE * MEMORY) - (90 << 20)
+    assert 0 <= (90 << 20) - activations - budget.budget < MEMORY // 1024, "the first rank's, once that is less"
+    assert PolicyDevice(CUDA, activations, activations - 1).budget == 0
+
+
 def test_a_failed_gpu_has_the_budget_that_it_had(device: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

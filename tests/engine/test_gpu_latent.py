@@ -18,6 +18,7 @@ from mint_engine.gpu.attend import TOKENS
 from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.gpu.kernels import GpuKernels
 from mint_engine.gpu.latent import LatentWork
+from mint_engine.gpu.latent_kernels import score
 from mint_engine.model import indexer, paged
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.latent_sizes import LatentSizes
@@ -187,7 +188,7 @@ def test_rows_of_an_odd_number_of_heads_are_scored_by_one_program_wherever_they_
     draw, forms = torch.Generator().manual_seed(7), set[tuple[str, Any]]()
     sizes, heads = LatentSizes(8, 4, expanded=16, index=16, most=2), 3
     spans = spans_of([(5, 4)], draw)
-    monkeypatch.setattr(latent, "score", Noted(latent.score, forms))
+    monkeypatch.setattr(latent, "score", Noted(score, forms))
     with standing_in():
         cache, _ = cache_of(spans, sizes, draw)
         work = work_of(spans, cache)

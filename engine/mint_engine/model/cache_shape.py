@@ -1,6 +1,6 @@
 """Reads a base's cache from its configuration: its kind, and how much every layer keeps of a token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class KeyValueShape:
         """Elements of one token in a page."""
         return 2 * self.groups.size * self.heads * self.head_dim
 
+    def shared(self, heads: int) -> "KeyValueShape":
+        """Return the shape of a rank that holds `heads` of the heads."""
+        return replace(self, heads=heads)
+
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> KvCache:
         """Create a cache of `pages` pages."""
         return KvCache(self.groups, self.heads, self.head_dim, pages, dtype, device)
@@ -43,6 +47,10 @@ class LatentShape:
     def token_elements(self) -> int:
         """Elements of one token in a page."""
         return self.groups.size * self.sizes.width
+
+    def shared(self, _: int) -> "LatentShape":
+        """Return the shape of any rank: all heads share what is kept, so each rank keeps it."""
+        return self
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
         """Create a cache of `pages` pages."""

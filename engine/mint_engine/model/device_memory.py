@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_contracts.errors import CapacityExceeded
+from mint_contracts.settings import EngineSettings
+
 
 @dataclass(frozen=True)
 class DeviceMemory:
@@ -20,3 +23,13 @@ def read_memory(device: torch.device) -> DeviceMemory:
     taken = torch.cuda.memory_allocated(device)
     kept = torch.cuda.memory_reserved(device) - taken  # freed by tensors, and kept by torch for the next ones
     return DeviceMemory(total, taken, free + kept)
+
+
+def full_gpu(settings: EngineSettings, rank: int, why: str) -> CapacityExceeded:
+    """Return the error for a base that filled a rank's GPU while it was loaded."""
+    whose = "its" if settings.tensor_parallel_size == 1 else f"rank {rank}'s"
+    return CapacityExceeded(
+        f"base {settings.source.uri!r}",
+        f"does not fit {whose} GPU ({why}); use larger GPUs or more of them (tensorParallelSize), "
+        "or lower deviceSlots, maxRank or kvCacheMemory",
+    )

@@ -23,7 +23,9 @@ from mint_engine.adapters.mapped import Opener
 from mint_engine.kernels.library import instruction_set
 from mint_engine.model.base import empty_model, load_base
 from mint_engine.model.device import HOST, choose_device, choose_dtype
+from mint_engine.model.device_memory import full_gpu
 from mint_engine.model.experts import route_shape
+from mint_engine.model.files import first_line
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import Files
@@ -34,6 +36,8 @@ from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import refusal
 from mint_engine.parallel.steps import spans_of
+from mint_engine.preflight import check_config
+from mint_engine.residency.policy_device import room_on
 from mint_engine.residency.slots import Slots
 from mint_engine.training.follower import Follower
 
@@ -96,6 +100,8 @@ def _answer(
         found = do()
     except MintError as error:
         messages.send(steps, refusal(error))
+    except torch.OutOfMemoryError as error:
+        messages.send(steps, refusal(full_gpu(begin.settings, begin.rank, first_line(error))))
     except Exception as defect:  # noqa: BLE001 - without an answer rank 0 would see no reason not to try again
         _log.exception("rank_defect")
         message = f"could not be loaded ({type(defect).__name__}); see the log"
@@ -113,18 +119,20 @@ def _load(begin: Begin) -> Member:
     device = choose_device(settings.device, begin.rank % settings.ranks_per_node)
     part = Part(begin.rank, begin.count, settings.target_modules, device)
     keep = settings.quantised_experts
-    admit = partial(_admit, begin.instructions)
+    admit = partial(_admit, begin)
     base = load_base(Path(begin.base), choose_dtype(settings.dtype), HOST, part, admit, quantised_experts=keep)
     return lay_member(settings, base, part, device)
 
 
-def _admit(leaders: str, config: PreTrainedConfig, subject: str) -> None:
-    """Raise UnsupportedBase if a base's ranks would choose by numbers that their CPUs round in different ways.
+def _admit(begin: Begin, config: PreTrainedConfig, subject: str) -> None:
+    """Raise CapacityExceeded if the rank's GPU has too little memory: rank 0 only sees its own.
 
-    Each rank chooses experts, and tokens to attend to, by itself; if two differ, an expert counts twice or not at
-    all.
+    Raise UnsupportedBase if a base's ranks would choose by numbers that their CPUs round in different ways. Each rank
+    chooses experts, and tokens to attend to, by itself; if two differ, an expert counts twice or not at all.
     """
-    own = instruction_set()
+    if begin.settings.device != "cpu":
+        check_config(begin.settings, config, subject, begin.rank)
+    leaders, own = begin.instructions, instruction_set()
     if leaders in {"", own}:
         return
     model = empty_model(config, subject)
@@ -150,7 +158,9 @@ class _Work:
     def passes(self) -> Sequence[Passes]:
         """The passes that it computes with."""
         training = self.training.compute if self.training is not None else ""
-        return [Passes(self.member.share.rank, self.serving.name, training)]
+        device = self.member.base.device
+        room = room_on(device) if device.type == "cuda" else None
+        return [Passes(self.member.share.rank, self.serving.name, training, room)]
 
     def do(self, command: messages.Command) -> None:
         """Carry out a command. Raises any error."""

@@ -7,7 +7,7 @@ import torch
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
-from mint_engine.model.cache_shape import KeyValueShape, make_cache, pages_in, shape_for
+from mint_engine.model.cache_shape import make_cache, pages_in, shape_for
 from mint_engine.model.experts import route_shape
 from mint_engine.model.quantised_experts import move
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
@@ -50,9 +50,8 @@ def lay_member(
     routes = route_shape(base.model)
     shape = shape_for(settings, base.config, routes)
     pages = pages_in(settings, shape, routes, base.dtype)
-    own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
     kept = routes if settings.training_store is not None and share.rank == 0 else None  # only rank 0 reads them
-    cache = make_cache(own, kept, pages, base.dtype, base.device)
+    cache = make_cache(shape.shared(share.kv_heads.size), kept, pages, base.dtype, base.device)
     cache.bring_in()
     return Member(base, share, slots, cache)
 

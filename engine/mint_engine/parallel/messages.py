@@ -52,6 +52,7 @@ class Passes(msgspec.Struct, frozen=True, array_like=True):
     rank: int
     serving: str
     training: str  # "" if nothing is trained
+    room: int | None = None  # bytes that its GPU has left for updates; None on a CPU
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -41,7 +41,7 @@ from mint_engine.parallel.messages import (
 )
 from mint_engine.parallel.node import Node
 from mint_engine.parallel.node_listener import NodeListener
-from mint_engine.parallel.passes import check_alike
+from mint_engine.parallel.passes import check_alike, least_room
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import START_S, Rank
 from mint_engine.parallel.readiness import Readiness
@@ -125,6 +125,11 @@ class Ranks:
         if self._lost.is_set():
             self.end()
         return self._peers
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the fullest of their GPUs has left for updates; None on CPUs."""
+        return least_room(self._passes)
 
     def check_serving(self, own: str) -> None:
         """Raise UnsupportedBase if another rank serves by another kind of pass than this one's."""

@@ -167,12 +167,15 @@ def find_base(start: Start) -> Path | MintError:
 
 
 def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
-    """Check a base as the leader does, so that no node copies what the leader refuses."""
+    """Check a base as the leader does, so that no node copies what the leader refuses.
+
+    GPUs are left to the ranks: this process would keep some memory of any that it looks at.
+    """
     from mint_engine.preflight import (
         check_small_files,
     )  # imports torch, which nothing else here needs; ranks have their own
 
-    check_small_files(settings, folder, subject)
+    check_small_files(settings, folder, subject, rank=None)
 
 
 def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:

@@ -1,8 +1,11 @@
-"""Budgets a GPU's memory for policies: what base, slots and cache leave, less a reserve for what is computed."""
+"""Budgets a GPU's memory for policies: what base, slots and cache leave, less a reserve for what is computed.
+
+With several ranks, the fullest of their GPUs decides: all compute every update, and if one runs out, all end.
+"""
 
 import torch
 
-from mint_engine.model.device_memory import read_memory
+from mint_engine.model.device_memory import DeviceMemory, read_memory
 
 # The share of a GPU's memory that stays free for a step's activations, another state of a policy while it is loaded,
 # the runtime and the allocator's waste; as in `mint plan`.
@@ -10,14 +13,25 @@ RESERVE = 0.1
 _PARTS = 1024  # of the memory, to which the budget is rounded down: the operator plans anew whenever it changes
 
 
+def room_on(device: torch.device) -> int:
+    """Return the bytes that a GPU has left for updates, less the reserve."""
+    return _room(read_memory(device))
+
+
+def _room(memory: DeviceMemory) -> int:
+    return memory.free - int(RESERVE * memory.total)
+
+
 class PolicyDevice:
     """The memory that policies may take on one GPU. Made once base, slots and cache have theirs."""
 
-    def __init__(self, device: torch.device, activations: int) -> None:
-        """`activations`: the bytes that an update keeps of a forward pass, beside the reserve."""
-        self._device = device
-        memory = read_memory(device)
-        self._aside = memory.taken + activations + int(RESERVE * memory.total)
+    def __init__(self, device: torch.device, activations: int, others: int | None = None) -> None:
+        """`activations`: the bytes that an update keeps of a forward pass, beside the reserve.
+
+        `others`: the least `room_on` the GPUs of other ranks when they were ready; None: there are none.
+        """
+        self._device, self._taken = device, read_memory(device).taken
+        self._activations, self._others = activations, others
         self._budget = self.most = 0  # `most`: the largest budget so far, as other processes may end after the start
         self._look()
 
@@ -32,6 +46,7 @@ class PolicyDevice:
             memory = read_memory(self._device)
         except RuntimeError:  # the GPU has failed, which the engine notices by itself
             return
-        left = max(0, memory.free + memory.taken - self._aside)
+        room = _room(memory) + memory.taken - self._taken  # policies have taken the difference, of the budget
+        left = max(0, min(room, room if self._others is None else self._others) - self._activations)
         self._budget = left - left % max(1, memory.total // _PARTS)
         self.most = max(self.most, self._budget)

@@ -48,6 +48,7 @@ class Lead:
     others: FollowerRanks
     group: Group
     here: int  # count of ranks on this node, which are the first ones
+    room: int | None = None  # bytes that the fullest of the others' GPUs has left for updates; None on CPUs
 
 
 class Trainer:

@@ -11,8 +11,9 @@ from mint_engine.model.base import load_base
 from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.model.reference import load_part
 from mint_engine.parallel.member import Member
+from mint_engine.parallel.messages import Passes
 from mint_engine.parallel.part import Part
-from mint_engine.parallel.passes import check_alike
+from mint_engine.parallel.passes import check_alike, least_room
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.ranks import Ranks
 from tests.engine.families import CPU
@@ -76,3 +77,8 @@ def test_passes_of_one_kind_may_be_of_several_variants() -> None:
     check_alike("trains", "lean (amx_bf16)", {1: "lean (avx512_bf16)", 2: "lean (avx2)"})
     with pytest.raises(UnsupportedBase, match=r"rank 2 trains by generic, rank 0 by lean \(avx2\); give the engine"):
         check_alike("trains", "lean (avx2)", {2: "generic", 1: "lean (avx2)"})
+
+
+def test_the_fullest_gpu_has_room_for_all_ranks() -> None:
+    assert least_room([Passes(1, "generic", "", 7), Passes(2, "generic", "", 5)]) == 5
+    assert least_room([Passes(1, "generic", "")]) is None
