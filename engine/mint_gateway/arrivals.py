@@ -6,7 +6,7 @@ line before them, a client has at most as many as it leaves free, so however slo
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from mint_contracts.errors import InvalidRequest, MintError, Overloaded, Unavailable
+from mint_contracts.shares import Shares
 from mint_contracts.wire import to_status
 from mint_gateway.guard import OPEN
 from mint_gateway.keys import caller
@@ -32,30 +33,6 @@ if TYPE_CHECKING:
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = Callable[[Any, _Context], Awaitable[Any]]
-
-
-class Shares:
-    """A number of things that clients take and give back: each has at most as many as it leaves free."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._taken: Counter[str] = Counter()
-
-    def has_one(self, client: str) -> bool:
-        """Return whether the client may take one now."""
-        return self._taken[client] < self._free
-
-    def take(self, client: str) -> None:
-        """Take one."""
-        self._free -= 1
-        self._taken[client] += 1
-
-    def give_back(self, client: str) -> None:
-        """Give one back."""
-        self._free += 1
-        self._taken[client] -= 1
-        if not self._taken[client]:
-            del self._taken[client]
 
 
 class Places:

@@ -1,19 +1,29 @@
-"""The gateway's own counts of requests in flight, in total and by engine address, with a limit on the total."""
+"""The gateway's own counts of requests in flight, in total and by engine address, with a limit that keys share."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mint_contracts.errors import Overloaded
+from mint_contracts.shares import Shares
+from mint_gateway.keys import caller
 
 
 class InFlight:
-    """Counts of requests in flight; `limit` bounds the total."""
+    """Counts of requests in flight, or of other `things`; `limit` bounds the total, and keys share it.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    Without keys, clients cannot be told apart, as they may have a proxy's address, and any may have all.
+    """
+
+    def __init__(self, limit: int, things: str = "requests", retry_after_s: float = 1.0) -> None:
+        self._limit, self._things, self._retry_after_s = limit, things, retry_after_s
+        self._shares = Shares(limit)
         self._by_address: Counter[str] = Counter()
-        self.total = 0
+
+    @property
+    def total(self) -> int:
+        """Those in flight now."""
+        return self._limit - self._shares.free
 
     @property
     def by_address(self) -> Mapping[str, int]:
@@ -22,16 +32,21 @@ class InFlight:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count one request during the block. Raises Overloaded at the limit."""
-        if self.total >= self._limit:
-            raise Overloaded(
-                "gateway", f"{self._limit} requests are in flight, its limit; retry later", retry_after_s=1.0
-            )
-        self.total += 1
+        """Count one during the block. Raises Overloaded at the limit, or if the caller's key has its share."""
+        client = caller.get()
+        if not self._shares.has_one(client):
+            raise Overloaded("gateway", f"{self._problem(client)}; retry later", retry_after_s=self._retry_after_s)
+        self._shares.take(client)
         try:
             yield
         finally:
-            self.total -= 1
+            self._shares.give_back(client)
+
+    def _problem(self, client: str) -> str:
+        if not self._shares.free:
+            return f"{self._limit} {self._things} are in flight, its limit"
+        mine = f"{self._shares.taken(client)} {self._things} with your key are in flight"
+        return f"{mine}, and {self._shares.free} more are left for other keys"
 
     @contextmanager
     def at(self, address: str) -> Iterator[None]:

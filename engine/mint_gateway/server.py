@@ -68,13 +68,14 @@ _log = structlog.get_logger()
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """A gateway's bounds."""
+    """A gateway's bounds. Keys share all that are in flight: each has at most as many as it leaves free."""
 
     requests: int = 2048  # in flight
     training_calls: int = 256  # in flight, in addition to requests
+    watches: int = 256  # in flight, of waves
     calls: int = 256  # in flight, of all others that are not streams
     patience: Patience = Patience()
-    connections: int = 1024  # at each door
+    connections: int = 2048  # at each door, twice what a key's requests can take
     idle_s: float = IDLE_MS / 1000  # how long a connection may carry nothing
     silence_s: float = 60.0  # how long a client that registers adapters may send nothing
     farewell_s: float = 3.0  # how long to keep accepting while the Service's endpoints drop this pod
@@ -114,7 +115,7 @@ async def serve(
     router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, metrics.count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
-    why, watch = Explainer(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
+    why, watch = Explainer(router, mirror, reader), WaveWatch(TrainReader(redis), mirror, limits.watches)
     forwarding = Forwarding(router, channels, limits.patience)
     catalog = CatalogServicer(router, redis, catalogs, limits.silence_s, calls)
     trainer = TrainerServicer(forwarding, metrics, limits.training_calls, calls)

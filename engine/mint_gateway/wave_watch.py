@@ -1,17 +1,17 @@
 """Following training waves in the map: one reading of a base serves every watcher of its waves."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 
-from mint_contracts.errors import MapUnavailable, NotFound, Overloaded
+from mint_contracts.errors import MapUnavailable, NotFound
 from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
 from mint_contracts.training_records import WaveTraining
 from mint_contracts.training_reports import LatestReports, Progresses
+from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.scope import granted
@@ -21,7 +21,6 @@ from mint_gateway.wave_history import History
 from mint_gateway.waves import OVER, aggregate, newest_reports, wave_progress, with_last_reports, with_rewards
 
 LOOK_S = 0.5  # at least, between two readings of one base, however many watch
-MOST_WATCHERS = 256
 RETRY_AFTER_S = 5.0
 
 
@@ -56,11 +55,12 @@ class Standing(msgspec.Struct, frozen=True):
 class WaveWatch:
     """The training waves of the bases that the mirror knows; each watcher sees what its key opens."""
 
-    def __init__(self, reader: TrainReader, mirror: Mirror) -> None:
+    def __init__(self, reader: TrainReader, mirror: Mirror, most: int) -> None:
+        """`most` bounds the watches in flight."""
         self._reader = reader
         self._mirror = mirror
         self._readings: dict[str, _Reading] = {}
-        self._watchers = 0
+        self._watching = InFlight(most, "watches of waves", RETRY_AFTER_S)
 
     async def list(self, base: str) -> list[WaveProgress]:
         """Return all training waves of one base or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
@@ -96,7 +96,7 @@ class WaveWatch:
         not know (any more), Overloaded if too many clients watch, and MapUnavailable.
         """
         check_wave(wave)
-        with self._counted():
+        with self._watching.admit():
             last: WaveProgress | None = None
             sent = History(self._reader, new_only=new_rewards_only) if history else None
             while last is None or last.phase not in OVER:
@@ -141,14 +141,3 @@ class WaveWatch:
                     )
                 reading.read_at = now
         return reading
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self._watchers >= MOST_WATCHERS:
-            message = f"{MOST_WATCHERS} clients already watch waves through this gateway; retry later"
-            raise Overloaded("gateway", message, retry_after_s=RETRY_AFTER_S)
-        self._watchers += 1
-        try:
-            yield
-        finally:
-            self._watchers -= 1

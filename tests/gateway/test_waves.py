@@ -17,10 +17,11 @@ from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Published, Stage
 from mint_contracts.training_reports import as_recorded, eta_s
-from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
+from mint_gateway.server import Limits
+from mint_gateway.wave_watch import RETRY_AFTER_S
 from mint_gateway.waves import newest_reports, with_last_reports
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, Scene
@@ -147,16 +148,16 @@ async def test_before_the_first_map_no_wave_is_said_not_to_be(fragile: Scene, ow
             await ask()
 
 
-async def test_too_many_watchers_are_told_when_to_come_back(
-    scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wave_watch, "MOST_WATCHERS", 1)
-    await training.declare(wave())
+async def test_too_many_watchers_are_told_when_to_come_back(scene: Scene) -> None:
+    await scene.base()
+    await scene.open(Limits(watches=1, farewell_s=0.0))
+    await scene.seen()
+    await Training(scene).declare(wave())
     first = scene.client.watch("demo/w")
     await anext(first)
     with pytest.raises(errors.Overloaded) as refused:
         await anext(scene.client.watch("demo/w"))
-    assert refused.value.retry_after_s == wave_watch.RETRY_AFTER_S
+    assert refused.value.retry_after_s == RETRY_AFTER_S
     await first.aclose()
 
 

@@ -33,7 +33,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     def __init__(self, forwarding: Forwarding, metrics: Metrics, most: int, calls: InFlight) -> None:
         """`most` bounds the policies' calls in flight; `calls` counts and bounds the listing calls."""
         self._forwarding, self._metrics, self._calls = forwarding, metrics, calls
-        self._in_flight, self._bytes = InFlight(most), 0
+        self._in_flight, self._bytes = InFlight(most, "training calls"), 0
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """Create a policy on its home engine, or on another that has room."""

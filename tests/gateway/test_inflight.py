@@ -1,0 +1,100 @@
+"""Requests in flight: a key never has more than it leaves free for others, whichever door its requests come by."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mint_contracts.errors import Overloaded
+from mint_gateway.client import Client, question
+from mint_gateway.door_security import DoorSecurity
+from mint_gateway.inflight import InFlight
+from mint_gateway.keys import caller
+from mint_gateway.server import Limits
+from tests.gateway.http_requests import TEXT, post
+from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.secrets import mount
+from tests.waiting import until
+
+KEYS = {"greedy": b"key-of-greedy", "modest": b"key-of-modest"}
+MOST = 8
+PROMPT = {"model": BASE, "prompt": "Ahoy"}
+
+
+@pytest.fixture
+async def engine(scene: Scene, tmp_path: Path) -> AsyncIterator[ScriptedEngine]:
+    """An engine behind a gateway that needs keys; it answers only at the end."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    security = DoorSecurity.by(None, mount(tmp_path / "keys", KEYS))
+    await scene.open(msgspec.structs.replace(LIMITS, requests=MOST), security)
+    await scene.seen(engine)
+    yield engine
+    engine.hold_before.set()
+
+
+async def asked(scene: Scene, key: bytes, door: str) -> None:
+    """Send a request by one of the doors. Raises Overloaded if it is refused for now."""
+    if door == "http":
+        status, body, headers = await post(scene, TEXT, PROMPT, Authorization=f"Bearer {key.decode()}")
+        if status == 429:
+            raise Overloaded("", body["error"]["message"], retry_after_s=float(headers["Retry-After"]))
+        assert status == 200
+    else:
+        async with Client(scene.target, patience_s=0.0, key=key.decode()) as client:
+            await client.answer(question("Ahoy", base_model=BASE), timeout_s=LIMIT_S)
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_a_key_with_many_long_requests_leaves_as_many_to_others(
+    scene: Scene, engine: ScriptedEngine, door: str
+) -> None:
+    tasks = [asyncio.create_task(asked(scene, KEYS["greedy"], each)) for each in ("http", "grpc") * (MOST // 2)]
+    await until(lambda: sum(task.done() for task in tasks) == MOST // 2)
+    for each in tasks:
+        if each.done():
+            assert isinstance(refusal := each.exception(), Overloaded)
+            assert "4 requests with your key are in flight, and 4 more are left for other keys" in str(refusal)
+            assert refusal.retry_after_s == 1.0
+    assert len(engine.seen) == MOST // 2
+    other = asyncio.create_task(asked(scene, KEYS["modest"], door))
+    await until(lambda: len(engine.seen) > MOST // 2)
+    assert engine.hold_before is not None
+    engine.hold_before.set()
+    await asyncio.wait_for(other, LIMIT_S)
+    await asyncio.gather(*(each for each in tasks if not each.done()))
+    await asked(scene, KEYS["greedy"], door)  # what has ended does not count
+
+
+def test_without_keys_one_client_may_have_all() -> None:
+    requests = InFlight(2)
+    with requests.admit(), requests.admit():
+        assert requests.total == 2
+        with pytest.raises(Overloaded, match="2 requests are in flight, its limit"), requests.admit():
+            pass
+    assert requests.total == 0
+
+
+def test_the_first_key_has_half_and_each_later_one_half_of_what_is_left() -> None:
+    requests, had = InFlight(16), dict[str, int]()
+    with_all = []
+    for client in ("a", "b", "c"):
+        token = caller.set(client)
+        while True:
+            admitting = requests.admit()
+            try:
+                admitting.__enter__()
+            except Overloaded:
+                break
+            with_all.append(admitting)
+            had[client] = had.get(client, 0) + 1
+        caller.reset(token)
+    assert had == {"a": 8, "b": 4, "c": 2}
+
+
+def test_the_share_of_one_key_leaves_connections_free() -> None:
+    assert Limits().connections > Limits().requests // 2
