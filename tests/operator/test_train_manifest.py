@@ -8,8 +8,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy
 import pytest
-from pyarrow import Table, parquet
+from pyarrow import DictionaryArray, Table, parquet
 
 from mint_contracts.errors import CorruptFile, InvalidRequest
 from mint_contracts.records import Failure
@@ -224,7 +225,29 @@ def test_what_is_no_text_is_refused_naming_the_line() -> None:
 
 
 def test_too_many_policies_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="a wave takes 1 to"):
-        parsed("s3://b/p", b'{"name": "a"}\n' * (MOST_POLICIES + 1))
-    with pytest.raises(InvalidRequest, match="has 0 policies"):
+    line = b'{"name": "a"}\n'
+    assert len(parsed("s3://b/p", line * MOST_POLICIES)) == MOST_POLICIES
+    with pytest.raises(InvalidRequest, match="has more than 1024 policies; split it over several waves"):
+        parsed("s3://b/p", line * (MOST_POLICIES + 1))
+    with pytest.raises(InvalidRequest, match="has no policies; write one policy per line"):
         parsed("s3://b/p", b"\n")
+
+
+def test_a_small_file_of_millions_of_rows_is_refused_without_reading_them_all() -> None:
+    names = DictionaryArray.from_arrays(numpy.zeros(2_000_000, numpy.int32), ["acme/a"])
+    file = io.BytesIO()
+    parquet.write_table(Table.from_pydict({"name": names}), file)
+    assert len(file.getvalue()) < 1 << 16
+    with pytest.raises(InvalidRequest, match="has more than 1024 policies"):
+        parsed("s3://b/p.parquet", file.getvalue())
+
+
+async def test_a_manifest_is_parsed_beside_the_loop(shelf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    def slow(uri: str, data: bytes) -> tuple[Policy, ...]:
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)  # only a loop that goes on does this
+        return parsed(uri, data)
+
+    monkeypatch.setattr(train_manifest, "parsed", slow)
+    assert await read(f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))

@@ -60,7 +60,7 @@ class Manifests:
 async def read(uri: str) -> Read:
     """Read the policies; returns a Failure if that is impossible."""
     try:
-        return parsed(uri, await in_thread(fetch, uri))
+        return await in_thread(parsed, uri, await in_thread(fetch, uri))
     except MintError as error:
         return Failure.of(error)
     except Exception as error:  # a defect that one wave's manifest triggers must not fail the others' passes
@@ -71,18 +71,21 @@ async def read(uri: str) -> Read:
 
 def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
     """Parse one policy per line. Raises InvalidRequest naming the line, CorruptFile or CapacityExceeded."""
-    found = []
+    found: list[Policy] = []
     for number, line in enumerate(lines(uri, data), start=1):
         if not line.strip():
             continue
+        if len(found) == MOST_POLICIES:
+            message = f"has more than {MOST_POLICIES} policies; split it over several waves"
+            raise InvalidRequest(f"manifest {uri}", message)
         try:
             found.append(bounded(line))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is not a valid policy: {error}") from None
         if wrong := _wrong(found[-1]):
             raise InvalidRequest(f"manifest {uri}", f"line {number} {wrong}")
-    if not 0 < len(found) <= MOST_POLICIES:
-        raise InvalidRequest(f"manifest {uri}", f"has {len(found)} policies; a wave takes 1 to {MOST_POLICIES}")
+    if not found:
+        raise InvalidRequest(f"manifest {uri}", "has no policies; write one policy per line, or delete the wave")
     return tuple(found)
 
 
