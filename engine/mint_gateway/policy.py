@@ -34,13 +34,16 @@ def example(
     advantage: float | Sequence[float] | None = None,
     sampler_logprobs: Sequence[float] = (),
     weights: Sequence[float] = (),
+    old_logprobs: Sequence[float] = (),
 ) -> pb.Example:
     """Build a training example of a prompt and its completion (token ids), to learn the completion's tokens only.
 
     `weights` has one number for each of the completion's tokens, by default 1; with 0 a token is only read, such as a
     user's turn in the middle of a chat. Losses that weigh by advantage need `advantage`, one for all tokens or one
-    for each, and as `sampler_logprobs` the completion's log-probabilities from its answer. Raises InvalidRequest for
-    what is not a list of token ids or has another length than the completion, and if either of them is empty.
+    for each, and as `sampler_logprobs` the completion's log-probabilities from its answer. `old_logprobs` are those
+    of the policy before an earlier step with the same completion, for `importance_sampling_level="sequence"`. Raises
+    InvalidRequest for what is not a list of token ids or has another length than the completion, and if either of
+    them is empty.
     """
     before = token_ids("example", "prompt", prompt)
     after = token_ids("example", "completion", completion)
@@ -65,6 +68,8 @@ def example(
         built.advantages.extend(aligned("advantages", _for_each(advantage, count)))
     if len(sampler_logprobs):
         built.sampler_logprobs.extend(aligned("sampler_logprobs", sampler_logprobs))
+    if len(old_logprobs):
+        built.old_logprobs.extend(aligned("old_logprobs", old_logprobs))
     return built
 
 
@@ -111,6 +116,7 @@ class Policy:
         ratio_low: float = 0.0,
         ratio_high: float = 0.0,
         completion_tokens: int = 0,
+        importance_sampling_level: str = "token",
     ) -> pb.ForwardBackwardResponse:
         """Add the gradients of a loss over examples; ForwardBackwardRequest explains the parameters.
 
@@ -126,6 +132,7 @@ class Policy:
             ratio_low=ratio_low,
             ratio_high=ratio_high,
             completion_tokens=completion_tokens,
+            importance_sampling_level=importance_sampling_level,
         )
         if (size := request.ByteSize()) > MOST_TOKEN_BYTES - 1024:  # room for names
             message = f"have {size / 1024:,.1f} KiB, and a call takes at most {(MOST_TOKEN_BYTES >> 10) - 1:,} KiB"

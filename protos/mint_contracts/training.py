@@ -13,9 +13,11 @@ import msgspec
 Algorithm = Literal["GRPO", "SFT"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importance_sampling", "cross_entropy"]
 Scaling = Literal["group", "batch", "none"]
+ImportanceSamplingLevel = Literal["token", "sequence"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 USUAL_CLIP_LOW = 0.2
+SEQUENCE_LOSSES: tuple[LossType, ...] = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")  # those with both levels in TRL
 
 _Variables = dict[str, bool | int | float | str]
 
@@ -35,6 +37,7 @@ class Loss(_Camel, frozen=True):
     type: LossType = "dapo"
     clip_low: float | None = None  # None: USUAL_CLIP_LOW, but no bound for cispo, as in TRL
     clip_high: float = 0.2
+    importance_sampling_level: ImportanceSamplingLevel = "token"  # "sequence": GSPO's, for SEQUENCE_LOSSES only
     kl_coefficient: float = 0.0  # of the k3 estimator against the base, that is, with the adapter switched off
     scale_rewards: Scaling = "group"  # whose std divides the advantage: (R - mean) / (std + 1e-4)
     filter_groups: bool = (
@@ -49,6 +52,11 @@ class Loss(_Camel, frozen=True):
         if self.clip_low is not None:
             return 1 - self.clip_low
         return 0.0 if self.type == "cispo" else 1 - USUAL_CLIP_LOW
+
+    @property
+    def by_sequence(self) -> bool:
+        """Whether all tokens of a completion are weighed by one ratio."""
+        return self.importance_sampling_level == "sequence"
 
 
 class Optimizer(_Camel, frozen=True):

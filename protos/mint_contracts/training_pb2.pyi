@@ -239,6 +239,7 @@ class Example(_message.Message):
     SAMPLER_LOGPROBS_FIELD_NUMBER: _builtins.int
     ADVANTAGES_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
+    OLD_LOGPROBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -263,6 +264,12 @@ class Example(_message.Message):
         example's routes are used there.
         """
 
+    @_builtins.property
+    def old_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """At importance_sampling_level sequence: the targets' log-probabilities under the policy before its first step with
+        this example, as that step's ForwardBackward returned them. Empty: no step was taken with it yet.
+        """
+
     def __init__(
         self,
         *,
@@ -272,10 +279,11 @@ class Example(_message.Message):
         sampler_logprobs: _abc.Iterable[_builtins.float] | None = ...,
         advantages: _abc.Iterable[_builtins.float] | None = ...,
         routes: _abc.Iterable[_sampling_pb2.Routes] | None = ...,
+        old_logprobs: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advantages", b"advantages", "routes", b"routes", "sampler_logprobs", b"sampler_logprobs", "targets", b"targets", "tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advantages", b"advantages", "old_logprobs", b"old_logprobs", "routes", b"routes", "sampler_logprobs", b"sampler_logprobs", "targets", b"targets", "tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,6 +306,7 @@ class ForwardBackwardRequest(_message.Message):
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_SAMPLING_LEVEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
@@ -321,6 +330,10 @@ class ForwardBackwardRequest(_message.Message):
     """As in CreatePolicyRequest."""
     lease: _builtins.int
     """From PolicyState; 0: any lease."""
+    importance_sampling_level: _builtins.str
+    """"token", the default, or "sequence": the weighted tokens of an example have one probability ratio (GSPO). Only for
+    grpo, bnpo, dr_grpo, dapo and cispo.
+    """
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """At most 1,024 examples with 262,144 tokens and 64 MiB of routes in all; gradients accumulate until OptimStep."""
@@ -341,10 +354,11 @@ class ForwardBackwardRequest(_message.Message):
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
         lease: _builtins.int = ...,
+        importance_sampling_level: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "lease", b"lease", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "importance_sampling_level", b"importance_sampling_level", "kl_coefficient", b"kl_coefficient", "lease", b"lease", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

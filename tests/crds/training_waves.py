@@ -65,6 +65,14 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         "GRPO does not support the cross_entropy loss",
     ),
     (listed({"name": "a", "loss": {}}, algorithm="SFT"), "SFT uses its own loss; remove loss from each policy"),
+    *(
+        (
+            make(loss={"type": kind, "importanceSamplingLevel": "sequence"}),
+            "importanceSamplingLevel sequence needs the",
+        )
+        for kind in ("ppo", "importance_sampling")
+        for make in (train, lambda **own: listed({"name": "a"} | own))
+    ),
     (train(loss={"ratioLow": 3, "ratioHigh": 2}), "ratioLow must not be above ratioHigh"),
     (listed({"name": "a", "loss": {"ratioLow": 3, "ratioHigh": 2}}), "ratioLow must not be above ratioHigh"),
     (dataset(), "set exactly one of uri (JSONL or Parquet), configMap"),

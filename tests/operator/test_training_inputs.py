@@ -74,6 +74,11 @@ def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
     [
         (Loss(type="cross_entropy"), "GRPO", "policy team/b has loss cross_entropy, which GRPO does not support"),
         (Loss(), "SFT", "policy team/b has a loss, but SFT uses its own"),
+        (
+            Loss("ppo", importance_sampling_level="sequence"),
+            "GRPO",
+            "policy team/b has loss.importanceSamplingLevel sequence with type ppo, which only has level token",
+        ),
         (Loss(ratio_low=3, ratio_high=2), "GRPO", "policy team/b has loss.ratioLow 3 above ratioHigh 2; lower it"),
     ],
 )

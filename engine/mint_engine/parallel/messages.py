@@ -97,7 +97,7 @@ class Compute(msgspec.Struct, frozen=True, tag=True, array_like=True):
     segments: Sequence[tuple[int, int, int]]  # start, stop, policy
     routes: bytes
     routes_shape: Sequence[int]  # empty: none
-    wanted: Sequence[tuple[int, int, bytes, bytes, float]]  # start, stop, rows, targets, temperature
+    wanted: Sequence[tuple[int, int, bytes, bytes, float, bool]]  # the fields of `Wanted`
     learn: bool  # run the backward pass, too
 
 

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from mint_contracts import training_pb2 as pb
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest
-from mint_contracts.training import Loss, LossType, Optimizer
+from mint_contracts.training import SEQUENCE_LOSSES, ImportanceSamplingLevel, Loss, LossType, Optimizer
 from mint_contracts.transport import MOST_ROUTE_BYTES
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import routed
@@ -51,6 +51,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
             weights=list(each.weights) or [1.0] * len(each.tokens),
             sampler_logprobs=list(each.sampler_logprobs),
             advantages=list(each.advantages),
+            old_logprobs=list(each.old_logprobs),
             routes=routed.decode(each.routes, len(each.tokens), routes, f"policy {request.policy}, example {number}"),
         )
         for number, each in enumerate(request.examples)
@@ -65,7 +66,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
 
 def _not_finite(example: Example) -> str:
     """Return the field that is not finite at a weighted token, or "": one such value would spoil the entire step."""
-    for name in ("sampler_logprobs", "advantages"):
+    for name in ("sampler_logprobs", "advantages", "old_logprobs"):
         pairs = zip(example.weights, getattr(example, name), strict=False)  # their lengths are checked later
         if any(weight and not math.isfinite(value) for weight, value in pairs):
             return name
@@ -75,6 +76,13 @@ def _not_finite(example: Example) -> str:
 def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
     if request.loss not in get_args(LossType):
         raise InvalidRequest("loss", f"is {request.loss[:40]!r}; it is one of {', '.join(get_args(LossType))}")
+    level = request.importance_sampling_level or "token"
+    if level not in get_args(ImportanceSamplingLevel):
+        levels = " or ".join(get_args(ImportanceSamplingLevel))
+        raise InvalidRequest("loss", f"has importance_sampling_level {level[:40]!r}; it is {levels}")
+    if level == "sequence" and request.loss not in SEQUENCE_LOSSES:
+        message = f"is {request.loss}, which only has importance_sampling_level token; choose that, or "
+        raise InvalidRequest("loss", message + f"one of {', '.join(SEQUENCE_LOSSES)}")
     _check_numbers("loss", request, ("clip_low", "clip_high", "kl_coefficient", "ratio_low", "ratio_high"))
     low, high = request.ratio_low, request.ratio_high
     if 0 < high < low:
@@ -83,6 +91,7 @@ def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
         type=cast(LossType, request.loss),
         clip_low=request.clip_low or None,
         clip_high=request.clip_high or Loss().clip_high,
+        importance_sampling_level=cast(ImportanceSamplingLevel, level),
         kl_coefficient=request.kl_coefficient,
         ratio_low=low,
         ratio_high=high,

@@ -24,7 +24,7 @@ from mint_engine.policies.defects import Defects
 from mint_engine.policies.patience import ATTEMPTS, AWAY, FIRST_RETRY_S, LONGEST_RETRY_S
 from mint_engine.policies.steps import Due, Steps
 from mint_engine.policies.turns import Waiting, next_turn
-from mint_engine.training.example import PolicyBatch
+from mint_engine.training.example import PolicyBatch, with_old
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome, Share, Work
@@ -306,6 +306,8 @@ class Updates:
         if step is not None:
             job.stepped = self.trainer.policy(job.batch.policy).halfway = True
         if job.epochs > 0:
+            if job.batch.loss.by_sequence:
+                job.batch = with_old(job.batch, outcome.logprobs)
             self._note_first()
             self._ready.append(job)
             return

@@ -61,6 +61,7 @@ class Wanted:
     rows: torch.Tensor  # [n] int64
     targets: torch.Tensor  # [n] int64
     temperature: float = 1.0  # see `PolicyBatch`
+    whole: bool = False  # a token's gradient depends on the log-probabilities of all
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ def to_message(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Comput
         routes=b"" if routes is None else _bytes(routes),
         routes_shape=() if routes is None else tuple(routes.shape),
         wanted=[
-            (each.start, each.stop, _bytes(each.rows), _bytes(each.targets), each.temperature) for each in wanted
+            (each.start, each.stop, _bytes(each.rows), _bytes(each.targets), each.temperature, each.whole)
+            for each in wanted
         ],
         learn=learn,
     )
@@ -37,8 +38,8 @@ def from_message(message: Compute, held: Mapping[int, Held], device: torch.devic
         _tensor(message.routes, device).view(*message.routes_shape) if message.routes_shape else None,
     )
     wanted = [
-        Wanted(start, stop, _tensor(rows, device), _tensor(targets, device), temperature)
-        for start, stop, rows, targets, temperature in message.wanted
+        Wanted(start, stop, _tensor(rows, device), _tensor(targets, device), temperature, whole)
+        for start, stop, rows, targets, temperature, whole in message.wanted
     ]
     return batch, wanted
 

@@ -2,8 +2,8 @@
 and the sampler's log-probability."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ class Example:
     sampler_logprobs: Sequence[float] = ()
     advantages: Sequence[float] = ()
     routes: NDArray[np.integer[Any]] | None = None  # [tokens, M, k]: experts each token was routed to when sampled
+    # At importance sampling level "sequence": the policy's own log-probabilities before its first step with this
+    # example. Empty: those that it has now, since no step was taken yet.
+    old_logprobs: Sequence[float] | NDArray[np.float32] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ def completion(
     )
 
 
+def with_old(batch: PolicyBatch, logprobs: Sequence[NDArray[np.float32]]) -> PolicyBatch:
+    """Return a batch with the log-probabilities of its first epoch as old ones, where an example has none yet."""
+    examples = [
+        each if len(each.old_logprobs) else replace(each, old_logprobs=found)
+        for each, found in zip(batch.examples, logprobs, strict=True)
+    ]
+    return replace(batch, examples=examples)
+
+
 def check_examples(batch: PolicyBatch, vocabulary: int, context: int) -> Iterator[None]:
     """Raise InvalidRequest, naming the policy and the example, if no loss could be computed from one.
 
@@ -98,9 +110,11 @@ def _problem(example: Example, loss: Loss, vocabulary: int, context: int) -> str
     if not count or (context and count > context):
         most = f"{context} (the base's engine.contextLength)" if context else "the call may have"
         return f"has {count} tokens; give at least 1, and no more than {most}"
-    arrays = {"targets": example.targets, "weights": example.weights}
+    arrays: dict[str, Sized] = {"targets": example.targets, "weights": example.weights}
     if needs_sampler(loss):
         arrays |= {"sampler_logprobs": example.sampler_logprobs, "advantages": example.advantages}
+    if len(example.old_logprobs):
+        arrays["old_logprobs"] = example.old_logprobs
     for name, array in arrays.items():
         if len(array) != count:
             return f"has {len(array)} {name} for {count} tokens; give one each"

@@ -1,6 +1,7 @@
 """From normed outputs to log-probabilities, losses and back: one chunk of rows at a time, never all of [T, V].
 
 A chunk's logits serve both directions at once, because the gradient of a token's loss depends on no other token.
+Where it depends on others (`Wanted.whole`), the logits of a piece that has several chunks are computed twice.
 Ranks that share a vocabulary only exchange sums and log-probabilities: a few numbers per token.
 """
 
@@ -154,20 +155,53 @@ def score(
 ) -> Generator[None, None, torch.Tensor | None]:
     """Return the gradient, with respect to a piece's hidden [T, H], of the loss that `grade` differentiates.
 
-    A row may predict several tokens. Yields after each part of a chunk's logits, and around each of its backward.
+    A row may predict several tokens. With `wanted.whole`, `grade` gets all tokens in one call. Yields after each part
+    of a chunk's logits, and around each of its backward.
     """
-    gradient = None
-    rows, index = torch.unique(wanted.rows, return_inverse=True)
-    order = torch.argsort(index, stable=True)
-    for number, chunk in enumerate(rows.split(head.rows)):
-        at = order[index[order] // head.rows == number]
-        tokens = _Tokens(at, index[at] % head.rows, wanted.targets[at], wanted.temperature)
+    gradient, chunks = None, _chunks(head, wanted)
+    if wanted.whole and len(chunks) > 1:
+        logprobs = yield from _look(head, hidden, chunks)
+        slopes = grade(torch.arange(len(logprobs), device=logprobs.device), logprobs)
+        if slopes is None:
+            return None
+        grade = partial(_known, slopes)
+    for chunk, tokens in chunks:
         back = yield from _chunk(head, hidden[chunk], tokens, grade)
         if back is not None:
             gradient = torch.zeros_like(hidden) if gradient is None else gradient
             gradient[chunk] = back
         yield
     return gradient
+
+
+def _chunks(head: Head, wanted: Wanted) -> list[tuple[torch.Tensor, _Tokens]]:
+    """Return a piece's chunks: rows [n] of its hidden, and the tokens that these predict."""
+    rows, index = torch.unique(wanted.rows, return_inverse=True)
+    order = torch.argsort(index, stable=True)
+    found = []
+    for number, chunk in enumerate(rows.split(head.rows)):
+        at = order[index[order] // head.rows == number]
+        found.append((chunk, _Tokens(at, index[at] % head.rows, wanted.targets[at], wanted.temperature)))
+    return found
+
+
+def _look(
+    head: Head, hidden: torch.Tensor, chunks: Sequence[tuple[torch.Tensor, _Tokens]]
+) -> Generator[None, None, torch.Tensor]:
+    """Return the log-probabilities [n] float32 of all tokens of a piece."""
+    found = torch.zeros(sum(len(tokens.at) for _, tokens in chunks), device=hidden.device)
+
+    def note(at: torch.Tensor, logprobs: torch.Tensor) -> None:
+        found[at] = logprobs
+
+    for chunk, tokens in chunks:
+        yield from _chunk(head, hidden[chunk], tokens, note)
+        yield
+    return found
+
+
+def _known(slopes: torch.Tensor, at: torch.Tensor, _logprobs: torch.Tensor) -> torch.Tensor:
+    return slopes[at]
 
 
 def _chunk(

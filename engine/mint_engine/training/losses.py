@@ -12,10 +12,15 @@ Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l -
 | importance_sampling           | -r A                                         | nothing: a sum        |
 | cross_entropy                 | -l                                           | nothing: a sum        |
 
+At importance sampling level "sequence" (GSPO, arXiv 2507.18071), all tokens of a completion have one r, so that every
+token's gradient depends on all of them. As in TRL it is exp of the mean of l - o, with o the policy's log-probability
+before the first step with the completion: rounding alone moves the mean of l - s by more than the small clips that
+suit a mean. The loss is multiplied by the constant exp of the mean of o - s, by which the sampler differs.
+
 clip(r) clamps r to [1 - clip_low, 1 + clip_high]; for cispo only from above, unless a clip_low is set. With a KL
 coefficient, its product with Schulman's k3 against the base is added: exp(b - l) - (b - l) - 1, where b is the base's
-log-probability. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose r lies outside of it, where trainer
-and sampler disagree by more than an update explains.
+log-probability. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose own exp(l - s) lies outside of it,
+where trainer and sampler disagree by more than an update explains; also of a completion's means.
 """
 
 from dataclasses import dataclass
@@ -32,7 +37,7 @@ class TokenLosses:
     """Losses and statistics of n tokens; all [n], float32 unless stated otherwise."""
 
     loss: torch.Tensor
-    ratio: torch.Tensor  # r
+    ratio: torch.Tensor  # of trainer to sampler: exp(l - s), or at level "sequence" exp of its mean
     clipped: torch.Tensor  # bool: the clip stops the token's gradient
     kept: torch.Tensor  # bool: within the ratio band
     kl: torch.Tensor  # k3 against the base; 0 without a KL coefficient
@@ -41,8 +46,44 @@ class TokenLosses:
 def token_losses(
     loss: Loss, now: torch.Tensor, sampler: torch.Tensor, advantages: torch.Tensor, base: torch.Tensor | None
 ) -> TokenLosses:
-    """Return the losses of n tokens; gradients flow to `now`. `base` is needed only with a KL coefficient."""
-    ratio = torch.exp((now - sampler).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
+    """Return the losses of n tokens, each by its own ratio; gradients flow to `now`.
+
+    `base` is needed only with a KL coefficient.
+    """
+    ratio = _ratio(now - sampler)
+    return _losses(loss, now, advantages, base, (ratio, torch.ones_like(ratio)), within_band(loss, ratio))
+
+
+def sequence_losses(
+    loss: Loss,
+    now: torch.Tensor,
+    sampler: torch.Tensor,
+    advantages: torch.Tensor,
+    base: torch.Tensor | None,
+    old: torch.Tensor,
+    examples: torch.Tensor,
+) -> TokenLosses:
+    """As `token_losses`, at level "sequence": `examples` [n] int64 says which tokens are one completion's.
+
+    All weighted tokens of a completion must be here. `old` are the policy's log-probabilities before its first step
+    with them; NaN: those that it has now.
+    """
+    old = torch.where(old.isnan(), now.detach(), old)
+    within = within_band(loss, _ratio(now - sampler))
+    moved, off = (_ratio(_means(each, within, examples)) for each in (now - old, old - sampler))
+    return _losses(loss, now, advantages, base, (moved, off), within)
+
+
+def _losses(
+    loss: Loss,
+    now: torch.Tensor,
+    advantages: torch.Tensor,
+    base: torch.Tensor | None,
+    ratios: tuple[torch.Tensor, torch.Tensor],
+    within: torch.Tensor,
+) -> TokenLosses:
+    """Return losses by ratios: one that is clipped, and the rest of the trainer's to the sampler's, a constant."""
+    ratio, rest = ratios
     bounded = ratio.clamp(loss.lowest, 1 + loss.clip_high)
     never = torch.zeros_like(ratio, dtype=torch.bool)
     clipped = ((ratio < loss.lowest) & (advantages < 0)) | ((ratio > 1 + loss.clip_high) & (advantages > 0))
@@ -54,12 +95,26 @@ def token_losses(
         value, clipped = -bounded.detach() * advantages * now, ratio != bounded
     else:
         value = -torch.minimum(ratio * advantages, bounded * advantages)
+    value = value * rest
     kl = torch.zeros_like(ratio)
     if base is not None and loss.kl_coefficient:
         kl = torch.exp((base - now).clamp(max=_MOST_LOG_RATIO)) - (base - now) - 1
         value = value + loss.kl_coefficient * kl
-    kept = within_band(loss, ratio) | value.isnan() if loss.type != "cross_entropy" else ~never
-    return TokenLosses(torch.where(kept, value, 0.0), ratio.detach(), clipped, kept, kl.detach())
+    kept = within | value.isnan() if loss.type != "cross_entropy" else ~never
+    return TokenLosses(torch.where(kept, value, 0.0), (ratio * rest).detach(), clipped, kept, kl.detach())
+
+
+def _ratio(logs: torch.Tensor) -> torch.Tensor:
+    return torch.exp(logs.clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
+
+
+def _means(logs: torch.Tensor, within: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
+    """Return for each token the mean of `logs` [n] over those tokens of its example that are `within`."""
+    found, at = torch.unique(examples, return_inverse=True)
+    zeros = torch.zeros(len(found), dtype=torch.float64, device=logs.device)
+    sums = zeros.index_add(0, at, torch.where(within, logs, 0.0).double())
+    counts = zeros.index_add(0, at, within.double())
+    return (sums / counts.clamp(min=1.0))[at].float()
 
 
 def within_band(loss: Loss, ratio: torch.Tensor) -> torch.Tensor:

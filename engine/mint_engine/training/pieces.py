@@ -44,6 +44,7 @@ class Entries:
     weights: NDArray[np.float32]
     sampler: NDArray[np.float32]  # the sampler's log-probabilities; 0 if the loss reads none
     advantages: NDArray[np.float32]
+    old: NDArray[np.float32]  # the policy's log-probabilities before its first step with the example; NaN: none yet
     examples: NDArray[np.int64]  # index of the example in the batch
     places: NDArray[np.int64]  # position in the example
     shares: NDArray[np.float32]  # factor of the token's loss in the policy's sum, beside its weight
@@ -184,6 +185,10 @@ class _Draft:
         def gather(name: str) -> list[float]:
             return [getattr(examples[number], name)[at] for number, found in self._taken for at in found]
 
+        def old(number: int, found: NDArray[np.int64]) -> NDArray[np.float32]:
+            logprobs = np.asarray(examples[number].old_logprobs, dtype=np.float32)
+            return logprobs[found] if logprobs.size else np.full(len(found), np.nan, dtype=np.float32)
+
         count = sum(len(found) for _, found in self._taken)
         shares = [np.full(len(found), _share(examples[number], kind)) for number, found in self._taken]
         return Entries(
@@ -192,6 +197,7 @@ class _Draft:
             weights=np.asarray(gather("weights"), dtype=np.float32),
             sampler=np.asarray(gather("sampler_logprobs") if reads else [0.0] * count, dtype=np.float32),
             advantages=np.asarray(gather("advantages") if reads else [0.0] * count, dtype=np.float32),
+            old=np.concatenate([old(number, found) for number, found in self._taken]),
             examples=np.concatenate([np.full(len(found), number) for number, found in self._taken]),
             places=np.concatenate([found for _, found in self._taken]),
             shares=np.concatenate(shares).astype(np.float32),

@@ -14,7 +14,7 @@ from mint_engine.model.device import settle
 from mint_engine.training.agenda import Agenda
 from mint_engine.training.batch import Held, Wanted, make_batch
 from mint_engine.training.example import PolicyBatch, needs_sampler
-from mint_engine.training.losses import token_losses
+from mint_engine.training.losses import sequence_losses, token_losses
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
 from mint_engine.training.policy import Policy, spans
 from mint_engine.training.update_ranks import UpdateRanks
@@ -190,7 +190,8 @@ class Work:
         for item in items:
             entries, stop = item.piece.entries, start + item.piece.rows
             rows, targets = (torch.from_numpy(each).to(self._device) for each in (entries.rows, entries.targets))
-            wanted.append(Wanted(start, stop, rows, targets, item.share.batch.temperature))
+            batch = item.share.batch
+            wanted.append(Wanted(start, stop, rows, targets, batch.temperature, batch.loss.by_sequence))
             start = stop
         return wanted
 
@@ -224,14 +225,19 @@ def _grade(item: Item, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Ten
     """Return the gradient of a policy's summed loss with respect to log-probabilities [k] of a piece's tokens."""
     share, entries = item.share, item.piece.entries
 
-    def chosen(array: NDArray[np.float32]) -> torch.Tensor:
+    def chosen(array: NDArray[np.float32] | NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(logprobs.device)[taken]
 
     weights, sampler = chosen(entries.weights), chosen(entries.sampler)
     base = item.base[taken] if item.base is not None else None
     with torch.enable_grad():
         now = logprobs.detach().requires_grad_()
-        found = token_losses(share.batch.loss, now, sampler, chosen(entries.advantages), base)
+        told = share.batch.loss, now, sampler, chosen(entries.advantages), base
+        found = (
+            sequence_losses(*told, chosen(entries.old), chosen(entries.examples))
+            if share.batch.loss.by_sequence
+            else token_losses(*told)
+        )
         (slopes,) = torch.autograd.grad((found.loss * weights * chosen(entries.shares)).sum(), now)
     share.loss_sum += float((found.loss.detach() * weights).sum(dtype=torch.float64))
     share.tokens += len(taken)

@@ -9,7 +9,7 @@ from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetMod
 from mint_contracts.names import check_adapter
 from mint_contracts.resources import AdapterLimits
 from mint_contracts.targets import beyond
-from mint_contracts.training import Policy, PolicyTemplate, Train
+from mint_contracts.training import SEQUENCE_LOSSES, Policy, PolicyTemplate, Train
 
 MOST_NAMED = 5
 
@@ -67,6 +67,9 @@ def check_losses(policies: Sequence[Policy], train: Train) -> None:
         if 0 < loss.ratio_high < loss.ratio_low:
             message = f"has loss.ratioLow {loss.ratio_low:g} above ratioHigh {loss.ratio_high:g}; lower it, or set "
             raise InvalidRequest(subject, message + "ratioHigh to 0 for no upper bound")
+        if loss.by_sequence and loss.type not in SEQUENCE_LOSSES:
+            message = f"has loss.importanceSamplingLevel sequence with type {loss.type}, which only has level token; "
+            raise InvalidRequest(subject, message + f"choose type {', '.join(SEQUENCE_LOSSES)}, or level token")
 
 
 def _complete(policy: Policy, template: PolicyTemplate, index: int) -> Policy:

@@ -20,6 +20,7 @@ from mint_contracts.training import Loss
 from mint_engine.parallel.shared_memory import PATIENCE_S
 from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.head import HEAD_ROWS
 from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.work import Share
 from tests.engine import saved_families
@@ -30,7 +31,7 @@ from tests.engine.parallel.processes import followers
 from tests.engine.running import save_base
 from tests.engine.training.at_once import finish
 from tests.engine.training.frontier_families import Merged, reference
-from tests.engine.training.scene import learn
+from tests.engine.training.scene import groups, learn
 from tests.waiting import until
 
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -145,6 +146,23 @@ def test_gradients_and_log_probabilities_are_autograds(kind: Kind) -> None:
         for ours, theirs, example in zip(found[NAMES[number]].logprobs, logprobs, examples, strict=True):
             wanted = torch.tensor(example.weights) != 0
             torch.testing.assert_close(torch.from_numpy(ours)[wanted], theirs[wanted], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", EXACT[:1], indirect=True, ids=", ".join)
+def test_gradients_at_the_level_of_sequences_are_those_of_one_rank(kind: Kind, one: Learning) -> None:
+    """The pieces have more logits than are computed at once, so all ranks compute them twice."""
+    level = Loss(importance_sampling_level="sequence", clip_low=1.0, ratio_low=0.0, ratio_high=0.0)
+    batch = PolicyBatch(NAMES[0], groups(5, prompts=40, vocabulary=one.vocabulary), level)
+    assert any(len(set(piece.entries.rows)) > HEAD_ROWS for piece in plan_pieces(batch))
+    gradients = []
+    for each in (one, kind.two):
+        each.create()
+        learn(each.trainer, [batch])
+        gradients.append(each.trainer.policy(NAMES[0]).gradient)
+    whole, shared = gradients
+    assert whole is not None
+    assert shared is not None
+    assert far(shared, whole) < CLOSE[kind.dtype]
 
 
 @pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)

@@ -139,13 +139,20 @@ def peft_logprobs(model: PeftModel, example: Example, temperature: float) -> tor
 
 
 def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO, temperature: float = 1.0) -> torch.Tensor:
-    """Compute TRL's default loss over completions, written out plainly."""
+    """Compute TRL's default loss over completions, written out plainly, at either importance sampling level.
+
+    At level "sequence", TRL's factor for the sampler is that of the sequence.
+    """
     total, tokens = torch.zeros(()), 0.0
     for example in examples:
         sampler, weights = torch.tensor(example.sampler_logprobs), torch.tensor(example.weights)
         advantages = torch.tensor(example.advantages)
-        ratio = (peft_logprobs(model, example, temperature) - sampler).exp()
+        logprobs, rest = peft_logprobs(model, example, temperature), torch.ones(())
+        ratio = (logprobs - sampler).exp()
+        if loss.by_sequence:
+            old = torch.tensor(example.old_logprobs) if len(example.old_logprobs) else logprobs.detach()
+            ratio, rest = (((each * weights).sum() / weights.sum()).exp() for each in (logprobs - old, old - sampler))
         bounded = ratio.clamp(loss.lowest, 1 + loss.clip_high)
-        total = total - (torch.minimum(ratio * advantages, bounded * advantages) * weights).sum()
+        total = total - (torch.minimum(ratio * advantages, bounded * advantages) * rest * weights).sum()
         tokens += float(weights.sum())
     return total / tokens

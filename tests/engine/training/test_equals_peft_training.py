@@ -1,10 +1,13 @@
 """A mixed batch's gradients and updated weights equal those of separate runs of PEFT and torch.optim.AdamW."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from mint_contracts.training import Loss
-from mint_engine.training.example import PolicyBatch
+from mint_engine.training.example import PolicyBatch, with_old
 from tests.engine.training.at_once import step_all
 from tests.engine.training.scene import (
     DAPO,
@@ -59,6 +62,40 @@ def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
             assert stepped[name].step == turn + 1
             expected = peft_vector(trainer, name, models[name], gradient=False)
             torch.testing.assert_close(trainer.policy(name).weights, expected, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("rows", [16, 256], ids=["several chunks", "one chunk"])
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
+def test_gradients_at_the_level_of_sequences(lean: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token's gradient depends on all tokens of its completion, also where their logits are several chunks.
+
+    In the first of two epochs nothing is clipped, in the second some completions are. Beside the policy is one that
+    weighs each token.
+    """
+    loss = Loss(ratio_low=0.0, ratio_high=0.0, clip_low=0.5, clip_high=2.0, importance_sampling_level="sequence")
+    trainer = trainer_of(lean=lean)
+    passed: Any = trainer._ranks
+    monkeypatch.setattr(passed._pass, "head", replace(passed._pass.head, rows=rows))
+    names, losses = policies(trainer, 2), (loss, DAPO)
+    batches = [PolicyBatch(name, groups(at), losses[at]) for at, name in enumerate(names)]
+    clipped = []
+    for _ in range(2):
+        found = learn(trainer, batches)
+        clipped.append(found[names[0]].metrics["clipped"])
+        for batch in batches:
+            name, outcome = batch.policy, found[batch.policy]
+            model, policy = peft_of(trainer, name), trainer.policy(name)
+            value = dapo(model, batch.examples, batch.loss)
+            value.backward()  # type: ignore[no-untyped-call]
+            expected = peft_vector(trainer, name, model, gradient=True)
+            assert policy.gradient is not None
+            assert expected.norm() > 0
+            assert outcome.loss_sum / outcome.tokens == pytest.approx(float(value.detach()), rel=1e-4)
+            torch.testing.assert_close(policy.gradient / policy.normaliser, expected, rtol=1e-3, atol=2e-5)
+        batches = [with_old(batch, found[batch.policy].logprobs) for batch in batches]
+        step_all(trainer, dict.fromkeys(names, OPTIMIZER))
+    assert clipped[0] == 0.0
+    assert 0.0 < clipped[1] < 1.0
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])

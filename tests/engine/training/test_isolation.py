@@ -9,7 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from mint_contracts.errors import InvalidRequest
-from mint_contracts.training import Loss, LossType
+from mint_contracts.training import ImportanceSamplingLevel, Loss, LossType
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
@@ -37,8 +37,9 @@ STEPS = 2
 
 
 def batch_of(number: int, turn: int, examples: Sequence[Example] | None = None) -> PolicyBatch:
-    """Return a batch for a policy. Loss types vary by policy, and every second one has a KL to the base."""
-    loss = Loss(type=LOSSES[number % len(LOSSES)], kl_coefficient=0.1 * (number % 2))
+    """Return a batch for a policy. Losses vary by policy, and every second one has a KL to the base."""
+    level: ImportanceSamplingLevel = "sequence" if number in {1, 2} else "token"
+    loss = Loss(type=LOSSES[number % len(LOSSES)], importance_sampling_level=level, kl_coefficient=0.1 * (number % 2))
     return PolicyBatch(f"p/{number}", examples or groups(100 * turn + number), loss, completion_tokens=15)
 
 

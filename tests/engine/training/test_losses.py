@@ -1,6 +1,8 @@
 """Losses and advantages equal TRL's, and golden values of other implementations of the same papers."""
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +13,10 @@ from hypothesis import strategies as st
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from mint_contracts.training import Loss, LossType, Scaling
+from mint_contracts.training import SEQUENCE_LOSSES, ImportanceSamplingLevel, Loss, LossType, Scaling
 from mint_engine.training.advantages import group_advantages, has_signal
 from mint_engine.training.example import PolicyBatch, completion
-from mint_engine.training.losses import token_losses
+from mint_engine.training.losses import TokenLosses, sequence_losses, token_losses
 from mint_engine.training.pieces import normaliser, plan_pieces
 
 LONGEST = 9  # new tokens
@@ -22,14 +24,18 @@ LENGTHS = (9, 1, 4, 7)
 
 
 def trl_loss(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Compute GRPOTrainer's own loss of log-probabilities [B, T], with a stub of the trainer fields that it reads."""
+    """Compute GRPOTrainer's own loss of log-probabilities [B, T], with a stub of the trainer fields that it reads.
+
+    At level "token" the old policy is the sampler; at "sequence" TRL corrects for the sampler by a factor.
+    """
     cispo = loss.type == "cispo"
     trainer = SimpleNamespace(
         loss_type=loss.type, beta=loss.kl_coefficient, epsilon_low=1 - loss.lowest,
         epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # TRL bounds the ratio itself here
-        max_completion_length=LONGEST, importance_sampling_level="token", top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None, aux_loss_enabled=False, use_vllm=False, _entropy_bonus_enabled=False,
-        model=SimpleNamespace(training=False), args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        max_completion_length=LONGEST, importance_sampling_level=loss.importance_sampling_level,
+        top_entropy_quantile=1.0, off_policy_mask_threshold=None, aux_loss_enabled=False, use_vllm=loss.by_sequence,
+        vllm_importance_sampling_correction=True, _entropy_bonus_enabled=False, model=SimpleNamespace(training=False),
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
         accelerator=SimpleNamespace(num_processes=1, gather=lambda each: each, reduce=lambda each, reduction: each),
         _metrics={"eval": defaultdict(list)},
         _get_per_token_logps_and_entropies=lambda *_, **__: (now, torch.zeros_like(now), None),
@@ -51,6 +57,7 @@ def scene(seed: int) -> dict[str, torch.Tensor]:
         "completion_mask": (torch.arange(LONGEST)[None] < torch.tensor(LENGTHS)[:, None]).long(),
         "advantages": torch.randn(len(LENGTHS), generator=draw),
         "old_per_token_logps": sampler,
+        "sampler": sampler,
         "ref_per_token_logps": sampler + torch.randn(shape, generator=draw) * 0.5,
         "num_items_in_batch": torch.tensor(float(sum(LENGTHS))),
         "now": sampler + torch.randn(shape, generator=draw) * 0.3,
@@ -58,12 +65,22 @@ def scene(seed: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.2])
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"])
-def test_value_and_gradient_are_trls(loss_type: LossType, kl: float) -> None:
-    loss = Loss(type=loss_type, clip_high=0.28, kl_coefficient=kl, ratio_low=0.0, ratio_high=0.0)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", SEQUENCE_LOSSES)
+def test_value_and_gradient_are_trls(loss_type: LossType, level: ImportanceSamplingLevel, kl: float) -> None:
+    loss = Loss(
+        type=loss_type,
+        clip_high=0.28,
+        importance_sampling_level=level,
+        kl_coefficient=kl,
+        ratio_low=0.0,
+        ratio_high=0.0,
+    )
     for seed in range(5):
         inputs = scene(seed)
         now = inputs.pop("now").requires_grad_()
+        if loss.by_sequence:
+            disagree_with_sampler(inputs)
         theirs = trl_loss(loss, now, inputs)
         (their_gradient,) = torch.autograd.grad(theirs, now)
         ours, our_gradient = ours_of(loss, now, inputs)
@@ -71,9 +88,17 @@ def test_value_and_gradient_are_trls(loss_type: LossType, kl: float) -> None:
         torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-5, atol=1e-7)
 
 
+def disagree_with_sampler(inputs: dict[str, torch.Tensor]) -> None:
+    """Let the sampler's log-probabilities be others than the old policy's, with TRL's factor of each sequence."""
+    draw, mask = torch.Generator().manual_seed(8), inputs["completion_mask"]
+    off = torch.randn(mask.shape, generator=draw) * 0.2
+    inputs["sampler"] = inputs["old_per_token_logps"] - off
+    inputs["importance_sampling_ratio"] = ((off * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).exp()
+
+
 def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the same through our examples, pieces and normaliser; the gradient in TRL's layout [B, T]."""
-    sampler, mask = inputs["old_per_token_logps"], inputs["completion_mask"].bool()
+    sampler, mask = inputs["sampler"], inputs["completion_mask"].bool()
     batch = PolicyBatch(
         "p",
         [
@@ -85,12 +110,24 @@ def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> t
     )
     (piece,) = plan_pieces(batch)
     entries = piece.entries
-    found = token_losses(
+    told = (
         loss, now[mask], torch.from_numpy(entries.sampler), torch.from_numpy(entries.advantages),
         inputs["ref_per_token_logps"][mask] if loss.kl_coefficient else None,
     )  # fmt: skip
+    old, examples = inputs["old_per_token_logps"][mask], torch.from_numpy(entries.examples)
+    found = sequence_losses(*told, old, examples) if loss.by_sequence else token_losses(*told)
     value = (found.loss * torch.from_numpy(entries.weights * entries.shares)).sum() / normaliser(batch)
     return value.detach(), torch.autograd.grad(value, now)[0]
+
+
+def gspo(
+    now: torch.Tensor, examples: Sequence[int], old: Sequence[float] | None = None, **options: float
+) -> TokenLosses:
+    """Losses of tokens with advantages of 1 whose completions' ratios count, and whose sampler gave -1 to each."""
+    loss, count = Loss(importance_sampling_level="sequence", **options), len(now)  # type: ignore[arg-type]
+    before = torch.tensor(old) if old is not None else torch.full((count,), torch.nan)
+    sampler = torch.full((count,), -1.0)
+    return sequence_losses(loss, now, sampler, torch.ones(count), None, before, torch.tensor(examples))
 
 
 def test_sums_over_tokens() -> None:
@@ -134,6 +171,42 @@ def test_the_ratio_band_silences_what_drifted() -> None:
     (gradient,) = torch.autograd.grad(found.loss[:3].sum(), now)
     assert gradient[0] != 0
     assert not gradient[1:3].any()
+
+
+def test_a_sequence_has_no_ratio_to_clip_before_the_first_step_with_it() -> None:
+    """However small the clip is and however much trainer and sampler disagree; that only scales its loss."""
+    now = torch.tensor([-0.9, -0.7, -1.3]).requires_grad_()
+    found = gspo(now, (0, 0, 1), clip_low=1e-4, clip_high=1e-4)
+    factors = [math.exp(0.2), math.exp(0.2), math.exp(-0.3)]
+    assert not found.clipped.any()
+    assert found.ratio.tolist() == pytest.approx(factors)
+    (gradient,) = torch.autograd.grad(found.loss.sum(), now)
+    assert gradient.tolist() == pytest.approx([-factor for factor in factors])
+
+
+def test_a_sequence_is_clipped_as_one_although_a_token_of_it_would_not_be() -> None:
+    now = torch.tensor([-0.9, -0.3]).requires_grad_()
+    found = gspo(now, (0, 0), old=(-1.0, -1.0))
+    assert found.clipped.tolist() == [True, True]
+    (gradient,) = torch.autograd.grad(found.loss.sum(), now)
+    assert not gradient.any()
+
+
+def test_a_sequences_ratio_is_that_of_its_tokens_within_the_band() -> None:
+    """A token that is left out has no gradient, and does not shift the ratio by which the others are clipped."""
+    now = torch.tensor([-0.9, -9.0, -0.7, -1.3, -8.0]).requires_grad_()
+    found = gspo(now, (0, 0, 0, 1, 2), old=(-1.0,) * 5, ratio_low=0.5, ratio_high=2.0, clip_high=0.3)
+    assert found.kept.tolist() == [True, False, True, True, False]
+    shared = math.exp((0.1 + 0.3) / 2)
+    assert found.ratio.tolist() == pytest.approx([shared] * 3 + [math.exp(-0.3), 1.0])
+    assert found.loss.tolist() == pytest.approx([-shared, 0.0, -shared, -math.exp(-0.3), 0.0])
+    (gradient,) = torch.autograd.grad(found.loss.sum(), now)
+    assert gradient.tolist() == pytest.approx([-shared, 0.0, -shared, -math.exp(-0.3), 0.0])
+
+
+def test_a_token_that_is_not_a_number_spoils_its_sequence_visibly() -> None:
+    found = gspo(torch.tensor([-1.0, torch.nan, -1.0]), (0, 0, 1))
+    assert found.loss.isnan().tolist() == [True, True, False]
 
 
 def test_the_band_hides_no_advantage_that_is_not_finite() -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
-from math import inf, nan
+from collections.abc import Sequence
+from math import exp, inf, nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import grpc
@@ -249,6 +251,51 @@ async def test_a_number_that_a_call_may_not_have_is_named(base: Path, tmp_path: 
             setattr(wrong_step, name, number)
             error = await refused(stub.OptimStep(wrong_step))
             assert (error.reason, str(error)) == ("InvalidRequest", f"optimizer: has {name} {says}")
+
+
+async def test_a_level_of_importance_sampling_that_a_loss_has_not_is_named(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        for kind, level, says in (
+            ("grpo", "sentence", "has importance_sampling_level 'sentence'; it is token or sequence"),
+            (
+                "ppo",
+                "sequence",
+                "is ppo, which only has importance_sampling_level token; choose that, or one of grpo,",
+            ),
+        ):
+            error = await refused(stub.ForwardBackward(lesson("one", 1, loss=kind, importance_sampling_level=level)))
+            assert error.reason == "InvalidRequest"
+            assert str(error).startswith(f"loss: {says}")
+
+
+async def test_calls_may_weigh_all_tokens_of_an_example_alike(base: Path, tmp_path: Path) -> None:
+    """The first one clips nothing. A later one clips how far the policy has moved since."""
+    example = pb.Example(
+        tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1], sampler_logprobs=[0, -4, -5, -6],
+        advantages=[0, 2, 2, 2],
+    )  # fmt: skip
+    gspo = {"loss": "dapo", "clip_high": 1e-4, "importance_sampling_level": "sequence"}
+
+    def factor(over: Sequence[float], under: Sequence[float]) -> float:
+        return exp(fmean(now - then for now, then in zip(over[1:], under[1:], strict=True)))
+
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        first = await stub.ForwardBackward(lesson("one", 1, examples=[example], **gspo))
+        old = list(first.logprobs[0].values)
+        sampled = factor(old, example.sampler_logprobs)
+        assert first.loss_sum == pytest.approx(-3 * 2 * sampled, rel=1e-5)
+        assert (first.metrics["clipped"], first.metrics["ratio"]) == (0.0, pytest.approx(sampled, rel=1e-5))
+        await stub.OptimStep(step("one", 2))
+        example.old_logprobs.extend(old)
+        second = await stub.ForwardBackward(lesson("one", 3, examples=[example], **gspo))
+        assert factor(second.logprobs[0].values, old) > 1 + 1e-4
+        assert second.loss_sum == pytest.approx(-3 * 2 * (1 + 1e-4) * sampled, rel=1e-5)
+        assert second.metrics["clipped"] == 1.0
+        example.old_logprobs.pop()
+        error = await refused(stub.ForwardBackward(lesson("one", 4, examples=[example], **gspo)))
+        assert "has 3 old_logprobs for 4 tokens; give one each" in str(error)
 
 
 async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:

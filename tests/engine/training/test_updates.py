@@ -19,13 +19,13 @@ from mint_contracts.errors import (
     Overloaded,
     SourceUnavailable,
 )
-from mint_contracts.training import Optimizer
+from mint_contracts.training import Loss, Optimizer
 from mint_engine.policies import keeping
 from mint_engine.policies import updates as update
 from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import example as examples
-from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.example import Example, PolicyBatch, with_old
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import saved_of, step_all
@@ -35,11 +35,11 @@ from tests.waiting import until
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 
 
-def taken(trainer: Trainer, epochs: int) -> bytes:
+def taken(trainer: Trainer, epochs: int, loss: Loss = DAPO) -> bytes:
     """Return the saved policy after one job; at the job's end the policy is in a complete state."""
     ended: list[bytes] = []
     job = Job(
-        PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda t: ended.append(saved_of(t, "p/0")), print, epochs
+        PolicyBatch("p/0", groups(1), loss), OPTIMIZER, lambda t: ended.append(saved_of(t, "p/0")), print, epochs
     )
     updates = Updates(trainer)
     updates.put(job)
@@ -58,6 +58,24 @@ def test_two_epochs_are_two_updates_over_the_same_examples() -> None:
         step_all(by_hand, {"p/0": OPTIMIZER})
     assert taken(by_job, epochs=2) == saved_of(by_hand, "p/0")
     assert by_job.policy("p/0").step == 2
+
+
+def test_later_epochs_clip_how_far_a_sequence_has_moved_since_the_first_one() -> None:
+    loss = Loss(importance_sampling_level="sequence", clip_low=0.01, clip_high=0.01, ratio_low=0.0, ratio_high=0.0)
+    by_job, by_hand = trainer_of(), trainer_of()
+    policies(by_job, 1)
+    policies(by_hand, 1)
+    first = None
+    clipped = []
+    for _ in range(3):
+        batch = PolicyBatch("p/0", groups(1), loss)
+        outcome = learn(by_hand, [with_old(batch, first) if first is not None else batch])["p/0"]
+        first = outcome.logprobs if first is None else first
+        clipped.append(outcome.metrics["clipped"])
+        step_all(by_hand, {"p/0": OPTIMIZER})
+    assert taken(by_job, 3, loss) == saved_of(by_hand, "p/0")
+    assert clipped[0] == 0.0
+    assert 0.0 < clipped[1] < clipped[2]
 
 
 def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> None:

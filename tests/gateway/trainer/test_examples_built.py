@@ -75,6 +75,7 @@ def test_numbers_that_do_not_fit_the_completion_are_refused_by_name() -> None:
         ("advantage", "3 advantages"),
         ("sampler_logprobs", "3 sampler_logprobs"),
         ("weights", "3 weights"),
+        ("old_logprobs", "3 old_logprobs"),
     ):
         with pytest.raises(InvalidRequest, match=f"has {words} for 2 tokens of the completion; give one each"):
             example([5], [6, 7], **aligned | {name: [1.0] * 3})
