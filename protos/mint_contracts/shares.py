@@ -11,8 +11,13 @@ class Shares:
     """
 
     def __init__(self, count: int) -> None:
-        self.free = count
+        self.free = self._count = count
         self._taken: Counter[str] = Counter()
+
+    @property
+    def all_free(self) -> bool:
+        """Whether nobody has any."""
+        return self.free == self._count
 
     def taken(self, client: str) -> int:
         """Return how many the client has."""

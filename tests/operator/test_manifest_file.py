@@ -134,12 +134,12 @@ async def test_manifests_of_policies_that_drip_keep_only_manifests_waiting(
     slow.holds["/good.jsonl"] = [POLICY]
     good, drips = f"{slow.url}/good.jsonl", slow.drips(2 * AT_ONCE)
     manifests = Manifests(lambda: None)
-    manifests.want({uri: uri for uri in drips})
+    manifests.want({uri: ("team", uri) for uri in drips})
     await asyncio.sleep(0)  # all have begun
     await others_run()
 
     def read() -> bool:  # on a busy machine the good one may take too long as well, for once
-        manifests.want({uri: uri for uri in (*drips, good)})
+        manifests.want({uri: ("team", uri) for uri in (*drips, good)})
         return len(manifests.found) == len(drips) + 1 and manifests.found[good] == (Policy("acme/a"),)
 
     await until(read)
@@ -169,3 +169,23 @@ async def test_manifests_of_adapters_that_drip_keep_only_manifests_waiting(slow:
         failure = lists.found[lookup].failure
         assert failure is not None
         assert failure.reason == "SourceUnavailable"
+
+
+async def test_manifests_that_drip_delay_none_of_another_namespace(slow: Slow) -> None:
+    """Here one that drips is never given up, so whatever waited for it would wait for good."""
+    slow.holds |= {"/policies.jsonl": [POLICY], "/adapters.jsonl": [ENTRY]}
+    drips = [Lookup("team/smol", manifest=uri, namespace="slow") for uri in slow.drips(2 * AT_ONCE)]
+    good = Lookup("team/smol", manifest=f"{slow.url}/adapters.jsonl", namespace="quick")
+    lists, manifests = Lists(CatalogReader(connect("redis://127.0.0.1:1")), lambda: None), Manifests(lambda: None)
+    await lists.refresh(drips)
+    await asyncio.sleep(0)  # all have begun
+
+    async def read() -> bool:
+        await lists.refresh([*drips, good])
+        manifests.want({"uid": ("other", f"{slow.url}/policies.jsonl")})
+        return good in lists.found and "uid" in manifests.found
+
+    await until(read)
+    assert [each.name for each in lists.found[good].listed or ()] == ["acme/a"]
+    assert manifests.found["uid"] == (Policy("acme/a"),)
+    assert not any(drip in lists.found for drip in drips)

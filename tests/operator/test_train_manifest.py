@@ -15,7 +15,7 @@ from pyarrow import DictionaryArray, Table, parquet
 from mint_contracts.errors import CorruptFile, InvalidRequest
 from mint_contracts.records import Failure
 from mint_contracts.training import Length, Loss, Policy, Reward
-from mint_operator.observing import train_manifest
+from mint_operator.observing import manifest_file, train_manifest
 from mint_operator.observing.train_manifest import MOST_POLICIES, Manifests, parsed, read
 from tests.waiting import until
 
@@ -32,7 +32,7 @@ def shelf(tmp_path: Path) -> Iterator[str]:
 
 
 async def test_policies_are_read_a_line_each(shelf: str) -> None:
-    assert await read(f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))
+    assert await read("team", f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_manifest() -> None:
@@ -126,14 +126,14 @@ def test_variables_of_a_template_are_named_and_have_one_value_each(variables: by
 
 
 async def test_what_is_wrong_is_named(shelf: str) -> None:
-    broken = await read(f"{shelf}/broken.jsonl")
+    broken = await read("team", f"{shelf}/broken.jsonl")
     assert isinstance(broken, Failure)
     assert (broken.reason, broken.terminal) == ("InvalidRequest", True)
     assert "line 2 is not a valid policy" in broken.message
-    away = await read(f"{shelf}/absent.jsonl")
+    away = await read("team", f"{shelf}/absent.jsonl")
     assert isinstance(away, Failure)
     assert (away.reason, away.terminal) == ("SourceUnavailable", False)
-    claim = await read("pvc://claim/policies.jsonl")
+    claim = await read("team", "pvc://claim/policies.jsonl")
     assert isinstance(claim, Failure)
     assert claim.reason == "SourceForbidden"
 
@@ -141,12 +141,12 @@ async def test_what_is_wrong_is_named(shelf: str) -> None:
 async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf: str) -> None:
     changed = asyncio.Event()
     manifests, uri = Manifests(changed.set), f"{shelf}/policies.jsonl"
-    manifests.want({uri: uri})
+    manifests.want({uri: ("team", uri)})
     async with asyncio.timeout(60):
         await changed.wait()
-    manifests.want({uri: uri})
+    manifests.want({uri: ("team", uri)})
     first = manifests.found[uri]
-    manifests.want({uri: uri})
+    manifests.want({uri: ("team", uri)})
     assert manifests.found[uri] is first
     manifests.want({})
     assert manifests.found == {}
@@ -154,10 +154,10 @@ async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf:
 
 async def test_a_manifest_is_read_anew_for_another_wave(shelf: str, tmp_path: Path) -> None:
     manifests, uri = Manifests(lambda: None), f"{shelf}/policies.jsonl"
-    wanted: dict[str, str] = {}
+    wanted: dict[str, tuple[str, str]] = {}
 
     def look(wave: str) -> object:
-        wanted[wave] = uri
+        wanted[wave] = "team", uri
         manifests.want(wanted)
         return manifests.found.get(wave)
 
@@ -174,7 +174,7 @@ async def test_a_manifest_that_was_wrong_is_read_again_when_it_may_have_been_men
     manifests, uri = Manifests(lambda: None), f"{shelf}/broken.jsonl"
 
     def look() -> object:
-        manifests.want({uri: uri})
+        manifests.want({uri: ("team", uri)})
         return manifests.found.get(uri)
 
     failed = await until(look)
@@ -212,11 +212,11 @@ async def test_a_defect_in_reading_is_a_failure_that_passes_by_itself(
         raise RuntimeError(uri)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_manifest, "fetch", broken)
-        found = await read(f"{shelf}/policies.jsonl")
+        patched.setattr(manifest_file, "fetch", broken)
+        found = await read("team", f"{shelf}/policies.jsonl")
     assert isinstance(found, Failure)
     assert (found.reason, found.terminal) == ("Internal", False)
-    assert not isinstance(await read(f"{shelf}/policies.jsonl"), Failure)
+    assert not isinstance(await read("team", f"{shelf}/policies.jsonl"), Failure)
 
 
 def test_what_is_no_text_is_refused_naming_the_line() -> None:
@@ -250,4 +250,4 @@ async def test_a_manifest_is_parsed_beside_the_loop(shelf: str, monkeypatch: pyt
         return parsed(uri, data)
 
     monkeypatch.setattr(train_manifest, "parsed", slow)
-    assert await read(f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))
+    assert await read("team", f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))

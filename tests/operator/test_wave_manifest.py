@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mint_contracts.entries import Entry
-from mint_operator.observing import wave_lists
+from mint_operator.observing import manifest_file, wave_lists
 from mint_operator.planning import status_write
 from tests.operator.catalogs import CATALOG, Catalog, becomes, entry, over, says, sources, twice
 from tests.operator.stage import Stage, base_model, until
@@ -57,7 +57,7 @@ async def test_a_defect_in_looking_up_is_one_waves_trouble_and_is_told(
     def broken(uri: str) -> bytes:
         raise RuntimeError(uri)
 
-    monkeypatch.setattr(wave_lists, "fetch", broken)
+    monkeypatch.setattr(manifest_file, "fetch", broken)
     stage.apply(
         base_model(**CATALOG), over("filed", manifest="http://h/w.jsonl"), over("all", selector={"prefix": "b/"})
     )

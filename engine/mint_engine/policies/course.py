@@ -236,7 +236,7 @@ class Course:
         """Get examples, memory and a slot. A waiting course occupies no slot, and holds examples only briefly."""
         terms, context = terms_of(self._wave, self.assignment), self._context
         if terms.reward is not None and self._scorer is None:
-            self._scorer = Scorer(terms.reward)
+            self._scorer = Scorer(terms.reward, terms.wave)
         if not self._readable:
             if self._scorer is not None:
                 await self._scorer.check()

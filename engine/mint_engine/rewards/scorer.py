@@ -1,14 +1,15 @@
 """Scoring by a wave's reward: built-in rewards on a thread, a user's service over gRPC, and sums of both."""
 
-import asyncio
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
+from mint_contracts.awaiting import gather_or_cancel
 from mint_contracts.errors import BadReward, InvalidRequest
+from mint_contracts.shared_threads import SharedThreads
 from mint_contracts.training import Reward
-from mint_engine.rewards.builtin import Builtin, Judge, built_in
+from mint_engine.rewards.builtin import Builtin, built_in
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.service import ServiceClient
 
@@ -17,9 +18,9 @@ MOST_REWARD = 1e30  # squares of rewards, and sums of squares, stay finite
 
 # Threads of their own: users' rewards are bounded in time for one completion, not for all, and requests need threads,
 # too. Patterns and schemas, which may take seconds each, have one for each process that checks them, so that policies
-# with other rewards do not wait for them.
-_threads = ThreadPoolExecutor(1, "rewards")
-_checking = {"regex": ThreadPoolExecutor(1, "patterns"), "jsonSchema": ThreadPoolExecutor(1, "schemas")}
+# with other rewards do not wait for them. Waves share each: one whose patterns are slow delays others by one check.
+_threads = SharedThreads(1, "rewards")
+_checking = {"regex": SharedThreads(1, "patterns"), "jsonSchema": SharedThreads(1, "schemas")}
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Part:
 class Scorer:
     """Scores completions by one `Reward`. Raises InvalidRequest if that is unusable; `check` finds further errors."""
 
-    def __init__(self, reward: Reward) -> None:
-        self._parts = _parts(reward, 1.0)
+    def __init__(self, reward: Reward, wave: str = "") -> None:
+        """`wave` shares the threads with other waves."""
+        self._parts, self._wave = _parts(reward, 1.0), wave
         if len(self._parts) > MAX_PARTS:
             raise InvalidRequest("reward.sum", f"has {len(self._parts)} parts; at most {MAX_PARTS}")
 
@@ -43,7 +45,7 @@ class Scorer:
         """Raise InvalidRequest for a pattern or schema that is invalid or takes too long; RewardUnavailable."""
         for part in self._parts:
             if isinstance(part.source, Builtin) and part.source.trial is not None:
-                await asyncio.get_running_loop().run_in_executor(_threads_of(part), part.source.trial)
+                await _threads_of(part).run(self._wave, part.source.trial)
 
     def check_example(self, empty: Completion) -> None:
         """Raise BadExample if no completion of the example could be judged, for lack of an answer, say."""
@@ -60,7 +62,7 @@ class Scorer:
         totals = [0.0] * len(completions)
         for part in self._parts:
             if isinstance(part.source, Builtin):
-                rewards = await _judged(part.source.judge, completions, _threads_of(part))
+                rewards = await self._judged(part, part.source, completions)
             else:
                 rewards = await part.source.score(policy, step, completions)
             for at, reward in enumerate(rewards):
@@ -80,6 +82,11 @@ class Scorer:
                 )
         return totals
 
+    async def _judged(self, part: Part, source: Builtin, completions: Sequence[Completion]) -> list[float]:
+        """Judge completions one by one, so that others can come between, and at most one goes on after an error."""
+        threads = _threads_of(part)
+        return await gather_or_cancel(threads.run(self._wave, partial(source.judge, each)) for each in completions)
+
     async def close(self) -> None:
         """Close connections to services."""
         for part in self._parts:
@@ -87,14 +94,8 @@ class Scorer:
                 await part.source.close()
 
 
-def _threads_of(part: Part) -> ThreadPoolExecutor:
+def _threads_of(part: Part) -> SharedThreads:
     return _checking.get(part.name, _threads)
-
-
-async def _judged(judge: Judge, completions: Sequence[Completion], threads: ThreadPoolExecutor) -> list[float]:
-    """Judge completions one by one, so that others can come between, and at most one goes on after a cancellation."""
-    loop = asyncio.get_running_loop()
-    return [await loop.run_in_executor(threads, judge, each) for each in completions]
 
 
 def _parts(reward: Reward, weight: float) -> list[Part]:

@@ -1,13 +1,12 @@
 """Reads a manifest that a wave names: completely, over the network, within bounds, in one of a few separate threads.
 
-However slowly a manifest's server answers, it delays only other manifests, never a pass.
+However slowly a manifest's server answers, it delays only other manifests of its namespace, never a pass.
 """
 
-import asyncio
 import io
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, TypeVar
 
 from fsspec.asyn import sync
@@ -16,6 +15,7 @@ from mint_contracts.backends import backend
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavailable
 from mint_contracts.parquet_rows import entry_lines
+from mint_contracts.shared_threads import SharedThreads
 from mint_contracts.source import Source, locate
 
 SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; only engines mount claims and images
@@ -23,16 +23,26 @@ MOST_BYTES = 4 << 20
 PARQUET = ".parquet"
 MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
 READ_S = 60.0
-AT_ONCE = 4
+AT_ONCE = 8  # of one namespace half
 
 T = TypeVar("T")
 
-_threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="manifest")
+_threads = SharedThreads(AT_ONCE, "manifest")
+_parsing = Lock()  # one at a time: a Parquet file may unpack to MOST_UNPACKED_BYTES
 
 
-async def in_thread(work: Callable[..., T], *given: Any) -> T:
-    """Run a blocking part of reading a manifest in a thread; waits while AT_ONCE others are running."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)
+async def read_manifest(namespace: str, uri: str, parse: Callable[[str, bytes], T]) -> T:
+    """Return what `parse` makes of a manifest, in a thread; waits while the namespace has its share of them.
+
+    Raises as `fetch` and `parse` do.
+    """
+
+    def read() -> T:
+        data = fetch(uri)
+        with _parsing:
+            return parse(uri, data)
+
+    return await _threads.run(namespace, read)
 
 
 def fetch(uri: str) -> bytes:

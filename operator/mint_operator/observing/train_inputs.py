@@ -41,7 +41,7 @@ class InputsView:
         self._specs: dict[str, AdapterWaveSpec] = {}  # by uid: the specs whose inputs were read last
         self._texts: dict[_Name, _Text] = {}
         self._retries: dict[_Name, Retry] = {}
-        self._uris: dict[str, str] = {}  # of manifests, by the uid of the wave that names it
+        self._uris: dict[str, tuple[str, str]] = {}  # of manifests, each with its wave's namespace, by the wave's uid
         self.inputs = Inputs()
         self.changed = False  # the last look found something new
 
@@ -64,7 +64,7 @@ class InputsView:
         specs: dict[str, AdapterWaveSpec] = {}
         named: set[_Name] = set()
         new: set[_Name] = set()
-        uris: dict[str, str] = {}
+        uris: dict[str, tuple[str, str]] = {}
         for wave in waves:
             train = wave.spec.train
             if train is None:
@@ -75,7 +75,7 @@ class InputsView:
             if self._specs.get(wave.meta.uid) is not wave.spec:
                 new |= of
             if train.policies.manifest:
-                uris[wave.meta.uid] = train.policies.manifest
+                uris[wave.meta.uid] = (wave.meta.namespace, train.policies.manifest)
         wanted = named - self._retries.keys() if again else set[_Name]()
         reading = sorted(new | wanted | self._due() & named)
         texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in reading])

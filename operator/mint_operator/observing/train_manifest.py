@@ -9,7 +9,7 @@ import structlog
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
-from mint_operator.observing.manifest_file import fetch, in_thread, lines
+from mint_operator.observing.manifest_file import lines, read_manifest
 from mint_operator.observing.train_bounds import bounded
 
 MOST_POLICIES = 1024
@@ -35,21 +35,24 @@ class Manifests:
         self._again_at: dict[str, float] = {}
         self.found: dict[str, Read] = {}
 
-    def want(self, uris: Mapping[str, str]) -> None:
-        """Begin to read what is new, take finished results, and forget what is no longer asked for."""
+    def want(self, uris: Mapping[str, tuple[str, str]]) -> None:
+        """Begin to read what is new, take finished results, and forget what is no longer asked for.
+
+        `uris` has the namespace of each wave that asks, and the URI.
+        """
         now = asyncio.get_running_loop().time()
         for asking in (self._work.keys() | self.found.keys()) - uris.keys():
             self.found.pop(asking, None)
             self._again_at.pop(asking, None)
             if task := self._work.pop(asking, None):
                 task.cancel()
-        for asking, uri in uris.items():
+        for asking, (namespace, uri) in uris.items():
             task = self._work.get(asking)
             if task is not None and task.done():
                 del self._work[asking]
                 self.found[asking], self._again_at[asking] = task.result(), now + RETRY_S
             elif task is None and self._due(asking, now):
-                self._work[asking] = task = asyncio.create_task(read(uri))
+                self._work[asking] = task = asyncio.create_task(read(namespace, uri))
                 task.add_done_callback(lambda _: self._wake())
 
     def _due(self, asking: str, now: float) -> bool:
@@ -57,10 +60,10 @@ class Manifests:
         return known is None or (isinstance(known, Failure) and now >= self._again_at[asking])
 
 
-async def read(uri: str) -> Read:
+async def read(namespace: str, uri: str) -> Read:
     """Read the policies; returns a Failure if that is impossible."""
     try:
-        return await in_thread(parsed, uri, await in_thread(fetch, uri))
+        return await read_manifest(namespace, uri, parsed)
     except MintError as error:
         return Failure.of(error)
     except Exception as error:  # a defect that one wave's manifest triggers must not fail the others' passes

@@ -22,7 +22,7 @@ from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, Min
 from mint_contracts.names import split_asked
 from mint_contracts.records import Mentions
 from mint_contracts.source import Source, child
-from mint_operator.observing.manifest_file import READ_S, fetch, in_thread
+from mint_operator.observing.manifest_file import READ_S, read_manifest
 from mint_operator.observing.wave_manifest import asked, entries
 from mint_operator.planning import conditions
 from mint_operator.planning.lookup import MOST_ADAPTERS, Lookup
@@ -79,7 +79,7 @@ class Lists:
         self._reader = reader
         self._wake = wake
         self._look_s = look_s
-        self._gates = {of: asyncio.Semaphore(AT_ONCE) for of in ("catalog", "manifest")}
+        self._gate = asyncio.Semaphore(AT_ONCE)
         self._work: dict[str | Lookup, _Work] = {}  # by base to read known lookups again, by lookup to read one
         self._looked_at: dict[str, float] = {}
         self._versions: dict[str, int] = {}
@@ -190,10 +190,11 @@ class Lists:
 
     async def _read(self, lookup: Lookup) -> Found:
         try:
-            async with self._gates["manifest" if lookup.manifest else "catalog"]:
-                named = await self._manifest(lookup) if lookup.manifest else lookup.names
-                async with asyncio.timeout(READ_S):
-                    return await (self._named(lookup, named) if named else self._selected(lookup))
+            named: Sequence[str | Entry] = lookup.names
+            if lookup.manifest:  # has its own time limit
+                named = await read_manifest(lookup.namespace, lookup.manifest, entries)
+            async with self._gate, asyncio.timeout(READ_S):
+                return await (self._named(lookup, named) if named else self._selected(lookup))
         except MintError as error:
             failure = Refusal.of(error)
         except (TimeoutError, ResponseError) as error:
@@ -246,10 +247,6 @@ class Lists:
             return Found(tuple(found))
         why = retired(gone[0], lookup.base, "remove it from the wave")
         return Found(tuple(found), Refusal.of(why, Mentions((gone[0],))), frozenset(gone))
-
-    async def _manifest(self, lookup: Lookup) -> Sequence[Entry]:
-        """Read a manifest. It has its own time limit, so that the gate is not left before the thread ends."""
-        return await in_thread(entries, lookup.manifest, await in_thread(fetch, lookup.manifest))
 
     async def _entries(self, lookup: Lookup, names: Sequence[str]) -> dict[str, Entry]:
         """Return the catalog's entries of those names, with or without a revision, that it has."""

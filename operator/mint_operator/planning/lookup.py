@@ -11,8 +11,9 @@ MOST_ADAPTERS = 4096  # of one wave, as in the CRD
 class Lookup(msgspec.Struct, frozen=True):
     """A question: for names, for catalog entries by prefix and labels, or for a manifest; exactly one of these.
 
-    Waves that ask the same share the answer. A name resolves to its entry in the catalog; if that lacks it and the
-    name has no revision, to the folder of that name in the `store`, if there is one.
+    Waves that ask the same share the answer; for a manifest only those of one namespace, as namespaces share the
+    threads that read. A name resolves to its entry in the catalog; if that lacks it and the name has no revision, to
+    the folder of that name in the `store`, if there is one.
     """
 
     base: str
@@ -20,6 +21,7 @@ class Lookup(msgspec.Struct, frozen=True):
     prefix: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     manifest: str = ""
+    namespace: str = ""  # of the waves that name the manifest
     store: Source | None = None
     catalog: bool = True
 
@@ -37,7 +39,8 @@ def lookup(wave: ObservedWave, base: ObservedBase) -> Lookup | None:
         return None
     store = base.spec.adapters.store.source if base.spec.adapters.store else None
     if given.manifest:
-        return Lookup(base=base.meta.key, manifest=given.manifest, store=store, catalog=has_catalog)
+        own = wave.meta.namespace
+        return Lookup(base.meta.key, manifest=given.manifest, namespace=own, store=store, catalog=has_catalog)
     if not has_catalog:
         return None
     if given.selector is not None:

@@ -52,3 +52,18 @@ async def test_other_rewards_do_not_wait_for_slow_patterns() -> None:
             for reward in (Reward(exact_match=ExactMatch()), Reward(json_schema=JsonSchema(schema="true"))):
                 assert await Scorer(reward).score("acme/one", 0, [Completion("", "7", "7")]) == [1.0]
     assert await asyncio.gather(*waiting) == [[1.0]] * 4
+
+
+async def test_patterns_of_one_wave_wait_for_one_slow_check_of_another() -> None:
+    slow, quick = (
+        Scorer(Reward(regex=Regex(pattern="^(x|xx)+[ab]")), "a/slow"),
+        Scorer(Reward(regex=Regex("x")), "b/w"),
+    )
+    long = [Completion("", "x" * 27)] * 40
+    waiting = [asyncio.create_task(slow.score(f"acme/{number}", 0, long)) for number in range(4)]
+    await asyncio.sleep(0)  # all have begun
+    await quick.score("acme/quick", 0, [Completion("", "x")] * 80)
+    assert not any(each.done() for each in waiting)
+    for each in waiting:
+        each.cancel()
+    await asyncio.wait(waiting)
