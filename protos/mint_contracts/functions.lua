@@ -78,6 +78,15 @@ local function forget(keys, argv)
   return #keys - 1
 end
 
+-- KEYS: epoch, base   ARGV: epoch, key of the set of bases, base
+-- Take a base out of the set, unless it has a record: a call that was held up on its way may run only once the base is
+-- there again.
+local function unlist(keys, argv)
+  local refused = fence(keys[1], tonumber(argv[1]))
+  if refused then return refused end
+  return redis.call('GET', keys[2]) and 0 or redis.call('SREM', argv[2], argv[3])
+end
+
 -- Nanoseconds exceed a double's 53 bits: compare the decimal strings by length, then by text.
 local function later(one, other)
   return #one > #other or (#one == #other and one > other)
@@ -257,6 +266,7 @@ redis.register_function{ function_name = 'LIBRARY_train', callback = train, flag
 redis.register_function{ function_name = 'LIBRARY_trained', callback = trained, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_forget', callback = forget, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_unlist', callback = unlist, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_tell', callback = tell, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_report', callback = report, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_leave', callback = leave, flags = { 'allow-oom' } }

@@ -80,11 +80,12 @@ class MapWriter:
 
         The base's record is removed first: from then on no gateway can write its catalog (catalog.lua).
         """
-        await self._remove(base, [keys.base_record(base)])
+        record = keys.base_record(base)
+        await self._remove(base, [record])
         names = [name for name in await _all_of(self._redis, base) if name != keys.epoch(base)]
         for start in range(0, len(names), FORGOTTEN_PER_CALL):
             await self._remove(base, names[start : start + FORGOTTEN_PER_CALL])
-        await bounded(lambda: self._redis.srem(keys.BASES, base))
+        await call(self._redis, "unlist", [keys.epoch(base), record], [str(self.epoch), keys.BASES, base])
 
     async def _remove(self, base: str, names: Sequence[str]) -> None:
         await call(self._redis, "forget", [keys.epoch(base), *names], [str(self.epoch)])

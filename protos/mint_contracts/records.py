@@ -234,6 +234,7 @@ class MapState(msgspec.Struct, frozen=True):
     placements: Mapping[str, Placement]
     assigned: Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> Assignment
     waves: Mapping[str, WaveRecord] = {}
+    listed: bool = True  # False: the set of bases lacks it, so that gateways do not find it
 
 
 class EngineView(msgspec.Struct, frozen=True):

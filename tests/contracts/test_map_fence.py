@@ -1,11 +1,14 @@
 """The map's fence: one operator writes at a time, and one with an older epoch writes nothing more."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
@@ -37,6 +40,31 @@ async def test_the_fence_outlives_forgetting(redis_client: Redis) -> None:
     with pytest.raises(StaleEpoch):
         await write(old, "a")
     assert await MapReader(redis_client).bases() == [], "whoever was overtaken does not name it again either"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "late"), [(1, nullcontext()), (2, pytest.raises(ResponseError, match="STALEEPOCH 2"))]
+)
+async def test_a_base_that_is_back_stays_listed_when_its_end_arrives_late(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch, epoch: int, late: AbstractContextManager[object]
+) -> None:
+    """A connection that was given up may have sent a command that Redis reads only now."""
+    sent, send = list[tuple[Any, ...]](), redis_client.execute_command
+
+    async def noted(*command: Any, **options: Any) -> Any:
+        sent.append(command)
+        return await send(*command, **options)  # type: ignore[no-untyped-call]
+
+    writer, there = MapWriter(redis_client, 1), MapChange(base=BaseRecord(BASE))
+    await writer.apply(BASE, there)
+    with monkeypatch.context() as patched:
+        patched.setattr(redis_client, "execute_command", noted)
+        await writer.forget(BASE)
+    assert await MapReader(redis_client).bases() == []
+    await MapWriter(redis_client, epoch).apply(BASE, there)
+    with late:
+        await send(*sent[-1])  # type: ignore[no-untyped-call]
+    assert await MapReader(redis_client).bases() == [BASE]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

@@ -42,7 +42,7 @@ ENGINE = "e-0"
 PARTS = ("operator", "engine", "gateway")
 # The functions that each part calls, by file.
 CALLED: dict[str, dict[str, Sequence[str]]] = {
-    "operator": {"functions.lua": ("apply", "train", "forget"), "catalog.lua": ("find", "leaves")},
+    "operator": {"functions.lua": ("apply", "train", "forget", "unlist"), "catalog.lua": ("find", "leaves")},
     "engine": {"functions.lua": ("tell", "report", "leave", "progress", "trained"), "catalog.lua": ("find",)},
     "gateway": {
         "catalog.lua": (

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
 from tests.redis_process import RedisProcess
@@ -47,6 +48,21 @@ async def test_a_map_that_was_flushed_is_written_again_as_it_was(stage: Stage) -
     await stage.once()
     after = await MapReader(stage.redis).state(stage.base, ["smol-0", "smol-1"])
     assert (after.placements, after.assigned, after.base) == (before.placements, before.assigned, before.base)
+
+
+async def test_a_base_that_the_set_of_bases_lacks_is_listed_again(stage: Stage) -> None:
+    """Otherwise gateways would not find it before its map changes for another reason."""
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    await stage.once()
+    reader = MapReader(stage.redis)
+    before = await reader.state(stage.base, ["smol-0"])
+    await stage.redis.srem(keys.BASES, stage.base)
+    await stage.once()
+    assert await reader.bases() == [stage.base]
+    after = await reader.state(stage.base, ["smol-0"])
+    assert (after.placements, after.assigned) == (before.placements, before.assigned)
+    assert (await stage.once())["changes"] == 0
 
 
 async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_taken_for_the_whole(

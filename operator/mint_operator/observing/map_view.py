@@ -98,7 +98,8 @@ class MapView:
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
         for base in self._memory.keys() - set(names):
             del self._memory[base]
-        return {base: each for base, each in zip(names, maps, strict=True) if each is not None}
+        found = {base: each for base, each in zip(names, maps, strict=True) if each is not None}
+        return found | {base: _unlisted(found[base]) for base in found.keys() - set(known)}
 
     def _watched(self, base: str) -> bool:
         """Whether a base is this operator's; bases of other namespaces belong to others that share this Redis."""
@@ -193,6 +194,10 @@ class MapView:
             lost_s=0.0 if memory.lost_at is None else now - memory.lost_at,
             demand=coarse(memory.demand),
         )
+
+
+def _unlisted(known: BaseMap) -> BaseMap:
+    return msgspec.structs.replace(known, state=msgspec.structs.replace(known.state, listed=False))
 
 
 def _every_s(memory: _Memory) -> float:

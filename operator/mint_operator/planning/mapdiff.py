@@ -40,7 +40,7 @@ def difference(
             del_assigned[engine] = tuple(sorted(went))
     unknown = state.version is None  # so that nobody takes an incomplete map for an empty one, complete it
     return MapChange(
-        base=record if unknown or state.base != record else None,
+        base=record if unknown else announced(state, record).base,
         set_placements=tuple([wanted[name] for name in new]),
         del_placements=tuple(gone),
         set_assigned=set_assigned,
@@ -51,8 +51,11 @@ def difference(
 
 
 def announced(state: MapState, record: BaseRecord) -> MapChange:
-    """Return the change that announces a base before anything can be placed: gateways learn where its catalog is."""
-    return MapChange(base=None if state.base == record else record, completes=False)
+    """Return the change that announces a base before anything can be placed: gateways learn where its catalog is.
+
+    Writing the record also lists the base.
+    """
+    return MapChange(base=None if state.listed and state.base == record else record, completes=False)
 
 
 def cleared(state: MapState) -> MapChange:
