@@ -151,12 +151,12 @@ class Kube:
                 return found
             query = query | {"continue": page.metadata.go_on}
 
-    async def may_list(self, kind: str, namespace: str) -> bool:
-        """Whether a kind may be listed there; False only if the API server answers that it is forbidden."""
+    async def may_list(self, kind: str, namespace: str) -> bool | None:
+        """Whether a kind may be listed there; None if the API server did not say."""
         try:
             await self._send("GET", path(kind, namespace), {"limit": "1"})
         except KubeError as error:
-            return error.status != 403
+            return False if error.status == 403 else None
         return True
 
     async def may_watch(self, kind: str, namespace: str) -> bool:

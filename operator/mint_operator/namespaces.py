@@ -25,7 +25,7 @@ async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
 
     Raises InvalidRequest if namespaces are configured and none may be read.
     """
-    found = await _readable(kube, namespaces)
+    found = await _readable(kube, namespaces, namespaces)
     left_out = sorted(set(namespaces) - set(found))
     metrics.NAMESPACES_LEFT_OUT.set(len(left_out))
     if left_out and not found:
@@ -39,16 +39,20 @@ async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
 
 
 async def changed(kube: Kube, namespaces: Sequence[str], before: Sequence[str]) -> None:
-    """Wait until the readable namespaces differ from `before`."""
+    """Wait until the readable namespaces differ from `before`, as far as the API server answers."""
     found = before
     while found == before:
         await asyncio.sleep(LOOK_S)
-        found = await _readable(kube, namespaces)
+        found = await _readable(kube, namespaces, before)
     log.warning("the readable namespaces have changed since startup; exiting to be restarted", now=found)
 
 
-async def _readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
-    lists = [(kind, each) for each in namespaces for kind in KINDS]
-    may = await asyncio.gather(*[kube.may_list(*each) for each in lists])
-    refused = {each for (_, each), allowed in zip(lists, may, strict=True) if not allowed}
-    return tuple(each for each in namespaces if each not in refused)
+async def _readable(kube: Kube, namespaces: Sequence[str], before: Sequence[str]) -> tuple[str, ...]:
+    """Return those that may be read; where the API server does not say, those of `before`."""
+
+    async def may_read(namespace: str) -> bool:
+        may = await asyncio.gather(*[kube.may_list(kind, namespace) for kind in KINDS])
+        return False not in may and (None not in may or namespace in before)
+
+    verdicts = await asyncio.gather(*map(may_read, namespaces))
+    return tuple(each for each, may in zip(namespaces, verdicts, strict=True) if may)
