@@ -1,6 +1,7 @@
 """Windows at least as long as any request, which the cache ignores; and those that a request exceeds."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from mint_contracts.errors import Internal
+from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine.build import build
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape
@@ -106,3 +109,26 @@ async def test_answers_up_to_the_window_and_beyond_are_pefts(context: int, tmp_p
         answer = await ask(engine, prompt, "t/a", max_tokens=8, logprobs=0, ignore_eos=True)
     assert answer.tokens == expected
     assert answer.logprobs == pytest.approx(scores, abs=1e-3)
+
+
+async def test_answers_longer_than_all_pages_of_the_cache_are_pefts(tmp_path: Path) -> None:
+    """If every layer slides, a request keeps only its window's pages, and may have more tokens than all pages."""
+    folder = save_base("mistral", tmp_path / "base", sliding_window=WINDOW, max_position_embeddings=1024)
+    adapter = save_adapter(folder, tmp_path / "a", 4, target_modules=["q_proj", "v_proj", "down_proj"])
+    prompt = [(11 * at) % 290 for at in range(1000)]
+    expected, scores = peft_answer(folder, adapter, prompt, 8)
+    async with running(folder, {"t/a": adapter}, context_length=1024, kv_cache_bytes=500_000) as engine:
+        assert engine.server.generation.compute.startswith("lean")
+        assert engine.server.generation.scheduler.pages.total * PAGE_TOKENS < len(prompt)
+        answer = await ask(engine, prompt, "t/a", max_tokens=8, logprobs=0, ignore_eos=True)
+    assert answer.tokens == expected
+    assert answer.logprobs == pytest.approx(scores, abs=1e-3)
+
+
+def test_a_position_beyond_those_that_the_base_was_read_for_is_refused() -> None:
+    """Kernels would read whatever lies behind the rotary angles."""
+    forward = make(SLIDING["mistral"], 60)
+    part = span(forward.cache, 0, 1, 59, [1, 2, 3, 4], NO_SLOT)
+    forward.run([1], [part], [0])
+    with pytest.raises(Internal, match="has a request of 61 tokens, and the base was read for 60"):
+        forward.run([1], [replace(part, position=60)], [0])

@@ -270,7 +270,8 @@ def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean |
     if kernels is None:
         _log.info("lean_pass_unavailable", why="no compiled kernels for this machine, device or dtype")
         return None
-    positions = max(PROBE_TOKENS, min(cache.pages * PAGE_TOKENS, base.context_length or cache.pages * PAGE_TOKENS))
+    # Not bounded by the cache: if all layers slide, requests longer than all of its pages have room in it.
+    positions = max(PROBE_TOKENS, base.context_length or cache.pages * PAGE_TOKENS)
     try:
         llama = read_llama(base, slots, kernels, positions, peers.share if peers else None)
     except Unlike as why:

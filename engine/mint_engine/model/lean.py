@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mint_contracts.errors import Internal
 from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, latent_struct
 from mint_engine.kernels.constants import ITEM_ROWS
@@ -83,6 +84,7 @@ class Lean:
         self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
     ) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; with several ranks, each writes its share of the vocabulary."""
+        self._check(spans)
         planned = plan_step(spans, self._slots, len(tokens), self._cache.groups.windows)
         kept = torch.tensor(keep)
         ids = embedded(torch.tensor(tokens), self._llama.placeholders)
@@ -106,6 +108,11 @@ class Lean:
         if buffers is not None:
             buffers.keep_routes(planned.places[0])
         return logits
+
+    def _check(self, spans: Sequence[Span]) -> None:
+        """Raise Internal for positions without rotary angles: kernels read these unchecked."""
+        if (longest := max(span.position + span.length for span in spans)) > (most := self._llama.positions):
+            raise Internal("step", f"has a request of {longest} tokens, and the base was read for {most}")
 
     def _needed(self, slot: int) -> torch.Tensor:
         """Bytes of a slot's row that each layer needs [layers] int64; the last layer needs all of them."""

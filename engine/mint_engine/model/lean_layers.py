@@ -70,8 +70,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Llama:
-    """A complete base."""
+    """A complete base, for requests of up to `positions` tokens."""
 
+    positions: int
     embedding: torch.Tensor  # [V, H]
     placeholders: torch.Tensor  # int64: tokens that have the embedding of token 0
     layers: tuple[Layer, ...]
@@ -120,6 +121,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     angles, windows = read_angles(config, decoder.rotary_emb, base, positions), windows_of(config, positions)
     read = _Reader(kernels, slots.index, config, share, sizes, positions)
     return Llama(
+        positions=positions,
         embedding=decoder.embed_tokens.weight,
         placeholders=placeholders_of(model.config),
         layers=tuple(
