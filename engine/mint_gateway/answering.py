@@ -16,7 +16,7 @@ from mint_gateway.route import Router, Send, Trail
 REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; clients may send megabytes as a name
 
-MOST_BYTES = 96 << 20  # of requests in flight through both doors together; the chart gives a gateway 512 MiB
+MOST_BYTES = 96 << 20  # of requests in flight through both doors together
 _TOKEN_BYTES = 10  # memory that protobuf uses per prompt token
 
 _log = structlog.get_logger()

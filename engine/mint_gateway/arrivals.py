@@ -19,7 +19,7 @@ from mint_contracts.wire import to_status
 from mint_gateway.guard import OPEN
 from mint_gateway.keys import caller
 
-# Together 144 MiB at most; the chart gives a gateway 512 MiB.
+# Together 144 MiB at most; tests/chart/test_gateway_memory.py compares all such bounds with the chart.
 PLACES = 8  # of at most 8 MiB each
 OPEN_PLACES = 4  # of calls that need no key: these must not take the others' places
 WAITING = 64  # requests for each place, with at most 64 KiB of each
