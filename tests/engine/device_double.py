@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 
 import torch
 import triton.runtime.interpreter
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
@@ -65,7 +66,7 @@ class Seen:
 
 
 _present = WeakValueDictionary[int, torch.Tensor]()  # what is on the device
-_seen, _pinned = Seen(), set[int]()
+_seen, _pinned = Seen(), dict[int, StorageWeakRef]()  # by address, which others have once it is free
 # torch's own; of any type, as what stands in for them is
 _plain_to: Any = torch.Tensor.to
 _plain_module_to: Any = torch.nn.Module.to
@@ -209,7 +210,8 @@ class _Call:
 
 
 def _note_copy(source: torch.Tensor, *, non_blocking: bool) -> None:
-    pinned = source.untyped_storage().data_ptr() in _pinned
+    held = _pinned.get(source.untyped_storage().data_ptr())
+    pinned = held is not None and not held.expired()  # type: ignore[no-untyped-call]
     _seen.copies["pinned" if pinned else "pageable"] += 1
     if not (pinned and non_blocking):
         _seen.waits["a copy to the device"] += 1
@@ -224,7 +226,7 @@ def _made(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if not _is_cuda(kwargs.get("device")) or (args and isinstance(args[0], OnDevice)):
             return plain(*args, **kwargs)
         found = plain(*args, **kwargs | {"device": HOST})
-        if plain is _plain_tensor and found.dim():
+        if plain is _plain_tensor:
             _note_copy(found, non_blocking=False)
         return OnDevice(found)
 
@@ -290,7 +292,7 @@ def _module_to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _pin(self: torch.Tensor) -> torch.Tensor:
     assert not isinstance(self, OnDevice), "only what is in the host's memory can be pinned there"
     pinned = self.clone()
-    _pinned.add(pinned.untyped_storage().data_ptr())
+    _pinned[pinned.untyped_storage().data_ptr()] = StorageWeakRef(pinned.untyped_storage())  # type: ignore[no-untyped-call]
     return pinned
 
 

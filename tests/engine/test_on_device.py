@@ -23,6 +23,7 @@ from mint_engine.gpu.find import find_gpu_kernels
 from mint_engine.model.base import load_base
 from mint_engine.model.lora import LONG_SEGMENT
 from mint_engine.model.modules import find_modules
+from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
@@ -174,8 +175,8 @@ async def test_answers_over_float8_are_those_of_the_cpu(keep: bool, tmp_path: Pa
         check(await answers(quantised, adapters, quantised_experts=keep, device="cuda"), expected)
 
 
-async def waits(engine: Running, seen: Seen, *requests: dict[str, Any]) -> int:
-    """Of the last step but one of these, in which all of them decode."""
+async def waits(engine: Running, seen: Seen, *requests: dict[str, Any]) -> list[int]:
+    """Of each step of these, at whose last step but one all of them decode."""
     generation, found = engine.server.generation, list[int]()
     step = generation.step
 
@@ -186,36 +187,43 @@ async def waits(engine: Running, seen: Seen, *requests: dict[str, Any]) -> int:
         return outcomes
 
     generation.step = counted  # type: ignore[method-assign]
-    await asyncio.gather(*(ask(engine, [5, 6, 7], max_tokens=4, ignore_eos=True, **each) for each in requests))
+    usual: dict[str, Any] = {"max_tokens": 4, "ignore_eos": True, "prompt": [5, 6, 7]}
+    await asyncio.gather(*(ask(engine, **(usual | each)) for each in requests))
     generation.step = step  # type: ignore[method-assign]
-    return found[-2]
+    return found
 
 
-@pytest.mark.parametrize(("name", "groups"), [("gemma3", 3), ("qwen3_moe", 1), ("gpt_oss", 3), ("deepseek_v32", 1)])
-async def test_a_step_waits_for_the_device_a_few_times(name: str, groups: int, device: Seen, tmp_path: Path) -> None:
-    """For what it is told, and for the tokens: whatever adapters there are, in layers of experts too.
+async def test_steps_of_a_prompt_do_not_pile_up_on_the_device(device: Seen, tmp_path: Path) -> None:
+    """Or those of later requests would wait for all of them."""
+    limits = Limits(running=2, step_tokens=16)
+    async with running(save_llama(tmp_path / "base"), limits=limits, device="cuda") as engine:
+        found = await waits(engine, device, {"prompt": [5 + at for at in range(40)], "max_tokens": 2})
+    assert found == [1] * 4, "three chunks, of which only the last gives a token, and another token"
 
-    Each group of layers that keep the same pages of a past is told of them separately. Latent attention has adapters
-    of its own, and is told of each kind of them. A sampled step is told how, and asks for what was drawn; so is
-    one with penalties.
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe", "gpt_oss", "deepseek_v32"])
+async def test_a_step_waits_for_the_device_once_for_its_tokens(name: str, device: Seen, tmp_path: Path) -> None:
+    """Whatever adapters there are, in layers of experts too: what a step is told comes from pinned memory.
+
+    A sampled step also asks whether a distribution is flatter than usual, and for what was drawn; one with penalties
+    chooses twice.
     """
     base, adapters = save(name, tmp_path)
-    latent = name.startswith("deepseek")
     async with running(base, adapters, device="cuda") as engine:
         bare: list[dict[str, Any]] = [{}]
         one, three = [{"adapter": "a"}], [{}, {"adapter": "a"}, {"adapter": "b"}]
-        assert await waits(engine, device, *bare) == 2 + groups
-        assert await waits(engine, device, *one) == 2 + groups + 2 * latent
-        assert await waits(engine, device, *three) == 2 + groups + 4 * latent
-        assert await waits(engine, device, {"adapter": "c"}) == 2 + groups + 2 * latent
-        assert await waits(engine, device, *bare * 4) == 2 + groups, "the same for more of a kind"
-        together = await waits(engine, device, *one * LONG_SEGMENT)
-        assert together == 2 + groups, "latent attention is told of no rows if these are one adapter's alone"
+        for requests in (bare, one, three, [{"adapter": "c"}], bare * 4, one * LONG_SEGMENT):
+            assert (await waits(engine, device, *requests))[-2] == 1
         sampled = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
-        assert await waits(engine, device, *[sampled] * 4) == 2 + groups + 7
+        assert (await waits(engine, device, *[sampled] * 4))[-2] == 3
+        assert (await waits(engine, device, *[sampled] * 4, *bare))[-2] == 3, "of which some rows are drawn"
         penalised = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "logit_bias": {9: 1.5}}
-        assert await waits(engine, device, penalised) == 2 + groups + 4
-        assert await waits(engine, device, *[penalised] * 4) == 2 + groups + 4, "however many are penalised"
+        assert (await waits(engine, device, penalised))[-2] == 2
+        assert (await waits(engine, device, *[penalised] * 4, *bare))[-2] == 2, "however many are penalised"
+        assert (await waits(engine, device, {"logprobs": 0}))[-2] == 2
+        assert (await waits(engine, device, *[{"logprobs": 3}] * 4))[-2] == 3, (
+            "one for tokens that are equally likely"
+        )
 
 
 def tier_of(engine: Engine, adapter: str) -> Tier | None:

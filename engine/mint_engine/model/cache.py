@@ -23,7 +23,7 @@ import torch
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded
 from mint_contracts.layer_groups import PAGE_TOKENS, STEP_TOKENS, LayerGroups, pages_for
-from mint_engine.model.device import claiming, zeros
+from mint_engine.model.device import claiming, lists_on, zeros
 from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import populate_zeros
@@ -75,7 +75,7 @@ class _Pages:
         If attention reads complete pages, masked positions have weight zero, but zero times infinity is NaN: what an
         earlier request left behind must not reach the next one.
         """
-        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
+        self.pool.index_fill_(1, lists_on(self.pool.device, pages)[0], 0)
 
 
 class KvCache(_Pages):

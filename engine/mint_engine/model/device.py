@@ -86,14 +86,30 @@ def claiming(field: str, size: str, lower: str = "it") -> Iterator[None]:
         raise CapacityExceeded(field, message) from None
 
 
+def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on the device. The copy follows what a GPU computes, and the host does not wait.
+
+    It is made from pinned memory, which torch gives to nobody else before; other memory could be changed meanwhile,
+    so that the host waits for copies from there, and for all that was computed before them.
+    """
+    if device.type == "cpu" or not tensor.numel():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def lists_on(device: torch.device, *lists: Sequence[int]) -> list[torch.Tensor]:
-    """Each list as a tensor [n] int64, in one copy of all: whoever copies to a GPU waits for what it computes."""
-    whole = torch.tensor([number for each in lists for number in each], dtype=torch.int64).to(device)
+    """Each list as a tensor [n] int64, in one copy of all: a copy costs a GPU more than the numbers."""
+    whole = put(torch.tensor([number for each in lists for number in each], dtype=torch.int64), device)
     return list(torch.split(whole, [len(each) for each in lists]))
 
 
+def take(rows: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
+    """Return a copy of the chosen rows; a list as an index would be copied to a GPU as `put` does not."""
+    return rows.index_select(0, lists_on(rows.device, chosen)[0])
+
+
 def settle(device: torch.device) -> None:
-    """Wait for a device that computes beside us: parts of work would pile up before the next step of requests."""
+    """Wait for a device that computes beside us: work would pile up there before the next step of requests."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 

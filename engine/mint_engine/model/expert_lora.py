@@ -19,6 +19,7 @@ import torch
 
 from mint_engine.kernels.constants import ITEM_ROWS
 from mint_engine.kernels.library import Kernels
+from mint_engine.model.device import put
 from mint_engine.model.lora import Segment, with_adapters
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
@@ -45,7 +46,7 @@ class ExpertRows:
     @cached_property
     def scalings(self) -> torch.Tensor:
         """All slots' scalings [M, S], in their dtype and memory: one copy, and none where the kernel computes."""
-        return self.slots.scalings.to(self.slots.device, self.slots.dtype)
+        return put(self.slots.scalings.to(self.slots.dtype), self.slots.device)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def plan_experts(
             alike[key] = len(alike)
             examples.append(each.slot)
         kinds[each.slot] = alike[key]
-    both = torch.from_numpy(np.concatenate((owners, kinds))).to(slots.device)
+    both = put(torch.from_numpy(np.concatenate((owners, kinds))), slots.device)
     return ExpertRows(both[:tokens], both[tokens:], tuple(examples), slots, kernels)
 
 

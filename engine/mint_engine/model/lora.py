@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mint_engine.model.device import lists_on
+from mint_engine.model.device import lists_on, put
 from mint_engine.model.span import Span
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
@@ -123,6 +123,6 @@ def _gather(members: Sequence[Segment], slots: Slots) -> Gather:
     return Gather(
         rows=at,
         slots=of,
-        scalings=slots.scalings[:, owners].to(slots.device, slots.dtype),
+        scalings=put(slots.scalings[:, owners].to(slots.dtype), slots.device),
         example=members[0].slot,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from llguidance import LLExecutor
 
+from mint_engine.model.device import put
 from mint_engine.requests.grammar import SLOW_S, Grammar
 
 BUDGET_S = 0.02  # time in a step after which no more masks are begun
@@ -58,7 +59,7 @@ def mask(
     forbidden = np.zeros((len(grammars), words), dtype=np.uint32)
     forbidden[places] = ~allowed
     bits = np.unpackbits(forbidden.view(np.uint8), axis=1, count=size, bitorder="little")
-    logits.masked_fill_(torch.from_numpy(bits.view(np.bool_)).to(logits.device), -torch.inf)
+    logits.masked_fill_(put(torch.from_numpy(bits.view(np.bool_)), logits.device), -torch.inf)
     return {places[at]: error for at, error in troubles.items()}
 
 

@@ -2,14 +2,14 @@
 
 Order and meaning are vLLM's: repetition counts the prompt too (CTRL, arXiv 1909.05858, section 4.1), frequency and
 presence only the completion, as OpenAI's do. On a GPU all rows are changed together: each operation costs more there
-than the numbers of a few more rows, and each copy to it waits for what it computes. On a CPU it is faster to change
-one row after another, with the same result.
+than the numbers of a few more rows. On a CPU it is faster to change one row after another, with the same result.
 """
 
 from collections.abc import Sequence
 
 import torch
 
+from mint_engine.model.device import put
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.token_counts import TokenCounts
 
@@ -69,5 +69,5 @@ def _copied(device: torch.device, *kinds: _Places) -> list[tuple[torch.Tensor, t
     places = [torch.cat([torch.empty(0, dtype=torch.int64), *(each for each, _ in kind)]) for kind in kinds]
     numbers = [torch.cat([torch.empty(0), *(each for _, each in kind)]) for kind in kinds]
     lengths = [len(each) for each in places]
-    on_device = [torch.split(torch.cat(each).to(device), lengths) for each in (places, numbers)]
+    on_device = [torch.split(put(torch.cat(each), device), lengths) for each in (places, numbers)]
     return list(zip(*on_device, strict=True))

@@ -8,12 +8,14 @@ library's matrix products do not depend on the batch's shape. Tests compare the 
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from mint_engine.kernels.library import find_kernels
+from mint_engine.model.device import put, take
 from mint_engine.model.greedy import greedy_tokens
 from mint_engine.requests.events import Scored
 from mint_engine.requests.parameters import Sampling
@@ -33,7 +35,7 @@ def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) 
     drawn = [row for row, (sampling, _) in enumerate(wanted) if sampling.temperature > 0 and sound[row]]
     if drawn:
         numbers = [uniform(wanted[row][0].seed, wanted[row][1]) for row in drawn]
-        rows = logits if len(drawn) == len(wanted) else logits[drawn]
+        rows = logits if len(drawn) == len(wanted) else take(logits, drawn)
         for row, token in zip(drawn, _draw(rows, [wanted[row][0] for row in drawn], numbers), strict=True):
             chosen[row] = token
     return chosen
@@ -56,7 +58,7 @@ def _draw(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence
 
 def draw_plainly(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> list[int]:
     """Draw a token from each row of logits [n, V] at `numbers` [n], in plain torch."""
-    temperatures = torch.tensor([each.temperature for each in samplings], device=logits.device)
+    temperatures = put(torch.tensor([each.temperature for each in samplings]), logits.device)
     rows = logits.float()
     # Subtract the maximum first, so that a small temperature does not overflow.
     probabilities = torch.softmax((rows - rows.amax(dim=-1, keepdim=True)).div_(temperatures[:, None]), dim=-1)
@@ -73,22 +75,22 @@ def keep_likely(probabilities: torch.Tensor, samplings: Sequence[Sampling]) -> N
     counts = [each.top_k if 0 < each.top_k < size else size for each in samplings]
     if bounded := [each for each in counts if each < size]:
         likeliest = torch.topk(probabilities, max(bounded), dim=-1).values
-        last = torch.tensor([min(each, max(bounded)) - 1 for each in counts], device=device)[:, None]
+        last = put(torch.tensor([min(each, max(bounded)) - 1 for each in counts]), device)[:, None]
         _zero_below(probabilities, likeliest.gather(1, last), [each < size for each in counts])
     if any(cut := [each.top_p < 1.0 for each in samplings]):
         # A share of 0 is reached by the first token, so rows that are not cut are never sorted as a whole.
         wanted = [each.top_p if each.top_p < 1.0 else 0.0 for each in samplings]
-        shares = torch.tensor(wanted, dtype=torch.float64, device=device)[:, None]
+        shares = put(torch.tensor(wanted, dtype=torch.float64), device)[:, None]
         _zero_below(probabilities, _nucleus_least(probabilities, shares), cut)
     if any(each.min_p > 0.0 for each in samplings):
-        shares = torch.tensor([each.min_p for each in samplings], device=device)[:, None]
+        shares = put(torch.tensor([each.min_p for each in samplings]), device)[:, None]
         _zero_below(probabilities, shares * probabilities.amax(dim=-1, keepdim=True), [True] * len(samplings))
 
 
 def _zero_below(probabilities: torch.Tensor, least: torch.Tensor, chosen: Sequence[bool]) -> None:
     """Zero what is less than least [n, 1], in the chosen of rows [n, V]."""
     if not all(chosen):
-        least = least.masked_fill(~torch.tensor(chosen, device=least.device)[:, None], 0)
+        least = least.masked_fill(~put(torch.tensor(chosen), least.device)[:, None], 0)
     probabilities.masked_fill_(probabilities < least, 0)
 
 
@@ -128,7 +130,7 @@ def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
     blocks = functional.pad(probabilities, (0, -vocab % _BLOCK)).view(rows, -1, _BLOCK)  # [n, V / 256, 256]
     masses = blocks.sum(dim=-1, dtype=torch.float64)
     running = masses.cumsum(dim=-1)
-    sought = torch.tensor(numbers, dtype=torch.float64, device=probabilities.device)[:, None] * running[:, -1:]
+    sought = put(torch.tensor(numbers, dtype=torch.float64), probabilities.device)[:, None] * running[:, -1:]
     block = torch.searchsorted(running, sought, right=True)  # [n, 1], never one without mass
     rest = sought - (running.gather(1, block) - masses.gather(1, block))
     inner = blocks[torch.arange(rows, device=block.device), block[:, 0]].cumsum(dim=-1, dtype=torch.float64)
@@ -147,15 +149,14 @@ def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[
     if not tokens:
         return []
     norms = _log_sums(logits)
-    index = torch.tensor(tokens, device=logits.device)[:, None]
-    own: list[float] = (logits.gather(1, index).squeeze(1).float() - norms).tolist()
-    if not top:
-        return [Scored(token, score) for token, score in zip(tokens, own, strict=True)]
-    ids, values = _first_likeliest(logits, min(top, logits.shape[1]))
-    tops = zip(ids.tolist(), (values.float() - norms[:, None]).tolist(), strict=True)
+    index = put(torch.tensor(tokens), logits.device)[:, None]
+    own, count = logits.gather(1, index), min(top, logits.shape[1])
+    ids, values = _first_likeliest(logits, count) if count else (index[:, :0], own[:, :0])
+    scores = torch.cat((own, values), dim=1).float() - norms[:, None]
+    numbers = torch.cat((scores.double(), ids.double()), dim=1).tolist()  # one wait for a device beside us
     return [
-        Scored(token, score, tuple(zip(ids, values, strict=True)))
-        for token, score, (ids, values) in zip(tokens, own, tops, strict=True)
+        Scored(token, row[0], tuple(zip(map(int, row[1 + count :]), row[1 : 1 + count], strict=True)))
+        for token, row in zip(tokens, numbers, strict=True)
     ]
 
 
@@ -167,7 +168,8 @@ def _first_likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, to
     found = torch.topk(logits, min(count + 1, logits.shape[1]), dim=-1)
     values, ids = found.values[:, :count], found.indices[:, :count].clone()
     if found.values.shape[1] > count:
-        for row in (found.values[:, count] == values[:, -1]).nonzero().flatten().tolist():
+        tied = (found.values[:, count] == values[:, -1]).tolist()
+        for row in itertools.compress(range(len(tied)), tied):
             last = values[row] == values[row, -1]
             ids[row, last] = (logits[row] == values[row, -1]).nonzero().flatten()[: int(last.sum())]
     ids, order = ids.sort(dim=-1)

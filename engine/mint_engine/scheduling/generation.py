@@ -8,6 +8,7 @@ import torch
 
 from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
 from mint_engine import metrics
+from mint_engine.model.device import settle, take
 from mint_engine.model.forward import Forward
 from mint_engine.model.greedy import greedy_tokens
 from mint_engine.model.routes import Routes
@@ -169,7 +170,10 @@ class Generation:
                 keep.append(row + length - 1)
             ends.append(len(keep))
         request = shares[0].completion.request  # if its adapter is still arriving, all shares have its slot
-        return self._forward.run(tokens, spans, keep, request.arrival if request.awaits else None), ends
+        logits = self._forward.run(tokens, spans, keep, request.arrival if request.awaits else None)
+        if not keep:  # and so nothing is read, for which the host would wait
+            settle(self._forward.base.device)
+        return logits, ends
 
     def _advance(
         self, shares: list[Share], logits: torch.Tensor, ends: list[int], outcomes: list[Outcome]
@@ -215,7 +219,7 @@ class Generation:
         if not rows:
             return
         if len(rows) < logits.shape[0]:
-            logits = logits[[row for _, row in rows]]
+            logits = take(logits, [row for _, row in rows])
         tokens = self._chosen([completion for completion, _ in rows], logits)
         scores = _score_chosen(rows, tokens, logits)
         for at, (completion, _) in enumerate(rows):
@@ -242,7 +246,7 @@ class Generation:
             if tokens[at] is not None and (each.request.sampling.penalises or each.grammar is not None)
         ]
         if changed:  # choose theirs again, from a copy of only their logits
-            own = penalise(logits[changed], [(wanted[at][0], _counts_of(completions[at])) for at in changed])
+            own = penalise(take(logits, changed), [(wanted[at][0], _counts_of(completions[at])) for at in changed])
             masked = self._mask([completions[at] for at in changed], own)
             troubles = {changed[at]: trouble for at, trouble in masked.items()}
             rechosen = choose_tokens(own, [wanted[at] for at in changed])
@@ -332,7 +336,7 @@ def _score_at(
     temperature: float, asked: dict[int, tuple[int, int]], logits: torch.Tensor
 ) -> dict[int, tuple[Scored, ...]]:
     """Return scores by row of logits [n, V]; `asked` gives for each row the token and how many alternatives."""
-    chosen = logits if len(asked) == logits.shape[0] else logits[list(asked)]
+    chosen = logits if len(asked) == logits.shape[0] else take(logits, list(asked))
     if temperature != 1.0:
         chosen = chosen.float() / temperature
     found = score_tokens(chosen, [token for token, _ in asked.values()], max(top for _, top in asked.values()))
