@@ -43,6 +43,7 @@ class Loss(_Camel, frozen=True):
     filter_groups: bool = (
         True  # leave out groups whose rewards are all equal; False counts them in the divisor, too, as TRL does
     )
+    mask_truncated_completions: bool = False  # leave out those that maxTokens cut off; their rewards still count
     ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio is outside the band are left out; 0: no bound
     ratio_high: float = 5.0
 

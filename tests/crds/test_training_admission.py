@@ -60,7 +60,7 @@ ACCEPTED = [
     train(algorithm="SFT", reward=None),
     train(steps=1, groupSize=2, promptsPerStep=1, innerEpochs=4, replayRoutes=False),
     train(loss={"type": "cispo", "klCoefficient": 0.1, "ratioLow": 0.5, "ratioHigh": 2}),
-    train(loss={"importanceSamplingLevel": "sequence"}),
+    train(loss={"importanceSamplingLevel": "sequence", "maskTruncatedCompletions": True}),
     listed({"name": "a", "loss": {"type": "cispo", "importanceSamplingLevel": "sequence", "clipLow": 0.0003}}),
     train(optimizer={"learningRate": 0.003, "schedule": "cosine", "warmupSteps": 5}),
     train(evaluation={"everySteps": 5}),

@@ -20,20 +20,27 @@ class Group:
 
 
 def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Sampling) -> PolicyBatch | None:
-    """Return what the policy learns from a step's groups, or None if no group has a signal: nothing would change.
+    """Return what the policy learns from a step's groups, or None if nothing would change: no token has a signal.
 
     Groups whose rewards are all equal are left out if the loss says so (arXiv 2503.14476's dynamic sampling, except
     that no others are drawn in their place). A batch's standard deviation and the loss's divisor then count only the
     remaining groups' rewards, tokens and completions; TRL, which filters none, divides by those of all.
+
+    Truncated completions weigh nothing if the loss says so (overlong filtering in arXiv 2503.14476). As in TRL they
+    still count in their group's advantages, and as completions in the divisor.
     """
     kept = [group for group in groups if not loss.filter_groups or has_signal(group.rewards)]
     advantages = group_advantages([group.rewards for group in kept], loss.scale_rewards)
-    if not any(value for group in advantages for value in group) and not (kept and loss.kl_coefficient):
-        return None
-    examples = [
-        completion(group.prompt, rollout.tokens, rollout.logprobs, advantage, rollout.routes)
+    taken = [
+        (group.prompt, rollout, advantage, rollout.stopped or not loss.mask_truncated_completions)
         for group, values in zip(kept, advantages, strict=True)
         for rollout, advantage in zip(group.rollouts, values, strict=True)
+    ]
+    if not any(counts and (advantage or loss.kl_coefficient) for _, _, advantage, counts in taken):
+        return None
+    examples = [
+        completion(prompt, rollout.tokens, rollout.logprobs, advantage, rollout.routes, weight=float(counts))
+        for prompt, rollout, advantage, counts in taken
     ]
     return PolicyBatch(policy, examples, loss, sampling.max_tokens, sampling.scored_at)
 

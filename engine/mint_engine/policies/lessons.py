@@ -106,7 +106,7 @@ class Lessons:
         if math.isfinite(drift):  # otherwise the metric's sum over all policies would never be finite again
             metrics.DRIFT.observe(drift)
         metrics.BEYOND.observe(1 - learnt.outcome.metrics["kept"])
-        return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
+        return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples if any(each.weights)), learnt)
 
     async def evaluate(self, step: int, label: str) -> float:
         """Return the mean reward of one greedy answer to each held-out example. Raises Halted."""

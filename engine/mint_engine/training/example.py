@@ -54,8 +54,9 @@ def completion(
     logprobs: Sequence[float],
     advantage: float,
     routes: NDArray[np.integer[Any]] | None = None,
+    weight: float = 1.0,
 ) -> Example:
-    """Return a sampled completion of a prompt as an example in which each of its tokens has weight 1.
+    """Return a sampled completion of a prompt as an example in which each of its tokens has the same weight.
 
     `logprobs` are the sampler's own; `routes` are given if they are to be replayed. Raises InvalidRequest if the
     prompt or the completion is empty, or `logprobs` has another length.
@@ -66,7 +67,7 @@ def completion(
     return Example(
         tokens=[*prompt, *tokens[:-1]],
         targets=[*prompt[1:], *tokens],
-        weights=[0.0] * silent + [1.0] * count,
+        weights=[0.0] * silent + [weight] * count,
         sampler_logprobs=[0.0] * silent + list(logprobs),
         advantages=[0.0] * silent + [advantage] * count,
         routes=routes,

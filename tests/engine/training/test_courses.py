@@ -115,6 +115,31 @@ async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_
         assert (told.step, told.reward_mean, told.tokens) == (2, 0.0, 0)
 
 
+async def test_of_completions_that_are_cut_off_nothing_is_learnt_where_the_loss_says_so(
+    base: Path, tmp_path: Path
+) -> None:
+    loss, most = Loss(mask_truncated_completions=True), 8
+    told = train(loss=loss, sampling=TrainSampling(max_tokens=most, stop=["e", "a"]), steps=1, group_size=16)
+    async with training(base, tmp_path, told) as scene:
+        batches: list[PolicyBatch] = []
+        step_thread, learn = scene.context.step_thread, scene.context.step_thread.learn
+
+        async def noted(batch: PolicyBatch, *args: Any, **options: Any) -> Any:
+            batches.append(batch)
+            return await learn(batch, *args, **options)
+
+        step_thread.learn = noted  # type: ignore[method-assign]
+        scene.want(assignment("acme/one"))
+        tokens = (await scene.ended("acme/one"))["acme/one"].tokens
+    [batch] = batches
+    lengths = {id(each): sum(logprob != 0.0 for logprob in each.sampler_logprobs) for each in batch.examples}
+    cut = [each for each in batch.examples if not any(each.weights)]
+    assert 0 < len(cut) < len(batch.examples)
+    assert all(lengths[id(each)] == most for each in cut)
+    assert all(each in cut or lengths[id(each)] == sum(each.weights) for each in batch.examples)
+    assert tokens == sum(len(each.tokens) + 1 for each in batch.examples if each not in cut)
+
+
 async def test_rollouts_are_learnt_at_the_temperature_they_were_sampled_at(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(sampling=TrainSampling(max_tokens=8, temperature=0.5))) as scene:
         drifts: list[float] = []

@@ -49,6 +49,32 @@ def test_groups_that_are_left_out_are_no_part_of_what_the_loss_is_divided_by(
     assert normaliser(batch) == divisor
 
 
+@pytest.mark.parametrize(("kind", "divisor"), [("dapo", 4.0), ("grpo", 3.0), ("dr_grpo", 12.0)])
+def test_completions_that_were_cut_off_weigh_nothing_where_the_loss_says_so(kind: LossType, divisor: float) -> None:
+    """Their rewards count in the others' advantages, and they in what the loss is divided by, as in TRL."""
+    cut = Group((5, 6), [Rollout([7, 8], [-1.0, -2.0], stopped=at != 1) for at in range(3)], (0.0, 1.0, 2.0))
+    batch, plain = (
+        batch_of("p", [cut], Loss(type=kind, mask_truncated_completions=mask), SAMPLING) for mask in (True, False)
+    )
+    assert batch is not None
+    assert plain is not None
+    assert [list(each.weights) for each in batch.examples] == [[0.0, 1.0, 1.0], [0.0] * 3, [0.0, 1.0, 1.0]]
+    assert [each.advantages for each in batch.examples] == [each.advantages for each in plain.examples]
+    assert all(any(each.weights) for each in plain.examples)
+    assert normaliser(batch) == divisor
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_nothing_is_learnt_where_all_completions_with_a_signal_were_cut_off(kl: float) -> None:
+    """An optimizer would take a step even along a gradient of nothing but zeros."""
+    cut = Group((5, 6), [Rollout([7], [-1.0], stopped=at == 1) for at in range(3)], (0.0, 1.0, 2.0))
+    loss = Loss(mask_truncated_completions=True, kl_coefficient=kl)
+    batch = batch_of("p", [cut], loss, SAMPLING)
+    assert (batch is None) is (kl == 0.0), "the one that ended has the group's mean reward; only a KL changes it"
+    ended_nowhere = Group((5, 6), [Rollout([7], [-1.0]) for _ in range(2)], (0.0, 1.0))
+    assert batch_of("p", [ended_nowhere], loss, SAMPLING) is None
+
+
 @pytest.mark.parametrize("filter_groups", [True, False])
 @pytest.mark.parametrize("scaling", ["group", "batch", "none"])
 @pytest.mark.parametrize("rewards", [(1.0, 1.0), (0.1, 0.1, 0.1)])

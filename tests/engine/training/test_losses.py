@@ -88,6 +88,18 @@ def test_value_and_gradient_are_trls(loss_type: LossType, level: ImportanceSampl
         torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("loss_type", SEQUENCE_LOSSES)
+def test_completions_that_weigh_nothing_are_those_that_trl_masks(loss_type: LossType) -> None:
+    loss, inputs = Loss(type=loss_type, kl_coefficient=0.2, ratio_low=0.0, ratio_high=0.0), scene(0)
+    inputs["completion_mask"][0] = 0
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum().float()
+    now = inputs.pop("now").requires_grad_()
+    theirs = trl_loss(loss, now, inputs)
+    ours, our_gradient = ours_of(loss, now, inputs)
+    assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    torch.testing.assert_close(our_gradient, torch.autograd.grad(theirs, now)[0], rtol=1e-5, atol=1e-7)
+
+
 def disagree_with_sampler(inputs: dict[str, torch.Tensor]) -> None:
     """Let the sampler's log-probabilities be others than the old policy's, with TRL's factor of each sequence."""
     draw, mask = torch.Generator().manual_seed(8), inputs["completion_mask"]
@@ -102,7 +114,13 @@ def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> t
     batch = PolicyBatch(
         "p",
         [
-            completion([1], [1] * length, sampler[row, :length].tolist(), float(inputs["advantages"][row]))
+            completion(
+                [1],
+                [1] * length,
+                sampler[row, :length].tolist(),
+                float(inputs["advantages"][row]),
+                weight=float(mask[row].any()),
+            )
             for row, length in enumerate(LENGTHS)
         ],
         loss,
