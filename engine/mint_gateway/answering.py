@@ -42,7 +42,7 @@ class Answering:
         try:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
-            with self._budget.share() as share:
+            with self._budget.share(client=caller.get()) as share:
                 share.fill(max(request.ByteSize(), _TOKEN_BYTES * len(request.tokens.ids)))
                 await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
             code = grpc.StatusCode.OK

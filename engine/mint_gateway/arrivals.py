@@ -48,7 +48,7 @@ class Places:
 
         Raises Overloaded after WAIT_S, or at once if the client has its share of the line.
         """
-        if client in self._waiting or not self._places.has_one(client):
+        if client in self._waiting or not self._places.may_take(client):
             await self._wait(client)
         else:
             self._places.take(client)
@@ -60,7 +60,7 @@ class Places:
     def _give_back(self, client: str) -> None:
         self._places.give_back(client)
         for each in list(self._waiting):
-            if self._places.has_one(each):
+            if self._places.may_take(each):
                 self._places.take(each)
                 turns = self._waiting.pop(each)
                 turns.popleft().set_result(None)
@@ -68,7 +68,7 @@ class Places:
                     self._waiting[each] = turns  # behind all others
 
     async def _wait(self, client: str) -> None:
-        if not self._line.has_one(client):
+        if not self._line.may_take(client):
             raise _overloaded()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.take(client)

@@ -23,7 +23,7 @@ class InFlight:
     @property
     def total(self) -> int:
         """Those in flight now."""
-        return self._limit - self._shares.free
+        return self._shares.all_taken
 
     @property
     def by_address(self) -> Mapping[str, int]:
@@ -34,7 +34,7 @@ class InFlight:
     def admit(self) -> Iterator[None]:
         """Count one during the block. Raises Overloaded at the limit, or if the caller's key has its share."""
         client = caller.get()
-        if not self._shares.has_one(client):
+        if not self._shares.may_take(client):
             raise Overloaded("gateway", f"{self._problem(client)}; retry later", retry_after_s=self._retry_after_s)
         self._shares.take(client)
         try:

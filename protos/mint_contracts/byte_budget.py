@@ -4,6 +4,7 @@ from types import TracebackType
 from typing import Self
 
 from mint_contracts.errors import Overloaded
+from mint_contracts.shares import Shares
 
 OWN_BYTES = 32 << 10  # each share's own allowance, whatever others take: about a hundred tokens
 
@@ -11,29 +12,39 @@ OWN_BYTES = 32 << 10  # each share's own allowance, whatever others take: about 
 class ByteBudget:
     """A budget of `most` bytes. Each share may also use its own small allowance; beyond that, shares draw on it.
 
-    If it is used up, Overloaded names `whose` and `problem`.
+    Clients share it (see `Shares`). If it is used up, Overloaded names `whose` and `problem`.
     """
 
     def __init__(self, most: int, whose: str, problem: str) -> None:
-        self._most, self._whose, self._problem = most, whose, problem
-        self.taken = 0
+        self._shares, self._whose, self._problem = Shares(most), whose, problem
 
-    def share(self, own: int = OWN_BYTES) -> "ByteShare":
-        """Return a new share that holds nothing yet."""
-        return ByteShare(self, own)
+    @property
+    def taken(self) -> int:
+        """Bytes reserved now."""
+        return self._shares.all_taken
 
-    def take(self, more: int) -> None:
+    def share(self, own: int = OWN_BYTES, client: str = "") -> "ByteShare":
+        """Return a new share of a client's that holds nothing yet. Without a name, it may draw on all."""
+        return ByteShare(self, own, client)
+
+    def take(self, more: int, client: str) -> None:
         """Reserve `more` bytes, or release them if it is negative. Raises Overloaded."""
-        if more > 0 and self.taken + more > self._most:
-            raise Overloaded(self._whose, f"{self._problem}; retry later", retry_after_s=1.0)
-        self.taken += more
+        if more > 0 and not self._shares.may_take(client, more):
+            raise Overloaded(self._whose, f"{self._refusal(client, more)}; retry later", retry_after_s=1.0)
+        self._shares.take(client, more)
+
+    def _refusal(self, client: str, more: int) -> str:
+        if more > self._shares.free:
+            return self._problem
+        mine, free = self._shares.taken(client) >> 20, self._shares.free >> 20
+        return f"requests with your key take {mine} MiB of such memory, and {free} MiB more are left for other keys"
 
 
 class ByteShare:
     """What one user takes of a budget; released when the block ends."""
 
-    def __init__(self, budget: ByteBudget, own: int) -> None:
-        self._budget, self._own, self._taken = budget, own, 0
+    def __init__(self, budget: ByteBudget, own: int, client: str) -> None:
+        self._budget, self._own, self._client, self._taken = budget, own, client, 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,5 +57,5 @@ class ByteShare:
     def fill(self, size: int) -> None:
         """Hold `size` bytes from now on. Raises Overloaded and then keeps its previous size."""
         taken = max(0, size - self._own)
-        self._budget.take(taken - self._taken)
+        self._budget.take(taken - self._taken, self._client)
         self._taken = taken

@@ -43,7 +43,7 @@ class SharedThreads:
 
     def _begin(self) -> None:
         """Begin what may begin; with the lock."""
-        while able := [client for client in self._waiting if self._shares.has_one(client)]:
+        while able := [client for client in self._waiting if self._shares.may_take(client)]:
             client = min(able, key=self._took_s.__getitem__)
             works = self._waiting[client]
             future, work = works.popleft()
@@ -70,6 +70,6 @@ class SharedThreads:
             self._shares.give_back(client)
             self._took_s[client] += took_s
             self._begin()
-            if self._shares.all_free:
+            if not self._shares.all_taken:
                 self._took_s.clear()
                 self._least_s = 0.0

@@ -1,4 +1,4 @@
-"""Sharing a limited number of things, such as places for requests, so that no client can take them all."""
+"""Sharing a limited number of things, such as places or bytes for requests, so that no client can take them all."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from collections import Counter
 class Shares:
     """A number of things that clients take and give back: each has at most as many as it leaves free.
 
-    So the first has at most half, and a client that comes later still finds some. A client without a name stands for
+    So the first has about half, and a client that comes later still finds some. A client without a name stands for
     everybody, where clients cannot be told apart: it may have all.
     """
 
@@ -15,26 +15,25 @@ class Shares:
         self._taken: Counter[str] = Counter()
 
     @property
-    def all_free(self) -> bool:
-        """Whether nobody has any."""
-        return self.free == self._count
+    def all_taken(self) -> int:
+        """How many all clients have."""
+        return self._count - self.free
 
     def taken(self, client: str) -> int:
         """Return how many the client has."""
         return self._taken[client]
 
-    def has_one(self, client: str) -> bool:
-        """Return whether the client may take one now."""
-        return self.free > (self._taken[client] if client else 0)
+    def may_take(self, client: str, count: int = 1) -> bool:
+        """Return whether the client may take as many now."""
+        return (self._taken[client] if client else 0) + count <= self.free
 
-    def take(self, client: str) -> None:
-        """Take one."""
-        self.free -= 1
-        self._taken[client] += 1
-
-    def give_back(self, client: str) -> None:
-        """Give one back."""
-        self.free += 1
-        self._taken[client] -= 1
+    def take(self, client: str, count: int = 1) -> None:
+        """Take as many."""
+        self.free -= count
+        self._taken[client] += count
         if not self._taken[client]:
             del self._taken[client]
+
+    def give_back(self, client: str, count: int = 1) -> None:
+        """Give as many back."""
+        self.take(client, -count)

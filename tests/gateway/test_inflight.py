@@ -7,7 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import Overloaded
+from mint_gateway import answering
 from mint_gateway.client import Client, question
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.inflight import InFlight
@@ -20,13 +22,13 @@ from tests.gateway.secrets import mount
 from tests.waiting import until
 
 KEYS = {"greedy": b"key-of-greedy", "modest": b"key-of-modest"}
-MOST = 8
-PROMPT = {"model": BASE, "prompt": "Ahoy"}
+MOST, LONG = 8, 1 << 20
 
 
 @pytest.fixture
-async def engine(scene: Scene, tmp_path: Path) -> AsyncIterator[ScriptedEngine]:
-    """An engine behind a gateway that needs keys; it answers only at the end."""
+async def engine(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedEngine]:
+    """An engine behind a small gateway that needs keys; it answers only at the end."""
+    monkeypatch.setattr(answering, "MOST_BYTES", 4 * LONG)
     await scene.base()
     engine = await scene.engine("e-0")
     engine.hold_before = asyncio.Event()
@@ -37,16 +39,18 @@ async def engine(scene: Scene, tmp_path: Path) -> AsyncIterator[ScriptedEngine]:
     engine.hold_before.set()
 
 
-async def asked(scene: Scene, key: bytes, door: str) -> None:
+async def asked(scene: Scene, key: bytes, door: str, prompt: str = "Ahoy") -> None:
     """Send a request by one of the doors. Raises Overloaded if it is refused for now."""
     if door == "http":
-        status, body, headers = await post(scene, TEXT, PROMPT, Authorization=f"Bearer {key.decode()}")
+        status, body, headers = await post(
+            scene, TEXT, {"model": BASE, "prompt": prompt}, Authorization=f"Bearer {key.decode()}"
+        )
         if status == 429:
             raise Overloaded("", body["error"]["message"], retry_after_s=float(headers["Retry-After"]))
         assert status == 200
     else:
         async with Client(scene.target, patience_s=0.0, key=key.decode()) as client:
-            await client.answer(question("Ahoy", base_model=BASE), timeout_s=LIMIT_S)
+            await client.answer(question(prompt, base_model=BASE, raw=True), timeout_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
@@ -68,6 +72,23 @@ async def test_a_key_with_many_long_requests_leaves_as_many_to_others(
     await asyncio.wait_for(other, LIMIT_S)
     await asyncio.gather(*(each for each in tasks if not each.done()))
     await asked(scene, KEYS["greedy"], door)  # what has ended does not count
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_a_key_with_long_prompts_leaves_as_much_memory_to_others(
+    scene: Scene, engine: ScriptedEngine, door: str
+) -> None:
+    running = [asyncio.create_task(asked(scene, KEYS["greedy"], each, "a" * LONG)) for each in ("http", "grpc")]
+    await until(lambda: len(engine.seen) == 2)
+    with pytest.raises(
+        Overloaded, match="with your key take 1 MiB of such memory, and 2 MiB more are left for other"
+    ):
+        await asked(scene, KEYS["greedy"], door, "a" * LONG)
+    running.append(asyncio.create_task(asked(scene, KEYS["modest"], door, "a" * LONG)))
+    await until(lambda: len(engine.seen) == 3)
+    assert engine.hold_before is not None
+    engine.hold_before.set()
+    await asyncio.wait_for(asyncio.gather(*running), LIMIT_S)
 
 
 def test_without_keys_one_client_may_have_all() -> None:
@@ -98,3 +119,17 @@ def test_the_first_key_has_half_and_each_later_one_half_of_what_is_left() -> Non
 
 def test_the_share_of_one_key_leaves_connections_free() -> None:
     assert Limits().connections > Limits().requests // 2
+
+
+def test_a_key_has_as_much_memory_as_it_leaves_free() -> None:
+    budget = ByteBudget(8 << 20, "gateway", "is full")
+    with budget.share(0, "a") as first, budget.share(0, "a") as second, budget.share(0, "b") as other:
+        first.fill(4 << 20)
+        with pytest.raises(Overloaded, match="with your key take 4 MiB of such memory, and 4 MiB more are left"):
+            second.fill(1 << 20)
+        other.fill(4 << 20)
+        with pytest.raises(Overloaded, match="gateway: is full; retry later"):
+            second.fill(1 << 20)
+        first.fill(0)
+        second.fill(4 << 20)
+    assert budget.taken == 0

@@ -1,8 +1,6 @@
 """The gateway's gRPC service Trainer, over a Forwarding: one log line per call."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -11,7 +9,8 @@ from google.protobuf.message import Message
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
-from mint_contracts.errors import MintError, Overloaded
+from mint_contracts.byte_budget import ByteBudget
+from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
 from mint_gateway.answering import LOGGED_ERROR_LENGTH
 from mint_gateway.inflight import InFlight
@@ -33,7 +32,8 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     def __init__(self, forwarding: Forwarding, metrics: Metrics, most: int, calls: InFlight) -> None:
         """`most` bounds the policies' calls in flight; `calls` counts and bounds the listing calls."""
         self._forwarding, self._metrics, self._calls = forwarding, metrics, calls
-        self._in_flight, self._bytes = InFlight(most, "training calls"), 0
+        self._in_flight = InFlight(most, "training calls")
+        self._budget = ByteBudget(MOST_BYTES, "gateway", f"has {MOST_BYTES >> 20} MiB of training calls in flight")
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """Create a policy on its home engine, or on another that has room."""
@@ -85,7 +85,8 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         trail, code, failure = CallTrail(call), grpc.StatusCode.UNKNOWN, ""
         began = asyncio.get_running_loop().time()
         try:
-            with self._in_flight.admit(), self._room(request.ByteSize()):
+            with self._in_flight.admit(), self._budget.share(0, caller.get()) as share:
+                share.fill(request.ByteSize())
                 response = await self._forwarding.forward(request, context.time_remaining(), trail)
             code = grpc.StatusCode.OK
             return cast(A, response)
@@ -101,18 +102,6 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
             await pass_on(error, context)
         finally:
             self._note(trail, code, failure, asyncio.get_running_loop().time() - began)
-
-    @contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        """Reserve `size` bytes for one call during the block. Raises Overloaded if there is no room."""
-        if self._bytes + size > MOST_BYTES:
-            message = f"{MOST_BYTES >> 20} MiB of training calls are in flight, its limit; retry later"
-            raise Overloaded("gateway", message, retry_after_s=1.0)
-        self._bytes += size
-        try:
-            yield
-        finally:
-            self._bytes -= size
 
     def _note(self, trail: CallTrail, code: grpc.StatusCode, failure: str, seconds: float) -> None:
         self._metrics.training_calls.labels(call=trail.call, code=code.name, client=caller.get()).inc()
