@@ -143,6 +143,8 @@ class Chat(_message.Message):
         """
         MISTRAL: Chat._Calls.ValueType  # 3
         """[TOOL_CALLS] [{"name": ..., "arguments": {...}}], as in Mistral up to the versions that write [ARGS]."""
+        HARMONY: Chat._Calls.ValueType  # 4
+        """Messages to "functions.NAME" in gpt-oss' format, harmony. They are read by the channels, see `channels`."""
 
     class Calls(_Calls, metaclass=_CallsEnumTypeWrapper):
         """The form in which a chat template writes function calls."""
@@ -156,6 +158,8 @@ class Chat(_message.Message):
     """
     MISTRAL: Chat.Calls.ValueType  # 3
     """[TOOL_CALLS] [{"name": ..., "arguments": {...}}], as in Mistral up to the versions that write [ARGS]."""
+    HARMONY: Chat.Calls.ValueType  # 4
+    """Messages to "functions.NAME" in gpt-oss' format, harmony. They are read by the channels, see `channels`."""
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
@@ -163,6 +167,7 @@ class Chat(_message.Message):
     OR_CALLS_FIELD_NUMBER: _builtins.int
     TEMPLATE_VARIABLES_FIELD_NUMBER: _builtins.int
     THOUGHTS_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
     tools: _builtins.str
     """Functions offered to the model, in the form of OpenAI's API: a JSON array of
     {"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON schema}}, at most 65,536
@@ -183,6 +188,11 @@ class Chat(_message.Message):
     one, and the completion's `shape`, if any, begins after it; an end-of-sequence token is not allowed within it. A
     chunk's text has both, with the markers. Without this, a shape is that of the complete completion.
     """
+    channels: _builtins.bool
+    """The same of the messages in channels that gpt-oss writes (harmony, https://github.com/openai/harmony): the caller
+    separates them, the text of chunks has their markers, which otherwise it has not, as special tokens, and
+    `Chunk.markers` says where. A `shape` is that of the message in the channel "final".
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
@@ -198,10 +208,11 @@ class Chat(_message.Message):
         or_calls: _abc.Iterable[Global___Chat.Calls.ValueType] | None = ...,
         template_variables: _builtins.str = ...,
         thoughts: _builtins.bool = ...,
+        channels: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "or_calls", b"or_calls", "template_variables", b"template_variables", "thoughts", b"thoughts", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "channels", b"channels", "messages", b"messages", "or_calls", b"or_calls", "template_variables", b"template_variables", "thoughts", b"thoughts", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,21 +490,29 @@ class Started(_message.Message):
     class _ThoughtEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Started._Thought.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         NO_THOUGHT: Started._Thought.ValueType  # 0
-        """Without a thought: the base has none, the template has already ended it, or the chat's `thoughts` is not set."""
+        """Without a thought: the base has none, the template has already ended it, or nobody asked."""
         POSSIBLE: Started._Thought.ValueType  # 1
         """Perhaps with one: <think>, the thought, </think>."""
         BEGUN: Started._Thought.ValueType  # 2
         """Within a thought that the template has begun in the prompt. It ends with </think>."""
+        CHANNELS: Started._Thought.ValueType  # 3
+        """As messages in channels, if the chat's `channels` is set: "<|channel|>analysis<|message|>", the thought,
+        "<|end|><|start|>assistant<|channel|>final<|message|>" and the answer, for example.
+        """
 
     class Thought(_Thought, metaclass=_ThoughtEnumTypeWrapper):
         """How completions of a chat begin, as its template and its prompt's end show."""
 
     NO_THOUGHT: Started.Thought.ValueType  # 0
-    """Without a thought: the base has none, the template has already ended it, or the chat's `thoughts` is not set."""
+    """Without a thought: the base has none, the template has already ended it, or nobody asked."""
     POSSIBLE: Started.Thought.ValueType  # 1
     """Perhaps with one: <think>, the thought, </think>."""
     BEGUN: Started.Thought.ValueType  # 2
     """Within a thought that the template has begun in the prompt. It ends with </think>."""
+    CHANNELS: Started.Thought.ValueType  # 3
+    """As messages in channels, if the chat's `channels` is set: "<|channel|>analysis<|message|>", the thought,
+    "<|end|><|start|>assistant<|channel|>final<|message|>" and the answer, for example.
+    """
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
@@ -515,7 +534,7 @@ class Started(_message.Message):
     calls: Global___Chat.Calls.ValueType
     """The form in which the base's chat template writes calls, if the chat's `calls` is set."""
     thought: Global___Started.Thought.ValueType
-    """Whether there may be a thought, if the chat's `thoughts` is set."""
+    """Whether there may be a thought, if the chat's `thoughts` or `channels` is set."""
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One for each token of the prompt from the second on: the first has no predecessor."""
@@ -554,6 +573,7 @@ class Chunk(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    MARKERS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text that became final with these tokens; may be empty while a character or a stop string is incomplete."""
     index: _builtins.int
@@ -562,6 +582,12 @@ class Chunk(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    @_builtins.property
+    def markers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where, in characters of the completion's text, the channels' markers among these tokens begin. The same text in
+        other tokens is no marker.
+        """
+
     def __init__(
         self,
         *,
@@ -569,10 +595,11 @@ class Chunk(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         index: _builtins.int = ...,
+        markers: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "logprobs", b"logprobs", "markers", b"markers", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

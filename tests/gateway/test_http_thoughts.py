@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.sampling_pb2 import Chat, Started
 from mint_gateway.http.calls import Call
-from mint_gateway.http.parsing import Parser, Parsing, Part, parsing
+from mint_gateway.http.parsing import Parser, Parsing, Part, Piece, parsing
 from mint_gateway.http.thoughts import Separator, Thought
 from mint_gateway.http.tools import NONE, Function, Tools
 
@@ -106,12 +106,10 @@ def told(parser: Parser, parts: Sequence[Part]) -> tuple[str, str, int, bool]:
 def test_answers_are_parsed_alike_however_they_are_cut(text: str, cuts: list[int], begun: bool, tools: bool) -> None:
     state = Started.BEGUN if begun else Started.POSSIBLE
     once, streamed, whole = (parser(state, tools=tools) for _ in range(3))
-    expected = told(once, [*once.push(text, 1), *once.finish()])
-    pieces = cut(text, cuts)
-    assert (
-        told(streamed, [part for piece in pieces for part in streamed.push(piece, 1)] + streamed.finish()) == expected
-    )
-    assert told(whole, whole.whole([(piece, 1) for piece in pieces])) == expected
+    expected = told(once, [*once.push(Piece(text, 1)), *once.finish()])
+    pieces = [Piece(each, 1) for each in cut(text, cuts)]
+    assert told(streamed, [part for piece in pieces for part in streamed.push(piece)] + streamed.finish()) == expected
+    assert told(whole, whole.whole(pieces)) == expected
     assert whole.thought_tokens == streamed.thought_tokens
 
 
@@ -140,20 +138,21 @@ def test_a_part_of_a_marker_is_never_told() -> None:
 def test_calls_are_read_only_outside_a_thought() -> None:
     text = f"<think>Shall I write {CALL}?</think>\n\nI look.\n{CALL}"
     calling = parser(Started.POSSIBLE, tools=True)
-    parts = calling.whole([(letter, 1) for letter in text])
+    parts = calling.whole([Piece(letter, 1) for letter in text])
     assert [part for part in parts if isinstance(part, Call)] == [SEA]
     assert joined([part for part in parts if not isinstance(part, Call)]) == (f"Shall I write {CALL}?", "I look.")
 
 
 def test_the_tokens_of_a_thought_are_counted_with_its_markers() -> None:
-    pieces = [("<think>", 1), ("Is ", 1), ("", 1), ("it?", 2), ("</think>", 1), ("\n\n", 1), ("It is.", 3)]
+    texts = [("<think>", 1), ("Is ", 1), ("", 1), ("it?", 2), ("</think>", 1), ("\n\n", 1), ("It is.", 3)]
+    pieces = [Piece(*each) for each in texts]
     for shows in (True, False):
         thinking = parser(Started.POSSIBLE, shows=shows)
         assert joined(thinking.whole(pieces)) == ("Is it?" if shows else "", "It is.")
         assert (thinking.thought_tokens, thinking.thought) == (6, True)
     cut_off, answering = parser(Started.BEGUN), parser(Started.POSSIBLE)
     cut_off.whole(pieces[1:3])
-    answering.whole([("\n", 1), ("It is.", 3)])
+    answering.whole(pieces[5:])
     assert (cut_off.thought_tokens, answering.thought_tokens, answering.thought) == (2, 0, False)
 
 

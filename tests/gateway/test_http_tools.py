@@ -43,7 +43,8 @@ def test_with_tool_choice_auto_calls_are_written_and_read_in_hermes_format() -> 
         meant = {name: value for name, value in SAIL.items() if name != "strict"}
         assert sail == {"type": "function", "function": meant}
         assert rest["function"]["parameters"]["properties"] == {}
-        assert (request.chat.calls, list(request.chat.or_calls)) == (Chat.HERMES, [Chat.LLAMA, Chat.MISTRAL])
+        assert request.chat.calls == Chat.HERMES
+        assert list(request.chat.or_calls) == [Chat.LLAMA, Chat.MISTRAL, Chat.HARMONY]
         assert request.sampling.WhichOneof("shape") is None
         assert not request.sampling.stop
         for form, reader in ((0, Tagged), (Chat.HERMES, Tagged), (Chat.LLAMA, Leading), (Chat.MISTRAL, Leading)):

@@ -37,6 +37,7 @@ from mint_engine.model.quantised_experts import every_weight, keep_experts, move
 from mint_engine.model.stored import Stored, counted
 from mint_engine.model.upcast import fit_products
 from mint_engine.model.weight_loader import LoadWeights, load_weights, with_loader
+from mint_engine.requests.channels import find_channels
 from mint_engine.sources.load_progress import LoadProgress
 
 
@@ -232,7 +233,12 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokenizer's own end of sequence, followed by the tokens at which generate() would stop."""
+    """Return the tokenizer's own end of sequence, followed by the tokens at which generate() would stop.
+
+    Of gpt-oss' two, one may be missing in what others have saved: after a call, the model would write its result.
+    """
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
-    return [token for token in (tokenizer.eos_token_id, *found) if isinstance(token, int)]
+    channels = find_channels(tokenizer)
+    ends = (tokenizer.eos_token_id, *found, *(channels.ends if channels is not None else ()))
+    return [token for token in ends if isinstance(token, int)]

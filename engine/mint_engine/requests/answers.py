@@ -64,7 +64,9 @@ def _parts(count: int) -> Iterator[slice]:
 def _event(asked: CheckedRequest, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
     if isinstance(event, Tokens):
         scores = _scores(event.scores, [event.offset] * len(event.scores), spelling)
-        chunk = sampling_pb2.Chunk(text=event.text, token_ids=event.token_ids, logprobs=scores, index=index)
+        chunk = sampling_pb2.Chunk(
+            text=event.text, token_ids=event.token_ids, logprobs=scores, index=index, markers=event.markers
+        )
         return sampling_pb2.GenerateEvent(chunk=chunk)
     finished = sampling_pb2.Finished(
         reason=sampling_pb2.Finished.STOP if event.stopped else sampling_pb2.Finished.LENGTH,

@@ -29,6 +29,7 @@ class Tokens(msgspec.Struct, frozen=True):
     text: str
     scores: tuple[Scored, ...] = ()
     offset: int = 0  # characters of the completion before the first of these tokens
+    markers: tuple[int, ...] = ()  # characters before each marker of a message among them
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """Constrains completions: which tokens may come next, by a grammar over the base's vocabulary.
 
-A thought before the answer is free, but for its end: the grammar begins after it.
+A thought before the answer is free, but for its end: the grammar begins after it. In channels it is part of it.
 
 Grammars are llguidance's (https://github.com/guidance-ai/llguidance), which bounds the work on each of them.
 """
@@ -17,6 +17,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
+from mint_engine.requests.channels import Channels, before_final
 from mint_engine.requests.formats import known_alone
 from mint_engine.requests.grammar_cost import too_much
 from mint_engine.requests.thoughts import Ahead
@@ -139,10 +140,11 @@ class Grammars:
             self._trouble = _reason(str(error))
             _log.warning("no_grammars", reason=self._trouble)
 
-    def compile(self, shape: Shape, ahead: Ahead | None = None) -> Grammar:
+    def compile(self, shape: Shape, ahead: Ahead | Channels | None = None) -> Grammar:
         """Compile a shape into a grammar in its initial state; takes up to about 200 ms, mostly without the GIL.
 
-        `ahead` is the thought that comes, or may come, before it. Raises InvalidRequest naming the field.
+        `ahead` is the thought that comes, or may come, before it, or the channels of whose last message it is the
+        text. Raises InvalidRequest naming the field.
         """
         subject = f"sampling.{shape.field}"
         if self._vocabulary is None:
@@ -150,11 +152,12 @@ class Grammars:
                 subject, f"is not available for this base, whose tokenizer cannot be read: {self._trouble}"
             )
         try:
-            text = _written(shape)
+            text = _written(shape, before_final(ahead) if isinstance(ahead, Channels) else "")
         except ValueError as error:
             raise InvalidRequest(subject, f"cannot be read: {_reason(str(error))}") from None
         matcher = LLMatcher(self._vocabulary, text, log_level=0, limits=_LIMITS)
-        grammar = Grammar(shape.field, matcher, self._vocabulary.vocab_size, self._free, ahead)
+        thought = ahead if isinstance(ahead, Ahead) else None
+        grammar = Grammar(shape.field, matcher, self._vocabulary.vocab_size, self._free, thought)
         grammar.check()
         return grammar
 
@@ -167,12 +170,12 @@ def _all_but(tokens: Sequence[int], size: int) -> np.ndarray:
     return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
-def _written(shape: Shape) -> str:
-    """Return a shape in llguidance's own format. Raises ValueError."""
+def _written(shape: Shape, before: str) -> str:
+    """Return a shape in llguidance's own format, after what comes before it. Raises ValueError."""
     if shape.field == "regex":
         if (len(shape.text) - len(shape.text.rstrip("\\"))) % 2:  # the library ignores this
             raise ValueError("it ends in a backslash that escapes nothing")
-        return f"{_OPTIONS}\nstart: /{regex_to_lark(shape.text, '')}/"
+        return f"{_OPTIONS}\nstart: {before}/{regex_to_lark(shape.text, '')}/"
     try:
         schema = json.loads(shape.text)
         if not isinstance(schema, dict):
@@ -180,7 +183,7 @@ def _written(shape: Shape) -> str:
         schema = known_alone(schema)
         if why := too_much(schema):
             raise ValueError(why)
-        return f"{_OPTIONS}\nstart: %json {json.dumps(schema | {'x-guidance': _JSON})}"
+        return f"{_OPTIONS}\nstart: {before}%json {json.dumps(schema | {'x-guidance': _JSON})}"
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -19,12 +19,16 @@ _PROBED = 512  # tokens on which the two ways are compared
 
 
 class Pieces(dict[int, bytes]):
-    """The bytes of each token of a byte-level vocabulary, computed on first use; b"" for tokens without text."""
+    """The bytes of each token of a byte-level vocabulary, computed on first use; b"" for tokens without text.
 
-    def __init__(self, backend: Any) -> None:
+    Special tokens have one if they are `shown`.
+    """
+
+    def __init__(self, backend: Any, *, shown: bool = False) -> None:
         super().__init__()
         self._name = backend.id_to_token
-        self._skipped = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
+        added = backend.get_added_tokens_decoder()
+        self._skipped = {id_ for id_, token in added.items() if token.special and not shown}
 
     def __missing__(self, token: int) -> bytes:
         name = None if token in self._skipped else self._name(token)
@@ -127,14 +131,16 @@ class WindowDecoder:
         return len(self._window)
 
 
-def choose_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], ByteDecoder | WindowDecoder]:
+def choose_decoder(
+    tokenizer: PreTrainedTokenizerBase, *, shows_special: bool = False
+) -> Callable[[Sequence[int]], ByteDecoder | WindowDecoder]:
     """Return a factory of decoders from prompts: the fast kind if it decodes as the tokenizer does."""
 
     def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(tokenizer.decode(ids, skip_special_tokens=not shows_special, clean_up_tokenization_spaces=False))
 
     if is_byte_level(tokenizer):
-        pieces, size = Pieces(tokenizer.backend_tokenizer), len(tokenizer)
+        pieces, size = Pieces(tokenizer.backend_tokenizer, shown=shows_special), len(tokenizer)
         probe = list(range(0, size, max(1, size // _PROBED)))
         decoder = ByteDecoder(pieces)
         if "".join(map(decoder.push, probe)) == decode(probe).rstrip(INCOMPLETE):

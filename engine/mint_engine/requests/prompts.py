@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
+from mint_engine.requests.channels import arrange, writes_channels
 from mint_engine.requests.length import check_characters, check_tokens, is_doubtful, too_long
 from mint_engine.requests.tools import check_template, form_of, names, read_call, read_tools
 from mint_engine.requests.variables import read_variables
@@ -70,6 +71,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         template = tokenizer.get_chat_template(tools=tools or None)
         check_template(template, chat, tokenizer.all_special_tokens, tools=bool(tools))
         _check_names([*tools, *_arguments(messages)], tokenizer, template)
+        messages = arrange(messages) if writes_channels(template) else messages
         variables = read_variables(chat.template_variables, template, tokenizer.special_tokens_map)
         if is_doubtful(written, context_length):
             # Check the rendered text, since a template may omit parts of a chat.
@@ -112,8 +114,8 @@ def _message(message: Message, place: str) -> dict[str, Any]:
         fields["tool_calls"] = [
             read_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls)
         ]
-    if message.reasoning:  # by both names, as vLLM does: templates use one of them
-        fields |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
+    if message.reasoning:  # by all names: templates use one of them
+        fields |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), message.reasoning)
     fields |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
     return fields | ({"name": message.name} if message.name else {})
 

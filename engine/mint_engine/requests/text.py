@@ -26,6 +26,13 @@ class TextStream:
         fresh = self._decoder.push(token)
         return self._release(fresh) if self._stop else (fresh, False)
 
+    def mark(self, token: int) -> str:
+        """Add a token whose text belongs to no stop string; return the text that became final."""
+        text, self._held = self._held + self._decoder.push(token), ""
+        for each in self._stop:
+            each.begun = 0
+        return text
+
     def skip(self) -> None:
         """Note a token that ends the sequence and is not part of the text."""
         self._decoder.skip()

@@ -26,10 +26,12 @@ _HERMES = re.compile(_TAG + r'(?:\\n|\s)*\{\s*\\?"')
 # How Llama 3's templates tell the model to call functions; and Mistral's templates that write an array, not [ARGS].
 _LLAMA = re.compile(r'\{\\?"name\\?": function name, \\?"parameters\\?": dictionary of argument name and its value\}')
 _MISTRAL = re.compile(r"\[TOOL_CALLS\] ?\[")
+_HARMONY = "<|channel|>commentary"
 _WRITTEN = {
     Chat.HERMES: f"{_TAG} with JSON in it",
     Chat.LLAMA: "JSON as Llama 3's",
     Chat.MISTRAL: "array as Mistral's",
+    Chat.HARMONY: "channels as gpt-oss'",
 }
 
 
@@ -102,6 +104,8 @@ def form_of(template: str, special: Collection[str]) -> "Chat.Calls.ValueType":
     """
     if _HERMES.search(template):
         return Chat.CALLS_UNSPECIFIED if _TAG in special else Chat.HERMES
+    if _HARMONY in template:
+        return Chat.HARMONY
     llama, mistral = _LLAMA.search(template), _MISTRAL.search(template)
     if "tool_calls" not in template or "[ARGS]" in template or bool(llama) == bool(mistral):
         return Chat.CALLS_UNSPECIFIED

@@ -13,6 +13,7 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.greedy import greedy_tokens
 from mint_engine.model.routes import Routes
 from mint_engine.model.span import Span
+from mint_engine.requests.channels import find_channels
 from mint_engine.requests.events import Done, Event, Failed, PromptScored, Scored, Sink, Tokens
 from mint_engine.requests.masks import Late, mask
 from mint_engine.requests.penalties import penalise
@@ -42,6 +43,8 @@ class Generation:
         self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
+        self._channels = find_channels(forward.base.tokenizer) or ()
+        self._showing_decoder = choose_decoder(forward.base.tokenizer, shows_special=True)
         self.scheduler = Scheduler(limits, Pages(forward.cache.pages), windows=forward.cache.groups.windows)
 
     @property
@@ -77,7 +80,8 @@ class Generation:
         pages = groups.pages(request.most_tokens, self.scheduler.limits.step_tokens)
         if pages > total:
             raise InvalidRequest("prompt", f"can grow to {pages} pages of the KV cache, which has {total}")
-        text = TextStream(self._decoder(request.prompt), request.sampling.stop)
+        decoder = self._showing_decoder if request.channels else self._decoder
+        text = TextStream(decoder(request.prompt), request.sampling.stop)
         grammar = request.grammar.copy() if request.grammar is not None else None
         completion = Completion(request, sink, text, leader, grammar)
         if request.reuses:
@@ -277,8 +281,11 @@ class Generation:
         completion.tokens.append(token)
         self.scheduler.generated(completion)
         text, stopped = "", token in self._eos and not sampling.ignore_eos
+        marks = completion.request.channels and token in self._channels and not stopped
         if stopped:
             completion.text.skip()
+        elif marks:
+            text = completion.text.mark(token)
         else:
             text, stopped = completion.text.push(token)
         if completion.grammar is not None and not stopped:
@@ -286,7 +293,8 @@ class Generation:
         ended = stopped or completion.generated >= sampling.max_tokens
         if ended:
             text += completion.text.finish()
-        outcomes.append((completion, Tokens((token,), text, scores, completion.text.begins)))
+        begins = completion.text.begins
+        outcomes.append((completion, Tokens((token,), text, scores, begins, (begins,) if marks else ())))
         if ended:
             outcomes.append(self._end(completion, stopped=stopped))
 

@@ -37,6 +37,7 @@ class Request(msgspec.Struct, frozen=True):
     background: bool = False  # a rollout: tenants' requests go first in every step
     grammar: Grammar | None = None  # its shape's grammar in the initial state; each completion advances a copy
     arrival: Arrival | None = None  # the arrival of its adapter in the slot, if that was incomplete when it began
+    channels: bool = False  # completions are messages, whose markers are reported and are part of the text
     salt: str = ""  # requests with different salts share no cached pages
 
     @property

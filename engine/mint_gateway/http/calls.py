@@ -43,10 +43,24 @@ class Reader(Protocol):
         """Return the rest; no more text follows."""
 
 
+class Text:
+    """Reads an answer whose text has no calls."""
+
+    def push(self, text: str) -> list[str | Call]:
+        """Return the text."""
+        return [text] if text else []
+
+    def finish(self) -> list[str | Call]:
+        """Return nothing, since nothing was held."""
+        return []
+
+
 class Reading(msgspec.Struct, frozen=True):
     """How calls are read from the answer to one request."""
 
-    reader: Callable[[], Reader]  # makes a reader for each completion
+    reader: Callable[[], Reader] = Text  # makes a reader for each completion
+    names: frozenset[str] = frozenset()  # functions to which the messages in channels are calls
+    once: bool = False  # whether what follows the first of these is dropped
     short_ids: bool = False  # call ids have nine letters and digits: Mistral's templates accept no others
 
 

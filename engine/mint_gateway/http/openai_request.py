@@ -184,7 +184,7 @@ def chat_request(asked: ChatRequest, bases: Container[str]) -> sampling_pb2.Gene
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
     if asked.chat_template_kwargs:
         request.chat.template_variables = _written("chat_template_kwargs", asked.chat_template_kwargs)
-    request.chat.thoughts = True  # also if they are not included: they are no part of the answer
+    request.chat.thoughts = request.chat.channels = True  # also if they are left out: they are no part of the answer
     request.sampling.echo = asked.echo
     _tools(asked.called(), request)
     if asked.logprobs:

@@ -15,7 +15,7 @@ import msgspec
 from mint_contracts.errors import MintError, PromptTooLong
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
 from mint_gateway.http.calls import Call
-from mint_gateway.http.parsing import Parser, Parsing, Part
+from mint_gateway.http.parsing import Parser, Parsing, Part, Piece, piece_of
 from mint_gateway.http.thoughts import Thought
 
 Json = dict[str, Any]
@@ -119,12 +119,12 @@ def revision(started: Iterable[Started]) -> str:
 
 def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent], completions: int) -> Json:
     """Return the complete answer of a request from all its events, with `completions` for each prompt."""
-    texts: dict[int, list[tuple[str, int]]] = {}  # each with its number of tokens
+    texts: dict[int, list[Piece]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
     ends: dict[int, Finished] = {}
     for event in events:
         if event.HasField("chunk"):
-            texts.setdefault(event.chunk.index, []).append((event.chunk.text, len(event.chunk.token_ids)))
+            texts.setdefault(event.chunk.index, []).append(piece_of(event.chunk))
             logprobs.setdefault(event.chunk.index, []).extend(event.chunk.logprobs)
         elif event.HasField("finished"):
             ends[event.finished.index] = event.finished
@@ -137,14 +137,14 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
             content: Json = {"message": _parsed(head, index, prompt, parser, pieces)}
             thoughts += parser.thought_tokens
         else:
-            text = prompt.text + "".join(text for text, _ in pieces)
+            text = prompt.text + "".join(piece.text for piece in pieces)
             content = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
         reason = _reason(end, calls="tool_calls" in content.get("message", ()))
         choices.append(_choice(head.form, index, content, scores, reason))
     return head.piece(head.form.kind, choices) | {"usage": usage(head, ends.values(), completions, thoughts)}
 
 
-def _parsed(head: Head, index: int, prompt: Echo, parser: Parser, pieces: Sequence[tuple[str, int]]) -> Json:
+def _parsed(head: Head, index: int, prompt: Echo, parser: Parser, pieces: Sequence[Piece]) -> Json:
     """Return a chat's completion. Its content is null if it has only a thought or calls, and "" if it is empty."""
     parts = parser.whole(pieces)
     calls = [part for part in parts if isinstance(part, Call)]

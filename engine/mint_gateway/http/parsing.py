@@ -1,24 +1,60 @@
 """Parsing a chat's completions: the thought before an answer, and the function calls in it. Pure."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from mint_contracts.sampling_pb2 import Started
+from mint_contracts.sampling_pb2 import Chunk, Started
 from mint_gateway.http.calls import Call, Reader, Reading
+from mint_gateway.http.channels import Channels
 from mint_gateway.http.thoughts import Separator, Thought
 from mint_gateway.http.tools import Tools
 
 Part = str | Call | Thought
 
 
+class Separates(Protocol):
+    """Separates the thought of one completion, in one of the formats."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no thought can come any more, nor more of it."""
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a thought."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were the thought's, with its markers."""
+
+    def push(self, text: str, tokens: int, markers: Sequence[int]) -> Sequence[Part]:
+        """Take more text of so many tokens; return what has become certain, in order."""
+
+    def finish(self) -> Sequence[Part]:
+        """Return the rest; no more text follows."""
+
+
+class Piece(NamedTuple):
+    """A piece of a completion: see Chunk."""
+
+    text: str
+    tokens: int = 0
+    markers: Sequence[int] = ()
+
+
+def piece_of(chunk: Chunk) -> Piece:
+    """Return what a chunk has of the completion."""
+    return Piece(chunk.text, len(chunk.token_ids), chunk.markers)
+
+
 class Parser:
     """Parses one completion. Calls are looked for only outside its thought."""
 
-    def __init__(self, separator: Separator | None, reader: Reader | None, *, shows: bool) -> None:
+    def __init__(self, separator: Separates | None, reader: Reader, *, shows: bool) -> None:
         """`shows` is whether the thought is returned."""
         self._separator, self._reader, self._shows = separator, reader, shows
-        self._counted = 0  # tokens until it was known that no more of a thought follows
 
     @property
     def may_think(self) -> bool:
@@ -33,37 +69,36 @@ class Parser:
     @property
     def thought_tokens(self) -> int:
         """How many of its tokens were the thought's, with its markers."""
-        return self._counted if self.thought else 0
+        return self._separator.tokens if self._separator is not None else 0
 
-    def push(self, text: str, tokens: int) -> list[Part]:
-        """Parse more text, of so many tokens, and return what has become certain, in order."""
-        self._counted += tokens if self.may_think else 0
-        return self._read(self._separator.push(text) if self._separator is not None else [text])
+    def push(self, piece: Piece) -> list[Part]:
+        """Parse more text, and return what has become certain, in order."""
+        return self._read(self._separator.push(*piece) if self._separator is not None else [piece.text])
 
     def finish(self) -> list[Part]:
         """Return the rest; no more text follows."""
         rest = self._read(self._separator.finish()) if self._separator is not None else []
-        return rest + (list(self._reader.finish()) if self._reader is not None else [])
+        return [*rest, *self._reader.finish()]
 
-    def whole(self, pieces: Sequence[tuple[str, int]]) -> list[Part]:
-        """Return all parts of a completion from its pieces of text, each with its number of tokens."""
+    def whole(self, pieces: Sequence[Piece]) -> list[Part]:
+        """Return all parts of a completion from its pieces."""
         found: list[Part] = []
         rest = iter(pieces)
-        for text, tokens in rest:
-            found += self.push(text, tokens)
+        for piece in rest:
+            found += self.push(piece)
             if not self.may_think:
                 break
-        return found + self.push("".join(text for text, _ in rest), 0) + self.finish()
+        return found + self.push(Piece("".join(piece.text for piece in rest))) + self.finish()
 
-    def _read(self, parts: Iterable[str | Thought]) -> list[Part]:
+    def _read(self, parts: Iterable[Part]) -> list[Part]:
         found: list[Part] = []
         for part in parts:
             if isinstance(part, Thought):
                 found += [part] if self._shows else []
-            elif self._reader is not None:
-                found += self._reader.push(part)
+            elif isinstance(part, Call):  # it has no text that a reader could look into
+                found.append(part)
             else:
-                found += [part] if part else []
+                found += self._reader.push(part)
         return found
 
 
@@ -76,8 +111,13 @@ class Parsing(msgspec.Struct, frozen=True):
 
     def parser(self) -> Parser:
         """Return a parser for one completion."""
-        separator = Separator(begun=self.thought == Started.BEGUN) if self.thought else None
-        return Parser(separator, self.calls.reader() if self.calls is not None else None, shows=self.shows)
+        calls = self.calls or Reading()
+        separator: Separates | None = None
+        if self.thought == Started.CHANNELS:
+            separator = Channels(calls.names, once=calls.once)
+        elif self.thought:
+            separator = Separator(begun=self.thought == Started.BEGUN)
+        return Parser(separator, calls.reader(), shows=self.shows)
 
 
 def parsing(tools: Tools, started: Started, *, shows: bool) -> Parsing | None:

@@ -16,7 +16,7 @@ from mint_gateway.answering import Answering
 from mint_gateway.http import openai_request, openai_response, prompt_batch
 from mint_gateway.http.calls import Call
 from mint_gateway.http.error_middleware import REQUEST_ID, ours
-from mint_gateway.http.parsing import Parser, Part, parsing
+from mint_gateway.http.parsing import Parser, Part, parsing, piece_of
 from mint_gateway.http.tools import Tools
 from mint_gateway.slow_clients import taken
 
@@ -114,7 +114,7 @@ class Stream:
         if head.parsing is None:
             return [openai_response.chunk(head, chunk, before)]
         parser = self._parsers.get(chunk.index) or self._parsers.setdefault(chunk.index, head.parsing.parser())
-        return self._read(head, chunk.index, parser.push(chunk.text, len(chunk.token_ids)), chunk.logprobs)
+        return self._read(head, chunk.index, parser.push(piece_of(chunk)), chunk.logprobs)
 
     def _end(self, head: openai_response.Head, finished: Finished) -> list[openai_response.Json]:
         if head.parsing is None:

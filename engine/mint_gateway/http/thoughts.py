@@ -5,6 +5,7 @@ Neither the thought nor the answer depends on how the text is cut into pieces. W
 dropped. The thought ends with the first `</think>`, and whatever else looks like one later stays part of the answer.
 """
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
 import msgspec
@@ -37,6 +38,7 @@ class Separator:
         self._state = _State.THOUGHT if begun else _State.UNKNOWN
         self._held = ""
         self._shown = False  # whether some of the thought was returned
+        self._counted = 0  # tokens until it was known that no more of a thought follows
         self.found = begun  # whether there is a thought
 
     @property
@@ -44,9 +46,15 @@ class Separator:
         """Whether no thought can come any more, nor more of it."""
         return self._state in (_State.BETWEEN, _State.ANSWER)
 
-    def push(self, text: str) -> list[str | Thought]:
-        """Take more text."""
+    @property
+    def tokens(self) -> int:
+        """How many tokens were the thought's, with its markers."""
+        return self._counted if self.found else 0
+
+    def push(self, text: str, tokens: int = 0, markers: Sequence[int] = ()) -> list[str | Thought]:
+        """Take more text of so many tokens; its markers are found by their text."""
         self._held += text
+        self._counted += 0 if self.is_over else tokens
         found: list[str | Thought] = []
         if self._state is _State.UNKNOWN:
             self._begin()

@@ -25,7 +25,7 @@ _READERS: dict[int, Callable[[Collection[str]], Reader]] = {
     Chat.LLAMA: lambda names: Leading(names, ("<|python_tag|>",), ";", "parameters"),
     Chat.MISTRAL: lambda names: Leading(names, ("[TOOL_CALLS]", "["), ",]", "arguments"),
 }
-FORMS = tuple(Chat.Calls.ValueType(form) for form in _READERS)
+FORMS = (*(Chat.Calls.ValueType(form) for form in _READERS), Chat.HARMONY)
 
 _Json = dict[str, Any]
 _NOTHING: _Json = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -108,6 +108,8 @@ class Tools(msgspec.Struct, frozen=True):
             return None
         if self.choice == "auto":
             names, parallel = frozenset(each.name for each in self.functions), self.parallel
+            if form == Chat.HARMONY:
+                return Reading(names=names, once=not parallel)
             reader = _READERS[form or Chat.HERMES]
             made = partial(reader, names) if parallel else lambda: Once(reader(names))
             return Reading(made, short_ids=form == Chat.MISTRAL)
