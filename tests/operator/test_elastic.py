@@ -108,6 +108,19 @@ def test_an_engine_that_there_may_be_stays_for_an_adapter_that_cannot_be_loaded_
     assert status.phase == "Ready"
 
 
+def test_engines_beyond_a_lowered_maximum_go_at_once_and_those_below_it_only_after_a_while() -> None:
+    cluster = Cluster(high=4)
+    cluster.busy = 4
+    cluster.step()
+    cluster.busy, cluster.high = 0, 2
+    cluster.step()
+    assert cluster.replicas == 2
+    cluster.step(SHRINK_AFTER_S - 2)
+    assert cluster.replicas == 2
+    cluster.step(2)
+    assert cluster.replicas == 1
+
+
 @pytest.mark.parametrize("residency", ["Host", "Disk"])
 def test_engines_come_for_what_is_held_in_memory_or_on_disk_and_stay_for_it(residency: Residency) -> None:
     cluster = Cluster(high=6)

@@ -1,10 +1,11 @@
 """Decides how many engines a base runs, and which are about to be removed or restarted, without a gap in serving.
 
 Pure. Engines are added at once when waves or traffic need them. They are removed, the highest first, only once fewer
-have been enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere (or, for
-engines beyond the allowed maximum, cannot be). Until then an engine to be removed is *leaving*, and is given nothing
-new. An engine whose pod must restart, because the base's revision or settings changed, leaves in the same way, one at
-a time, and comes back. An only engine first gets a second one, if the base may have two, which goes again afterwards.
+have been enough for a while (those beyond the allowed maximum at once), nothing is left to be placed, and every copy
+that they held is ready elsewhere (or, for engines beyond the maximum, cannot be). Until then an engine to be removed
+is *leaving*, and is given nothing new. An engine whose pod must restart, because the base's revision or settings
+changed, leaves in the same way, one at a time, and comes back. An only engine first gets a second one, if the base
+may have two, which goes again afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,10 +82,11 @@ def fleet(
     of = msgspec.structs.replace(of, enough_since=since)
     if rolling is not None and of.unplaced_since is not None and now - of.unplaced_since >= SECOND_WITHIN_S:
         return msgspec.structs.replace(_smaller(of, max(needed, rolling + 1)), alone=True)
-    staying, excess = engines[:needed], engines[needed:]
+    fewest = needed if now - since >= SHRINK_AFTER_S else min(running, max(needed, most))
+    staying, excess = engines[:fewest], engines[fewest:]
     makes_room = any(is_outdated(each, settings) for each in staying)  # others take its copies meanwhile
     answers = _may_be_answering(excess) and not any(each.ready for each in staying)
-    return of if now - since < SHRINK_AFTER_S or makes_room or answers else _smaller(of, needed)
+    return of if makes_room or answers else _smaller(of, fewest)
 
 
 def _smaller(of: Fleet, fewest: int) -> Fleet:
