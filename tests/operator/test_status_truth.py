@@ -36,7 +36,7 @@ from tests.operator.statuses import (
     wave_after,
     with_pods,
 )
-from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, snapshot, source, wave, written
+from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, placed, snapshot, source, wave, written
 
 PULLING = Failure("ImagePullBackOff", "no such image", terminal=False)
 UNSCHEDULABLE = Failure("Unschedulable", "0/1 nodes are available: insufficient memory", terminal=False)
@@ -96,6 +96,38 @@ def test_a_wave_that_was_ready_is_degraded_while_an_engine_is_away() -> None:
     before = AdapterWaveStatus(phase="Ready", observed_generation=1)
     of = wave("w", ["a/0", "a/1"], status=before)
     assert wave_after([HELD[0], engine(1, alive=False)], of=of).phase == "Degraded"
+
+
+@pytest.mark.parametrize(
+    ("pods", "told"),
+    [
+        ([], ("EnginesStarting", "starting")),
+        ([EnginePod(name="smol-1")], ("EnginesStarting", "starting")),
+        ([EnginePod(name="smol-1", ready=True)], ("EnginesAway", "away")),
+        ([EnginePod(name="smol-1", terminating=True)], ("EnginesAway", "away")),
+        ([EnginePod(name="smol-1", trouble=PULLING)], ("EnginesAway", "away")),
+    ],
+)
+def test_a_wave_tells_an_engine_that_starts_from_one_that_does_not_answer(
+    pods: list[EnginePod], told: tuple[str, str]
+) -> None:
+    of = base(1, 2), [wave("w", ["a/0"], replicas=2)], [engine(0, {"a/0": Tier.DEVICE})]
+    planned = with_pods(snapshot(*of, placed(plan(snapshot(*of)))), *pods)
+    status = plan(planned).wave_statuses["team/w"]
+    found = next(each for each in status.conditions if each.type == "Ready")
+    assert (found.reason, found.message) == (told[0], f"1 of 2 copies ready; {told[1]}: smol-1")
+
+
+def test_a_wave_says_at_once_when_an_engine_that_started_does_not() -> None:
+    of = snapshot(base(1, 2), [wave("w", ["a/0"], replicas=2)], [engine(0, {"a/0": Tier.DEVICE})])
+    first = plan(with_pods(of, EnginePod(name="smol-1")))
+    later = plan(with_pods(of, EnginePod(name="smol-1", trouble=PULLING)), first.known)
+    assert ready(first.wave_statuses["team/w"].conditions) == ("False", "EnginesStarting")
+    assert ready(later.wave_statuses["team/w"].conditions) == ("False", "EnginesAway")
+
+
+def test_slots_are_used_as_soon_as_copies_are_reported_in_them() -> None:
+    assert base_after([engine(0, {"a/0": Tier.DEVICE, "a/1": Tier.DEVICE}), engine(1)], []).slots.used == 2
 
 
 def test_a_wave_is_as_ready_as_it_asked_for_even_if_another_wants_more_copies() -> None:

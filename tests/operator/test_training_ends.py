@@ -49,6 +49,21 @@ def test_published_revisions_stay_with_their_engine_and_are_served_as_asked_once
     assert condition(world, "w", "Ready")[0] == "True"
 
 
+def test_a_complete_wave_shows_its_last_counts_while_redis_is_away() -> None:
+    world = World(base(1, 1), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    world.engines = [_holding(view, ["team/w-0", "team/w-1"]) for view in engines(1)]
+    world.step()
+    before = world.status("w")
+    assert (before.summary, before.counts.device) == ("2/2", 2)
+    world.redis_ok = False
+    world.step()
+    assert condition(world, "w", "Ready")[:2] == ("Unknown", "MapUnavailable")
+    assert (world.status("w").summary, world.status("w").counts) == (before.summary, before.counts)
+
+
 def _holding(view: EngineView, names: list[str]) -> EngineView:
     held = {name: Held(name, published(STEPS).source, Tier.DEVICE) for name in names}
     return msgspec.structs.replace(view, held=held)

@@ -48,6 +48,20 @@ def test_pause_frees_the_slots_once_all_is_saved_and_resume_goes_on_under_the_sa
     }
 
 
+@pytest.mark.parametrize(("order", "stage"), [("paused", Stage.PAUSED), ("cancelled", Stage.CANCELLED)])
+def test_a_wave_says_which_policies_are_still_training_after_it_was_stopped(order: str, stage: Stage) -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 2)
+    world.change("w", **{order: True})
+    world.step()
+    later = f"policies are still training; each is {order} after its present step"
+    assert condition(world, "w", "Ready") == ("True", "Training", f"2 of 2 {later}")
+    world.say(stage, 3, "team/w-0")
+    world.step()
+    assert condition(world, "w", "Ready")[1:] == ("Training", f"1 of 2 {later}")
+
+
 def test_cancel_ends_the_wave() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()

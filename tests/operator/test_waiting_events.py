@@ -44,6 +44,7 @@ def wave_told(reason: str, message: str) -> AdapterWaveStatus:
         (wave_told(*AWAITED), wave_told(AWAITED[0], "2 slots are free, 4 needed"), None),
         (AdapterWaveStatus(), wave_told(*LOADING), None),
         (wave_told(*AWAITED), wave_told(*LOADING), None),
+        (AdapterWaveStatus(), wave_told("CatalogUnread", "its adapters have not been looked up yet"), None),
     ],
 )
 def test_a_new_reason_is_an_event(old: Any, new: Any, told: tuple[str, str, str] | None) -> None:

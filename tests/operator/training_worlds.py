@@ -106,6 +106,7 @@ class World(msgspec.Struct):
     inputs: Inputs = Inputs()
     sizes: Mapping[str, Size] = {}
     now: float = NOW
+    redis_ok: bool = True
 
     def plan(self) -> Plan:
         self.now += 1.0
@@ -123,7 +124,8 @@ class World(msgspec.Struct):
                 release=RELEASE,
                 bases={KEY: self.base},
                 waves=tuple(self.waves),
-                maps={KEY: known},
+                redis_ok=self.redis_ok,
+                maps={KEY: known} if self.redis_ok else {},
                 pods={KEY: self.pods},
                 training={KEY: TrainKnown(self.training, self.training)},
                 inputs=self.inputs,

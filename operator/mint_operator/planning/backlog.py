@@ -8,7 +8,7 @@ import msgspec
 from mint_contracts.records import Held, Tier
 from mint_contracts.resources import LoadingStatus
 from mint_operator.planning.conditions import span
-from mint_operator.planning.copies import AWAY, LOADING, Copy
+from mint_operator.planning.copies import FAILED, READY, Copy
 from mint_operator.planning.engines import Engine, grace_left_s
 from mint_operator.planning.snapshot import BaseMap
 
@@ -80,7 +80,7 @@ class Waits(msgspec.Struct, frozen=True):
 
 def waits(copies: Iterable[Copy]) -> Waits:
     """Return which of these copies are still to be loaded."""
-    unready = [each.engine for each in copies if each.standing is LOADING or each.standing is AWAY]
+    unready = [each.engine for each in copies if each.standing is not READY and each.standing is not FAILED]
     return Waits(len(unready), frozenset(unready))
 
 

@@ -67,6 +67,7 @@ def _held(engines: Sequence[Engine]) -> tuple[SlotCounts, TierCounts]:
     device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
     records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
     used, total = sum(record.slots_used for record in records), sum(record.slots_total for record in records)
+    used = max(used, device)  # copies are reported at once, slots with the next heartbeat
     return SlotCounts(used=used, total=total), TierCounts(device=device, host=host, disk=disk)
 
 

@@ -16,10 +16,11 @@ class Standing(StrEnum):
     READY = "ready"
     LOADING = "loading"
     FAILED = "failed"
+    STARTING = "starting"
     AWAY = "away"
 
 
-READY, LOADING, FAILED, AWAY = Standing  # looking up an enum's member costs more than making a copy
+READY, LOADING, FAILED, STARTING, AWAY = Standing  # looking up an enum's member costs more than making a copy
 _ORDER = {standing: index for index, standing in enumerate(Standing)}
 
 
@@ -51,7 +52,7 @@ def copies(wants: Sequence[Want], placed: Mapping[str, Placement], engines: Mapp
 def _copy(want: Want, engine: Engine) -> Copy:
     """Return the copy; ready only if a ready engine holds exactly this source, warm enough and without a failure."""
     if engine.record is None:
-        return Copy(want.adapter, engine.name, AWAY)
+        return Copy(want.adapter, engine.name, STARTING if engine.starting else AWAY)
     held = engine.held.get(want.adapter)
     if held is None or held.source != want.source:
         return Copy(want.adapter, engine.name, LOADING)

@@ -52,6 +52,12 @@ class Engine(msgspec.Struct, frozen=True):
         return not self.alive and self.pod.ready and not self.pod.terminating
 
     @property
+    def starting(self) -> bool:
+        """Whether it has no heartbeat because its pod is being created, scheduled or started."""
+        pod, new = self.pod, self.view is None
+        return not (self.alive or pod.ready or pod.terminating or pod.trouble) and bool(pod.name or new)
+
+    @property
     def unplaced(self) -> bool:
         """Whether it does not even start, for lack of room."""
         return not self.ready and self.pod.trouble is not None and lacks_room(self.pod.trouble)

@@ -25,6 +25,7 @@ _EVENT_TYPES = {  # by phase; other phases have no Event
 _HELD = {"Ready", "Rolling", "Degraded"}
 # Reasons by which every object passes on its way, and nothing is wrong.
 _UNDER_WAY = {
+    conditions.CATALOG_UNREAD,
     conditions.ADAPTERS_LOADING,
     conditions.POLICIES_LOADING,
     conditions.ENGINES_STARTING,

@@ -124,6 +124,10 @@ def _facts(ask: Ask, seen: Seen) -> tuple[WaveFacts, Waits]:
     return WaveFacts(ask, found, seen.base, of_wave(waiting, seen.times)), waiting
 
 
+def _answering(engine: Engine) -> tuple[bool, bool, bool]:
+    return engine.alive, engine.ready, engine.starting
+
+
 def _stale(
     before: WaveStatuses, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], lacking: object
 ) -> set[str] | None:
@@ -135,7 +139,7 @@ def _stale(
         old = before.engines.get(name)
         if old is engine:
             continue
-        if old is None or (old.alive, old.ready) != (engine.alive, engine.ready):
+        if old is None or _answering(old) != _answering(engine):
             names.update(placed.given.get(name, ()))
         else:
             names |= differing(engine.held, old.held)

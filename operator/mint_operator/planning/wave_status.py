@@ -21,7 +21,7 @@ from mint_operator.planning import conditions
 from mint_operator.planning.adapters import asked, unread, unreadable
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, status_of, truth
-from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
+from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, STARTING, Copy, Standing
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedWave
 
@@ -39,7 +39,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def standing(self) -> Mapping[Standing, Sequence[Copy]]:
         """The copies by standing."""
-        found: dict[Standing, list[Copy]] = {READY: [], LOADING: [], FAILED: [], AWAY: []}
+        found: dict[Standing, list[Copy]] = {READY: [], LOADING: [], FAILED: [], STARTING: [], AWAY: []}
         for copy in self.copies:
             found[copy.standing].append(copy)
         return found
@@ -206,7 +206,6 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     """Return the Ready condition; if False, its reason is what a person should look at first."""
     message = f"{counts.ready} of {counts.wanted} copies ready"
     failed = sorted(facts.standing[FAILED], key=_lasting_first)
-    away = facts.standing[AWAY]
     if counts.ready == counts.wanted and facts.unasked is not None:
         why = f"{message}, of those that it had before; {facts.unasked.message}"
         return Finding("Ready", "False", facts.unasked.reason, why, facts.unasked.mentions)
@@ -220,9 +219,10 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
         return Finding("Ready", "False", first.failure.reason, f"{message}; {cause}{more}", mentions)
     if base := missing(facts.base):
         return Finding("Ready", "False", base.reason, f"{message}; {base.message}", base.mentions)
-    if away:
-        names = ", ".join(sorted({copy.engine for copy in away})[:MOST_FAILURES])
-        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{message}; away: {names}", NO_NAMES)
+    for standing, reason in ((AWAY, conditions.ENGINES_AWAY), (STARTING, conditions.ENGINES_STARTING)):
+        if there := facts.standing[standing]:
+            names = ", ".join(sorted({copy.engine for copy in there})[:MOST_FAILURES])
+            return Finding("Ready", "False", reason, f"{message}; {standing}: {names}", NO_NAMES)
     if counts.placed < counts.wanted:
         return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, message, NO_NAMES)
     return Finding("Ready", "False", conditions.ADAPTERS_LOADING, message, NO_NAMES)

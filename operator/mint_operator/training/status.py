@@ -61,7 +61,7 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[AdapterWaveStatus, Mentions | None]:
     """Return the status of a wave that trains, and what the message of its Ready condition mentions."""
-    counts, served = _counts(facts), facts.served or AdapterWaveStatus()
+    counts, served = _counts(facts), facts.served or (AdapterWaveStatus() if facts.map_known else wave.status)
     phase, verdict = _verdict(facts, counts)
     ready = _ready(facts, phase, verdict)
     findings = [
@@ -133,18 +133,32 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     if phase != "Training":
         return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message, verdict.mentions)
     idle = [each for each in facts.standing.policies if not _trains(each, facts)]
+    if stopping := _stopping(facts):
+        return Finding("Ready", truth(not idle), conditions.TRAINING, stopping, NO_NAMES)
     if not idle:
         message = f"{len(facts.standing.policies)} policies are training or have ended"
         return Finding("Ready", "True", conditions.TRAINING, message, NO_NAMES)
     message = f"{len(idle)} of {len(facts.standing.policies)} policies are not training yet"
     away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
     if away:
-        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{message}; away: {', '.join(away)}", NO_NAMES)
+        starting = all(name in facts.engines and facts.engines[name].starting for name in away)
+        word, reason = ("starting", conditions.ENGINES_STARTING) if starting else ("away", conditions.ENGINES_AWAY)
+        return Finding("Ready", "False", reason, f"{message}; {word}: {', '.join(away)}", NO_NAMES)
     coming = sorted({each.engine for each in idle if each.assignment and not _answers(each, facts)})[:MOST_NAMED]
     if coming:
         message = f"{message}; not ready: {', '.join(coming)}"
         return Finding("Ready", "False", conditions.BASE_LOADING, message, NO_NAMES)
     return Finding("Ready", "False", conditions.POLICIES_LOADING, message, NO_NAMES)
+
+
+def _stopping(facts: TrainFacts) -> str:
+    """Say that policies are still to be paused or cancelled, as the wave now asks; "" if none is."""
+    standing = facts.standing
+    still = sum(not standing.ended(each) and _trains(each, facts) for each in standing.policies)
+    if not still or not (standing.train.paused or standing.train.cancelled):
+        return ""
+    what = "cancelled" if standing.train.cancelled else "paused"
+    return f"{still} of {len(standing.policies)} policies are still training; each is {what} after its present step"
 
 
 def _trains(policy: PolicyStanding, facts: TrainFacts) -> bool:
