@@ -20,17 +20,25 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.gpu import attend, lora
 from mint_engine.gpu.find import find_gpu_kernels
+from mint_engine.gpu.kernels import GpuKernels
+from mint_engine.model import experts
 from mint_engine.model.base import load_base
-from mint_engine.model.lora import LONG_SEGMENT
-from mint_engine.model.modules import find_modules
+from mint_engine.model.device import HOST, lists_on
+from mint_engine.model.expert_lora import ExpertRows, plan_experts
+from mint_engine.model.lora import LONG_SEGMENT, Segment
+from mint_engine.model.modules import find_modules, replace_modules
+from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.part import Part
+from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.device_double import CUDA, Noted, Seen, Silent, standing_in
 from tests.engine.in_process import Engine, engine_of
+from tests.engine.parallel.playing import draw_adapter
 from tests.engine.quantised import LAYOUTS, save_float8
-from tests.engine.running import Answer, Running, ask, running
+from tests.engine.running import Answer, Running, ask, running, settings_for
 from tests.engine.running import save_adapter as save_llama_adapter
 from tests.engine.running import save_base as save_llama
 from tests.engine.saved_families import SERVED, save_adapter, save_base
@@ -224,6 +232,33 @@ async def test_a_step_waits_for_the_device_once_for_its_tokens(name: str, device
         assert (await waits(engine, device, *[{"logprobs": 3}] * 4))[-2] == 3, (
             "one for tokens that are equally likely"
         )
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_a_rank_computes_its_own_experts_without_counting_their_tokens(
+    name: str, device: Seen, tmp_path: Path
+) -> None:
+    """Each layer would wait for that; what the rank adds up is the same."""
+    base, draw, found = save_base(name, tmp_path / "base"), torch.Generator().manual_seed(8), list[torch.Tensor]()
+    weights, routes = torch.randn(9, 6, generator=draw).topk(2)  # of six experts; the rank holds three
+    for where in (HOST, CUDA):
+        part = Part(1, 2, device=where)
+        loaded = load_base(base, torch.float32, HOST, part)
+        member = lay_member(settings_for(base, tensor_parallel_size=2), loaded, part, where)
+        member.slots.load(1, draw_adapter(member.slots, 4))
+        current = replace_modules(member.base.model, member.slots, member.share.experts)
+        owners = [NO_SLOT] * 3 + [1] * 6
+        current.expert_rows = plan_experts([Segment(3, 6, 1)], 9, member.slots, None)
+        if where == CUDA:
+            current.expert_rows = ExpertRows(lists_on(CUDA, owners)[0], None, (), member.slots, None, GpuKernels())
+        hidden = torch.ones(9, int(loaded.config.hidden_size)).cumsum(1).sin()
+        stack = next(each for each in member.base.model.modules() if experts.is_stack(each))
+        device.forget()
+        with torch.inference_mode():
+            found.append(experts.forward(stack, *(each.to(where) for each in (hidden, routes, weights))).cpu())
+    assert device.waits == {"a copy to the device": 3, "numbers": 1}, "what the test itself copies"
+    assert found[0].any()
+    assert torch.allclose(found[0], found[1], atol=1e-5)
 
 
 def tier_of(engine: Engine, adapter: str) -> Tier | None:

@@ -51,7 +51,7 @@ class ExpertRows:
 
 @dataclass(frozen=True)
 class Pairs:
-    """One layer's pairs, sorted; with several ranks, only those of experts that this rank holds.
+    """One layer's pairs, sorted; with several ranks, those of experts that this rank holds, and maybe `spare` ones.
 
     Only `bounds` and `alike` wait for a GPU.
     """
@@ -62,6 +62,7 @@ class Pairs:
     owners: torch.Tensor | None  # [P] int64
     items: torch.Tensor | None  # [n, 4] int32 for the kernel: first pair, pairs, slot, expert
     rows: ExpertRows | None
+    spare: torch.Tensor | None = None  # [P] bool: of experts that are not held; they come last, and have no owner
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -101,25 +102,37 @@ def plan_experts(
     return ExpertRows(both[:tokens], both[tokens:], tuple(examples), slots, kernels)
 
 
-def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut, *, whole: bool = False) -> Pairs:
+def sort_pairs(
+    routes: torch.Tensor, rows: ExpertRows | None, held: Cut, *, whole: bool = False, spares: int = 0
+) -> Pairs:
     """Sort the pairs of routes [T, k] with experts `held` here, by expert, and by slot if rows have any.
 
-    If these are the `whole` of a layer's experts, nothing waits for a GPU.
+    If these are the `whole` of a layer's experts, nothing waits for a GPU; nor if there are at most `spares` pairs,
+    for which those of other experts are not left out.
     """
     flat, each = routes.reshape(-1).long(), routes.shape[1]
     own, many = flat - held.start, flat.shape[0]
+    spared = not whole and many <= spares
     if not whole:
         others = (own < 0) | (own >= held.size)
-        own, many = own.masked_fill(others, held.size), many - int(others.sum())  # after all that are held
+        own = own.masked_fill(others, held.size)  # after all that are held
+        if not spared:
+            many -= int(others.sum())
     if rows is None:
         chosen, order = (each[:many] for each in torch.sort(own, stable=True))
-        return Pairs(order, _ends(chosen, held.size), chosen, None, None, None)
-    owners = rows.owners.repeat_interleave(each)
-    count = rows.slots.count + 1
-    keys, order = (each[:many] for each in torch.sort(own * count + owners + 1, stable=True))
-    chosen, owners = keys // count, keys % count - 1
-    items = _items(keys.numpy(), count) if rows.kernels is not None else None
-    return Pairs(order, _ends(chosen, held.size), chosen, owners, items, rows)
+        owners = items = None
+    else:
+        count = rows.slots.count + 1
+        keys, order = torch.sort(own * count + rows.owners.repeat_interleave(each) + 1, stable=True)
+        keys, order = keys[:many], order[:many]
+        chosen, owners = keys // count, keys % count - 1
+        items = _items(keys.numpy(), count) if rows.kernels is not None else None
+    ends = _ends(chosen, held.size)
+    if not spared:
+        return Pairs(order, ends, chosen, owners, items, rows)
+    spare = chosen == held.size
+    owners = owners.masked_fill(spare, NO_SLOT) if owners is not None else None
+    return Pairs(order, ends, chosen.clamp(max=held.size - 1), owners, items, rows, spare)
 
 
 def add_expert_lora(

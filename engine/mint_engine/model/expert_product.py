@@ -41,6 +41,13 @@ def rows_of(experts: Any, name: str) -> torch.Tensor:
     return turned
 
 
+def in_one(experts: Any) -> bool:
+    """Whether a GPU multiplies all pairs in one call for each linear, for which the host need not know bounds."""
+    stacks = experts.gate_up_proj, experts.down_proj
+    plain = all(isinstance(each, torch.Tensor) and each.device.type == "cuda" and _grouped(each) for each in stacks)
+    return plain and not torch.is_grad_enabled()
+
+
 def multiply(experts: Any, name: str, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """Multiply each pair's row of x [P, in] by its expert's weight -> [P, out].
 

@@ -20,12 +20,16 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
-from mint_engine.model.expert_product import multiply
+from mint_engine.model.expert_product import in_one, multiply
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
 NAME = "mint"
+
+# With several ranks on GPUs: up to so many pairs, those of other ranks' experts stay among a rank's own. Leaving them
+# out means to wait until they are counted, in each layer; having more would only take memory, a row for each.
+_SPARES = 4096
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
         experts.mint_current.routes.append(routes)
     modules: ExpertModules = experts.mint_modules
     tokens, each = routes.shape
-    pairs = sort_pairs(routes, rows, modules.held, whole=modules.whole)
+    pairs = sort_pairs(routes, rows, modules.held, whole=modules.whole, spares=_SPARES if in_one(experts) else 0)
     if not pairs.order.shape[0]:
         return torch.zeros_like(hidden)
     x = hidden.index_select(0, pairs.order // each)  # [P, H]
@@ -94,6 +98,8 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     if rows is not None:
         add_expert_lora([(out, modules.down)], inner, modules.slots, rows, pairs)
     out = out * weights.reshape(-1, 1).index_select(0, pairs.order)
+    if pairs.spare is not None:
+        out = out.masked_fill(pairs.spare[:, None], 0)  # which nobody has computed
     every = out.new_zeros(tokens * each, out.shape[1]).index_copy_(0, pairs.order, out)
     return every.view(tokens, each, -1).sum(dim=1).to(hidden.dtype)
 
