@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from mint_contracts.training import Loss
 from mint_engine.policies.rollouts import Rollout
 from mint_engine.requests.parameters import Sampling
-from mint_engine.training.advantages import group_advantages, has_signal
+from mint_engine.training.advantages import deviation, group_advantages, has_signal
 from mint_engine.training.example import Example, PolicyBatch, completion
 
 
@@ -43,6 +44,17 @@ def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Samplin
         for prompt, rollout, advantage, counts in taken
     ]
     return PolicyBatch(policy, examples, loss, sampling.max_tokens, sampling.scored_at)
+
+
+def figures_of(groups: Sequence[Group]) -> dict[str, float]:
+    """Return what a step's log line says of all of its completions, learnt from or not."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return {
+        "completion_length": fmean(len(each.tokens) for each in rollouts),
+        "truncated": fmean(not each.stopped for each in rollouts),
+        "reward_std": fmean(deviation(group.rewards) for group in groups),
+        "no_signal": fmean(not has_signal(group.rewards) for group in groups),
+    }
 
 
 def supervised(policy: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], loss: Loss) -> PolicyBatch:

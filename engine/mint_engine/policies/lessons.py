@@ -6,7 +6,7 @@ the same outcome.
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,7 +18,7 @@ from mint_contracts.errors import Internal
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.groups import Group, batch_of, supervised
+from mint_engine.policies.groups import Group, batch_of, figures_of, supervised
 from mint_engine.policies.halt import Halt
 from mint_engine.policies.handoff import hand_off
 from mint_engine.policies.patience import Patiently
@@ -56,15 +56,16 @@ class Taken:
     reward: float
     tokens: int  # prompt and completion tokens that were learnt from
     learnt: Learnt | None  # None: no group had a signal, and the weights are unchanged
+    rollouts: Mapping[str, float]  # see `figures_of`; empty in supervised training
 
     @property
     def figures(self) -> dict[str, float]:
-        """The update's numbers for a log line: means over tokens (see `LossOutcome.metrics`), the gradient's norm."""
-        if self.learnt is None:
-            return {}
-        found = dict(self.learnt.outcome.metrics)
-        if self.learnt.step is not None:
-            found["grad_norm"] = self.learnt.step.grad_norm
+        """Numbers for a log line: of completions; and of an update `LossOutcome.metrics` and the gradient's norm."""
+        found = dict(self.rollouts)
+        if self.learnt is not None:
+            found |= self.learnt.outcome.metrics
+            if self.learnt.step is not None:
+                found["grad_norm"] = self.learnt.step.grad_norm
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
@@ -97,16 +98,18 @@ class Lessons:
         groups = await self._answer(examples, seeds, step, label, temperature=self.terms.sampling.temperature)
         reward = fmean(value for group in groups for value in group.rewards)
         metrics.REWARD.observe(reward)
+        figures = figures_of(groups)
         batch = batch_of(self.terms.policy, groups, self.terms.loss, self.terms.sampling)
         if batch is None:
             metrics.SKIPPED.labels("no signal").inc()
-            return Taken(reward, 0, None)
+            return Taken(reward, 0, None, figures)
         learnt = await self._learn(batch, step, steps, next_label)
         drift = learnt.outcome.metrics["drift"]
         if math.isfinite(drift):  # otherwise the metric's sum over all policies would never be finite again
             metrics.DRIFT.observe(drift)
         metrics.BEYOND.observe(1 - learnt.outcome.metrics["kept"])
-        return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples if any(each.weights)), learnt)
+        tokens = sum(len(each.tokens) + 1 for each in batch.examples if any(each.weights))
+        return Taken(reward, tokens, learnt, figures)
 
     async def evaluate(self, step: int, label: str) -> float:
         """Return the mean reward of one greedy answer to each held-out example. Raises Halted."""
@@ -123,7 +126,7 @@ class Lessons:
         learnt = await self._learn(batch, step, steps, next_label)
         logprob = -learnt.outcome.loss_sum
         reward = logprob if math.isfinite(logprob) else LEAST_LOGPROB
-        return Taken(reward, sum(len(p) + len(a) for p, a in pairs), learnt)
+        return Taken(reward, sum(len(p) + len(a) for p, a in pairs), learnt, {})
 
     async def _answer(
         self,

@@ -15,10 +15,10 @@ def group_advantages(groups: Sequence[Sequence[float]], scaling: Scaling = "grou
     rewards of a group are equal, as in a group of one, every advantage is exactly 0: an optimizer would turn even a
     rounding error into a full step. Rewards must be finite.
     """
-    everything = _deviation([reward for group in groups for reward in group])
+    everything = deviation([reward for group in groups for reward in group])
     found = []
     for group in groups:
-        scale = {"group": _deviation(group) + _EPSILON, "batch": everything + _EPSILON, "none": 1.0}[scaling]
+        scale = {"group": deviation(group) + _EPSILON, "batch": everything + _EPSILON, "none": 1.0}[scaling]
         found.append([each / scale for each in _centred(group)])
     return found
 
@@ -28,6 +28,13 @@ def has_signal(group: Sequence[float]) -> bool:
     return max(group, default=0.0) != min(group, default=0.0)
 
 
+def deviation(rewards: Sequence[float]) -> float:
+    """Return the standard deviation of rewards, with Bessel's correction; 0 of fewer than two."""
+    if len(rewards) < 2:
+        return 0.0
+    return math.sqrt(math.fsum(each**2 for each in _centred(rewards)) / (len(rewards) - 1))
+
+
 def _centred(rewards: Sequence[float]) -> list[float]:
     """Subtract the mean, computed from distances to the first reward: for equal rewards these are exactly 0."""
     if not rewards:
@@ -35,9 +42,3 @@ def _centred(rewards: Sequence[float]) -> list[float]:
     distances = [reward - rewards[0] for reward in rewards]
     mean = math.fsum(distances) / len(distances)
     return [distance - mean for distance in distances]
-
-
-def _deviation(rewards: Sequence[float]) -> float:
-    if len(rewards) < 2:
-        return 0.0
-    return math.sqrt(math.fsum(each**2 for each in _centred(rewards)) / (len(rewards) - 1))

@@ -3,7 +3,7 @@
 import pytest
 
 from mint_contracts.training import Loss, LossType, Scaling
-from mint_engine.policies.groups import Group, batch_of
+from mint_engine.policies.groups import Group, batch_of, figures_of
 from mint_engine.policies.rollouts import Rollout
 from mint_engine.requests.parameters import Sampling
 from mint_engine.training.pieces import normaliser
@@ -73,6 +73,14 @@ def test_nothing_is_learnt_where_all_completions_with_a_signal_were_cut_off(kl: 
     assert (batch is None) is (kl == 0.0), "the one that ended has the group's mean reward; only a KL changes it"
     ended_nowhere = Group((5, 6), [Rollout([7], [-1.0]) for _ in range(2)], (0.0, 1.0))
     assert batch_of("p", [ended_nowhere], loss, SAMPLING) is None
+
+
+def test_a_step_tells_of_all_its_completions() -> None:
+    """Whether anything is learnt from them or not."""
+    ended, cut = Rollout([7], [-1.0], stopped=True), Rollout([7, 8, 9], [-1.0] * 3)
+    groups = [Group((5,), [ended, cut], (0.0, 2.0)), Group((6,), [ended, ended], (1.0, 1.0))]
+    expected = {"completion_length": 1.5, "truncated": 0.25, "reward_std": 2**0.5 / 2, "no_signal": 0.5}
+    assert figures_of(groups) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("filter_groups", [True, False])
