@@ -78,19 +78,25 @@ class Merged:
 
 
 def reference(
-    merged: Merged, examples: Sequence[Example], before: Callable[[Example], None] = lambda _: None
+    merged: Merged,
+    examples: Sequence[Example],
+    before: Callable[[Example], None] = lambda _: None,
+    *,
+    by_sequence: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the policy's gradient under plain importance sampling, and each example's log-probabilities.
 
-    `before` is called with each example before its forward pass.
+    `before` is called with each example before its forward pass. By sequence, an example has one ratio, the geometric
+    mean of its tokens'.
     """
     total, found = torch.zeros(()), []
     for example in examples:
         before(example)
         logprobs = merged.logprobs(example)
         found.append(logprobs.detach())
-        ratio = (logprobs - torch.tensor(example.sampler_logprobs)).exp()
-        total = total - (ratio * torch.tensor(example.advantages) * torch.tensor(example.weights)).sum()
+        logs, weights = logprobs - torch.tensor(example.sampler_logprobs), torch.tensor(example.weights)
+        ratio = ((logs * weights).sum() / weights.sum() if by_sequence else logs).exp()
+        total = total - (ratio * torch.tensor(example.advantages) * weights).sum()
     (gradient,) = torch.autograd.grad(total, merged.weights)
     return gradient, found
 
