@@ -13,11 +13,18 @@ import structlog
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.byte_budget import ByteShare
-from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, InvalidRequest, MintError
-from mint_contracts.names import check_asked
+from mint_contracts.errors import (
+    BaseModelNotFound,
+    Draining,
+    EngineUnavailable,
+    InvalidRequest,
+    MintError,
+    SourceNotFound,
+)
+from mint_contracts.names import check_adapter, check_asked
 from mint_contracts.records import Tier
 from mint_contracts.settings import EngineSettings
-from mint_contracts.source import Source
+from mint_contracts.source import Source, child
 from mint_contracts.wire import to_status
 from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
@@ -39,6 +46,7 @@ from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.life import run_request
 from mint_engine.scheduling.stepper import Stepper
+from mint_engine.sources.looking import look_for
 
 STALL_S = 300.0  # a step that takes longer has hung
 
@@ -184,6 +192,20 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                 for state in states
             ]
         )
+
+    async def LookForAdapter(  # noqa: N802
+        self, request: engine_pb2.LookForAdapterRequest, context: _Context
+    ) -> engine_pb2.LookForAdapterResponse:
+        """Return whether the base's store has an adapter, whether or not this engine holds it."""
+        try:
+            check_adapter(request.adapter)
+            if self._settings.store is None:
+                raise SourceNotFound(f"engine {self.engine}", "has no adapter store")
+            found = await look_for(child(self._settings.store, request.adapter))
+        except MintError as error:
+            await context.abort_with_status(to_status(error))
+            raise  # unreachable: abort raises
+        return engine_pb2.LookForAdapterResponse(found=bool(found))
 
     def _open(self) -> Parts:
         subject = f"engine {self.engine}"

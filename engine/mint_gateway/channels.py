@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
+from mint_contracts.engine_pb2_grpc import EngineStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.transport import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
-    from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub  # exists only in the type stubs
+    from mint_contracts.engine_pb2_grpc import EngineAsyncStub  # exists only in the type stubs, like the others
+    from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub
     from mint_contracts.training_pb2_grpc import TrainerAsyncStub
 
 CONNECT_TIMEOUT_MS = 1500
@@ -36,12 +38,13 @@ class Stubs(NamedTuple):
 
     sampler: "SamplerAsyncStub"
     trainer: "TrainerAsyncStub"
+    engine: "EngineAsyncStub"
 
 
 class _Entry:
     def __init__(self, address: str) -> None:
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self.stubs = Stubs(SamplerStub(self.channel), TrainerStub(self.channel))
+        self.stubs = Stubs(SamplerStub(self.channel), TrainerStub(self.channel), EngineStub(self.channel))
         self.users = 0
 
 

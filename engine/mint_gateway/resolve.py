@@ -45,23 +45,34 @@ def candidate_bases(views: Mapping[str, MapView], base: str, adapter: str) -> Se
     return found
 
 
-def choose_base(
-    views: Mapping[str, MapView], found: Sequence[MapView], adapter: str, entries: Mapping[str, Entry | None]
-) -> MapView:
-    """Return the one of several possible bases that knows the adapter, else the one whose store may have it.
+def possible_bases(
+    found: Sequence[MapView], adapter: str, entries: Mapping[str, Entry | None]
+) -> tuple[Sequence[MapView], Sequence[MapView]]:
+    """Return those of several possible bases that know the adapter, and those whose stores may have it.
 
-    `entries` has the catalogs' entries by base. Bases where it was retired do not count, but if no other is left, one
-    of those is returned: its entry says so. Raises InvalidRequest, AdapterNotFound, MapUnavailable.
+    The former precede. `entries` has the catalogs' entries by base. Bases where it was retired do not count.
     """
-    retired = {base for base, entry in entries.items() if entry is not None and entry.retired}
-    left = [view for view in found if view.base not in retired]
+    left = [view for view in found if view.base not in _retired(entries)]
     known = [view for view in left if entries.get(view.base) is not None or adapter in view.published]
-    if sought := known or [view for view in left if view.may_store(adapter)]:
-        return _only(sought, adapter)
-    for view in found:
-        if view.base in retired:
-            return view
+    return known, [view for view in left if view.may_store(adapter)]
+
+
+def choose_base(
+    views: Mapping[str, MapView], possible: Sequence[MapView], adapter: str, entries: Mapping[str, Entry | None]
+) -> MapView:
+    """Return the only one of these. If there is none, return a base where the adapter was retired: its entry says so.
+
+    Raises InvalidRequest, AdapterNotFound, MapUnavailable.
+    """
+    if possible:
+        return _only(possible, adapter)
+    for base in sorted(_retired(entries)):
+        return views[base]
     raise _unknown(views, adapter)
+
+
+def _retired(entries: Mapping[str, Entry | None]) -> set[str]:
+    return {base for base, entry in entries.items() if entry is not None and entry.retired}
 
 
 def _only(views: Sequence[MapView], adapter: str) -> MapView:

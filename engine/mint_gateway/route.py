@@ -20,9 +20,10 @@ from mint_gateway.choose import Candidate, Now, candidates, refusal
 from mint_gateway.explain import why_none_answers
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
-from mint_gateway.resolve import candidate_bases, choose_base, resolve
+from mint_gateway.resolve import candidate_bases, choose_base, possible_bases, resolve
 from mint_gateway.retries import Patience, Retries, another_may_do_better, is_away
 from mint_gateway.scope import granted
+from mint_gateway.stores import without
 from mint_gateway.view import MapView, unread
 
 if TYPE_CHECKING:
@@ -95,14 +96,19 @@ class Router:
         return view, None if entry is None else entry.source
 
     async def _meant(self, base: str, adapter: str) -> MapView:
-        """Return the view that the names mean; if the map leaves several, ask their catalogs concurrently."""
+        """Return the view that the names mean; if the map leaves several, ask their catalogs, then their stores."""
         views = self._mirror.views_in_scope()
         found = candidate_bases(views, base, adapter)
         if len(found) == 1:
             return found[0]
         asked = [view.base for view in found if _may_ask(view, adapter)]
         entries = await asyncio.gather(*(self._catalog.find(each, adapter) for each in asked))
-        return choose_base(views, found, adapter, dict(zip(asked, entries, strict=True)))
+        said = dict(zip(asked, entries, strict=True))
+        known, storing = possible_bases(found, adapter, said)
+        if len(storing) > 1 and not known:
+            lacking = await without(storing, adapter, self._channels, self.now)
+            storing = [view for view in storing if view.base not in lacking]
+        return choose_base(views, known or storing, adapter, said)
 
     @contextmanager
     def _as_last_read(self) -> Iterator[None]:

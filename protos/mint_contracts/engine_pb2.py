@@ -24,23 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmint_contracts/engine.proto\x12\x07mint.v1\"\x10\n\x0eGetInfoRequest\"\xba\x02\n\nEngineInfo\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x12\n\nslots_used\x18\x07 \x01(\x05\x12\x13\n\x0bslots_total\x18\x08 \x01(\x05\x12\x10\n\x08max_rank\x18\t \x01(\x05\x12\x16\n\x0etarget_modules\x18\n \x03(\t\x12\x18\n\x10requests_running\x18\x0b \x01(\x05\x12\x18\n\x10requests_waiting\x18\x0c \x01(\x05\x12\r\n\x05ready\x18\r \x01(\x08\x12\x0f\n\x07\x63ompute\x18\x0e \x01(\t\x12\x14\n\x0cslots_memory\x18\x0f \x01(\t\"\x15\n\x13ListAdaptersRequest\"?\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.mint.v1.AdapterState\"\x9f\x01\n\x0c\x41\x64\x61pterState\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x11\n\tresidency\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x1a\n\x12requests_in_flight\x18\x05 \x01(\x05\x12\x16\n\x0e\x66\x61ilure_reason\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x61ilure_message\x18\x07 \x01(\t2\x8e\x01\n\x06\x45ngine\x12\x37\n\x07GetInfo\x12\x17.mint.v1.GetInfoRequest\x1a\x13.mint.v1.EngineInfo\x12K\n\x0cListAdapters\x12\x1c.mint.v1.ListAdaptersRequest\x1a\x1d.mint.v1.ListAdaptersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmint_contracts/engine.proto\x12\x07mint.v1\"(\n\x15LookForAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"\'\n\x16LookForAdapterResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x10\n\x0eGetInfoRequest\"\xba\x02\n\nEngineInfo\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x12\n\nslots_used\x18\x07 \x01(\x05\x12\x13\n\x0bslots_total\x18\x08 \x01(\x05\x12\x10\n\x08max_rank\x18\t \x01(\x05\x12\x16\n\x0etarget_modules\x18\n \x03(\t\x12\x18\n\x10requests_running\x18\x0b \x01(\x05\x12\x18\n\x10requests_waiting\x18\x0c \x01(\x05\x12\r\n\x05ready\x18\r \x01(\x08\x12\x0f\n\x07\x63ompute\x18\x0e \x01(\t\x12\x14\n\x0cslots_memory\x18\x0f \x01(\t\"\x15\n\x13ListAdaptersRequest\"?\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.mint.v1.AdapterState\"\x9f\x01\n\x0c\x41\x64\x61pterState\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x11\n\tresidency\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x1a\n\x12requests_in_flight\x18\x05 \x01(\x05\x12\x16\n\x0e\x66\x61ilure_reason\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x61ilure_message\x18\x07 \x01(\t2\xe1\x01\n\x06\x45ngine\x12\x37\n\x07GetInfo\x12\x17.mint.v1.GetInfoRequest\x1a\x13.mint.v1.EngineInfo\x12K\n\x0cListAdapters\x12\x1c.mint.v1.ListAdaptersRequest\x1a\x1d.mint.v1.ListAdaptersResponse\x12Q\n\x0eLookForAdapter\x12\x1e.mint.v1.LookForAdapterRequest\x1a\x1f.mint.v1.LookForAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mint_contracts.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETINFOREQUEST']._serialized_start=40
-  _globals['_GETINFOREQUEST']._serialized_end=56
-  _globals['_ENGINEINFO']._serialized_start=59
-  _globals['_ENGINEINFO']._serialized_end=373
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=375
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=396
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=398
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=461
-  _globals['_ADAPTERSTATE']._serialized_start=464
-  _globals['_ADAPTERSTATE']._serialized_end=623
-  _globals['_ENGINE']._serialized_start=626
-  _globals['_ENGINE']._serialized_end=768
+  _globals['_LOOKFORADAPTERREQUEST']._serialized_start=40
+  _globals['_LOOKFORADAPTERREQUEST']._serialized_end=80
+  _globals['_LOOKFORADAPTERRESPONSE']._serialized_start=82
+  _globals['_LOOKFORADAPTERRESPONSE']._serialized_end=121
+  _globals['_GETINFOREQUEST']._serialized_start=123
+  _globals['_GETINFOREQUEST']._serialized_end=139
+  _globals['_ENGINEINFO']._serialized_start=142
+  _globals['_ENGINEINFO']._serialized_end=456
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=458
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=479
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=481
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=544
+  _globals['_ADAPTERSTATE']._serialized_start=547
+  _globals['_ADAPTERSTATE']._serialized_end=706
+  _globals['_ENGINE']._serialized_start=709
+  _globals['_ENGINE']._serialized_end=934
 # @@protoc_insertion_point(module_scope)

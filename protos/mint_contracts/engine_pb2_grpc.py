@@ -44,6 +44,11 @@ class EngineStub:
                 request_serializer=mint__contracts_dot_engine__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=mint__contracts_dot_engine__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.LookForAdapter = channel.unary_unary(
+                '/mint.v1.Engine/LookForAdapter',
+                request_serializer=mint__contracts_dot_engine__pb2.LookForAdapterRequest.SerializeToString,
+                response_deserializer=mint__contracts_dot_engine__pb2.LookForAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServicer:
@@ -62,6 +67,13 @@ class EngineServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookForAdapter(self, request, context):
+        """Looks into the base's adapter store, without fetching anything. Fails where the store cannot be read now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +86,11 @@ def add_EngineServicer_to_server(servicer, server):
                     servicer.ListAdapters,
                     request_deserializer=mint__contracts_dot_engine__pb2.ListAdaptersRequest.FromString,
                     response_serializer=mint__contracts_dot_engine__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'LookForAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookForAdapter,
+                    request_deserializer=mint__contracts_dot_engine__pb2.LookForAdapterRequest.FromString,
+                    response_serializer=mint__contracts_dot_engine__pb2.LookForAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +147,33 @@ class Engine:
             '/mint.v1.Engine/ListAdapters',
             mint__contracts_dot_engine__pb2.ListAdaptersRequest.SerializeToString,
             mint__contracts_dot_engine__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookForAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mint.v1.Engine/LookForAdapter',
+            mint__contracts_dot_engine__pb2.LookForAdapterRequest.SerializeToString,
+            mint__contracts_dot_engine__pb2.LookForAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

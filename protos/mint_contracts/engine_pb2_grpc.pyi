@@ -34,6 +34,8 @@ class EngineStub:
     GetInfo: _grpc.UnaryUnaryMultiCallable[_engine_pb2.GetInfoRequest, _engine_pb2.EngineInfo]
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_engine_pb2.ListAdaptersRequest, _engine_pb2.ListAdaptersResponse]
     """Lists every adapter that this engine holds or failed to load, with its tier."""
+    LookForAdapter: _grpc.UnaryUnaryMultiCallable[_engine_pb2.LookForAdapterRequest, _engine_pb2.LookForAdapterResponse]
+    """Looks into the base's adapter store, without fetching anything. Fails where the store cannot be read now."""
 
 @_typing.type_check_only
 class EngineAsyncStub(EngineStub):
@@ -41,6 +43,8 @@ class EngineAsyncStub(EngineStub):
     GetInfo: _aio.UnaryUnaryMultiCallable[_engine_pb2.GetInfoRequest, _engine_pb2.EngineInfo]  # type: ignore[assignment]
     ListAdapters: _aio.UnaryUnaryMultiCallable[_engine_pb2.ListAdaptersRequest, _engine_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Lists every adapter that this engine holds or failed to load, with its tier."""
+    LookForAdapter: _aio.UnaryUnaryMultiCallable[_engine_pb2.LookForAdapterRequest, _engine_pb2.LookForAdapterResponse]  # type: ignore[assignment]
+    """Looks into the base's adapter store, without fetching anything. Fails where the store cannot be read now."""
 
 class EngineServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -57,5 +61,13 @@ class EngineServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.ListAdaptersResponse, _abc.Awaitable[_engine_pb2.ListAdaptersResponse]]:
         """Lists every adapter that this engine holds or failed to load, with its tier."""
+
+    @_abc_1.abstractmethod
+    def LookForAdapter(
+        self,
+        request: _engine_pb2.LookForAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.LookForAdapterResponse, _abc.Awaitable[_engine_pb2.LookForAdapterResponse]]:
+        """Looks into the base's adapter store, without fetching anything. Fails where the store cannot be read now."""
 
 def add_EngineServicer_to_server(servicer: EngineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,11 +4,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
+import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from transformers import AutoTokenizer
 
 from mint_contracts import engine_pb2, sampling_pb2
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
+from mint_contracts.source import Source
 from mint_engine.requests.events import Event
 from mint_engine.residency.retention import Retention
 from tests.engine.running import ALL_SEVEN, CONTEXT, Running, ask, collect, running
@@ -114,6 +117,24 @@ async def test_info_and_adapters(base: Path, adapter: Path) -> None:
         assert info.slots_memory == Retention.COPIED.value, "these slots are too small for files' pages"
         [state] = (await engine.engine.ListAdapters(engine_pb2.ListAdaptersRequest())).adapters
         assert (state.adapter, state.residency, state.rank) == ("a", "Device", 4)
+
+
+async def test_a_name_is_looked_for_in_the_store_whether_or_not_it_is_held(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "acme" / "bot").mkdir(parents=True)
+    (tmp_path / "acme" / "bot" / "adapter_config.json").touch()
+
+    async def look(engine: Running, name: str) -> bool:
+        return (await engine.engine.LookForAdapter(engine_pb2.LookForAdapterRequest(adapter=name))).found
+
+    async with running(base, store=Source(f"file://{tmp_path}")) as engine:
+        assert await look(engine, "acme/bot")
+        assert not await look(engine, "acme/cat")
+        for wrong in ("acme/../bot", "acme/bot@1", ""):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await look(engine, wrong)
+    async with running(base) as engine:
+        with pytest.raises(grpc.aio.AioRpcError, match="has no adapter store"):
+            await look(engine, "acme/bot")
 
 
 async def test_reflection_names_the_services(quiet: Running) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 from redis.asyncio import Redis
 
-from mint_contracts import sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
-from mint_contracts.errors import MintError
+from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
+from mint_contracts.errors import MintError, SourceUnavailable
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord, Failure, Held, Tier
 from mint_contracts.source import Source
@@ -23,7 +23,7 @@ HEARTBEAT_S = 1.0
 _incarnations = itertools.count(1)
 
 
-class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
+class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
     """One scripted engine. Its attributes set how it behaves and record what it saw."""
 
     def __init__(self, base: str, name: str) -> None:
@@ -42,6 +42,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         self.failure: Failure | None = None
         self.trainer: ScriptedTrainer | None = None  # to be set before it starts
         self.held: dict[str, Held] = {}
+        self.stored: set[str] | None = None  # what its base's store has; None: it does not answer
         self.address = ""
         self._incarnation, self._sequence = next(_incarnations), 0
         self._server: grpc.aio.Server | None = None
@@ -95,6 +96,24 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         )
         await context.write(sampling_pb2.GenerateEvent(finished=finished))
 
+    async def LookForAdapter(  # noqa: N802
+        self, request: engine_pb2.LookForAdapterRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> engine_pb2.LookForAdapterResponse:
+        if self.stored is None:
+            await context.abort_with_status(to_status(SourceUnavailable("store", "does not answer")))
+            raise AssertionError("abort raises")
+        return engine_pb2.LookForAdapterResponse(found=request.adapter in self.stored)
+
+    async def GetInfo(  # noqa: N802
+        self, request: engine_pb2.GetInfoRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> engine_pb2.EngineInfo:
+        return engine_pb2.EngineInfo(engine=self.name, base_model=self.base, ready=self.ready)
+
+    async def ListAdapters(  # noqa: N802
+        self, request: engine_pb2.ListAdaptersRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> engine_pb2.ListAdaptersResponse:
+        return engine_pb2.ListAdaptersResponse(adapters=[engine_pb2.AdapterState(adapter=each) for each in self.held])
+
     async def start(self, redis: Redis) -> None:
         """Listen, report, and keep sending heartbeats."""
         await self.listen()
@@ -106,6 +125,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         """Start serving, on the same port as before if there was one."""
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         sampling_pb2_grpc.add_SamplerServicer_to_server(self, self._server)
+        engine_pb2_grpc.add_EngineServicer_to_server(self, self._server)
         if self.trainer is not None:
             training_pb2_grpc.add_TrainerServicer_to_server(self.trainer, self._server)
         self.address = self.address or f"127.0.0.1:{free_port()}"

@@ -10,7 +10,7 @@ from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable, MintError
 from mint_contracts.records import BaseRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
-from mint_gateway.resolve import candidate_bases, choose_base
+from mint_gateway.resolve import candidate_bases, choose_base, possible_bases
 from mint_gateway.scope import Scope
 from mint_gateway.scope_filter import within
 from mint_gateway.view import Engine, MapView
@@ -41,7 +41,10 @@ def named(*views: MapView) -> dict[str, MapView]:
 def decided(views: Mapping[str, MapView], entries: Mapping[str, Entry | None], adapter: str = ADAPTER) -> str:
     """Return the base that an adapter's name alone means."""
     found = candidate_bases(views, "", adapter)
-    return (found[0] if len(found) == 1 else choose_base(views, found, adapter, entries)).base
+    if len(found) == 1:
+        return found[0].base
+    known, storing = possible_bases(found, adapter, entries)
+    return choose_base(views, known or storing, adapter, entries).base
 
 
 def test_a_waves_word_needs_no_catalogs() -> None:

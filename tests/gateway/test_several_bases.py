@@ -123,6 +123,36 @@ async def test_what_two_stores_may_have_means_no_other_base_as_engines_fetch_and
     assert await two.ask(BASE) == BASE
 
 
+@pytest.mark.parametrize("has", [BASE, OTHER])
+async def test_a_name_that_only_one_of_two_stores_has_means_its_base(two: Two, has: str) -> None:
+    await two.begin(BASE, OTHER)
+    for base, engine in two.engines.items():
+        engine.stored = {ADAPTER} if base == has else set()
+    assert await two.ask() == has
+
+
+async def test_a_name_that_both_stores_have_needs_the_base_beside_it(two: Two) -> None:
+    await two.begin(BASE, OTHER)
+    for engine in two.engines.values():
+        engine.stored = {ADAPTER}
+    with pytest.raises(InvalidRequest, match=DOUBT):
+        await two.ask()
+
+
+async def test_a_name_that_no_store_has_is_no_model(two: Two) -> None:
+    """As OpenAI's API and vLLM answer."""
+    await two.begin(BASE, OTHER)
+    for engine in two.engines.values():
+        engine.stored = set()
+    with pytest.raises(AdapterNotFound, match="no base model serves it; available:"):
+        await two.ask()
+    async with openai.AsyncOpenAI(base_url=f"{two.scene.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match="no base model serves it"):
+            await client.completions.create(model="gpt-4o-mini", prompt="Ahoy?")
+        with pytest.raises(openai.NotFoundError, match="no base model serves it"):
+            await client.models.retrieve("gpt-4o-mini")
+
+
 async def test_openais_client_is_told_that_there_is_no_such_model(two: Two) -> None:
     await two.begin()
     async with openai.AsyncOpenAI(base_url=f"{two.scene.url}/v1", api_key="none", max_retries=0) as client:

@@ -4,9 +4,6 @@ Waves and the catalog take precedence over what engines publish, whoever came fi
 errors do not name the wave: it may belong to a namespace outside the scope of the caller's key.
 """
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 import structlog
 from redis.asyncio import Redis
 
@@ -16,13 +13,9 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.source import Source, child, parent
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import published_in
-from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
-from mint_engine.sources.storage import folder_of
-
-LOOK_S = 5.0  # to wait for the adapter store, which lists a folder in a fraction of that
+from mint_engine.sources.looking import look_for
 
 _log = structlog.get_logger(__name__)
-_threads = ThreadPoolExecutor(4, "names")  # no more of a store's silent reads may keep their threads
 
 
 class NameConflicts:
@@ -62,13 +55,10 @@ class NameConflicts:
     async def _in_store(self, policy: str) -> str:
         if self._store is None:
             return ""
-        source, loop = child(self._store, policy), asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(LOOK_S):
-                files = await loop.run_in_executor(_threads, lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
-        except (MintError, TimeoutError):  # it does not exist, or nobody could load it now
+            known = await look_for(child(self._store, policy))
+        except MintError:  # nobody could load it now
             return ""
-        known = sorted(files.keys() & {CONFIG, WEIGHTS, PACKED})
         return f"adapter {policy!r} in the store of {self._base} has its name" if known else ""
 
     def _is_own(self, policy: str, source: Source) -> bool:

@@ -110,7 +110,7 @@ async def test_an_adapter_store_that_does_not_answer_holds_up_no_policy(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a mount whose server is gone, a read may never return: it keeps its thread, and no more than a few do."""
-    monkeypatch.setattr("mint_engine.policies.name_conflicts.LOOK_S", 0.01)
+    monkeypatch.setattr("mint_engine.sources.looking.LOOK_S", 0.01)
     answers, looks = threading.Event(), threading.Semaphore(0)
 
     class Silent:
@@ -119,7 +119,7 @@ async def test_an_adapter_store_that_does_not_answer_holds_up_no_policy(
             answers.wait(LIMIT_S)
             return {"adapter_config.json": 2}
 
-    monkeypatch.setattr("mint_engine.policies.name_conflicts.folder_of", lambda _: Silent())
+    monkeypatch.setattr("mint_engine.sources.looking.folder_of", lambda _: Silent())
     of = name_conflicts(redis_client, Source("file:///adapters"))
     try:
         for _ in range(40):
