@@ -223,8 +223,10 @@ def _is_cuda(device: Any) -> bool:
 
 def _made(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if not _is_cuda(kwargs.get("device")) or (args and isinstance(args[0], OnDevice)):
+        if not _is_cuda(kwargs.get("device")):
             return plain(*args, **kwargs)
+        if args and isinstance(args[0], OnDevice):
+            return plain(*args, **{name: each for name, each in kwargs.items() if name != "device"})
         found = plain(*args, **kwargs | {"device": HOST})
         if plain is _plain_tensor:
             _note_copy(found, non_blocking=False)

@@ -21,8 +21,11 @@ from triton.runtime.jit import JITFunction
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.gpu.attend import TOKENS, Work
+from mint_engine.gpu.experts import FEW as FEW_ROWS
+from mint_engine.gpu.experts import MANY, ExpertProduct
 from mint_engine.gpu.latent import LatentWork
 from mint_engine.gpu.lora import FEW, GpuRows
+from mint_engine.kernels.expert_structs import Codes, Kind, Stack
 from mint_engine.model.attention_style import Style
 from mint_engine.residency.slots import Slots
 
@@ -32,6 +35,14 @@ HEADS = ((32, 8, 128), (8, 1, 256), (71, 1, 64), (4, 1, 512))
 # Of latent attention: query heads, as on one GPU and on each of eight; latent and rotated size; an indexer's key and
 # heads, and how many tokens it chooses, which is none in DeepSeek-V3.
 LATENTS = ((128, 512, 64, 0, 0, 0), (16, 512, 64, 0, 0, 0), (128, 512, 64, 128, 64, 2048))
+# Of quantised experts: their number, outputs and inputs; codes; outputs and inputs that share a scale; its type. They
+# are those of DeepSeek-V3, Kimi-K2-Thinking, gpt-oss and NVIDIA's bases in NVFP4.
+EXPERTS = (
+    ((256, 2048, 7168), Kind.E4M3, (128, 128), torch.float32),
+    ((384, 2048, 7168), Kind.INT4, (1, 32), torch.bfloat16),
+    ((128, 5760, 2880), Kind.E2M1, (1, 32), torch.uint8),
+    ((256, 7168, 2048), Kind.E2M1, (1, 16), torch.float8_e4m3fn),
+)
 
 
 class Target:
@@ -100,10 +111,32 @@ def launch_all(dtype: torch.dtype, first: int) -> None:
                 latents.score(asked, weights, pool, latent + rotated, slice(None), longest)
 
 
+def launch_products(dtype: torch.dtype, rows: int) -> None:
+    """Launch the products with quantised experts, of so many rows."""
+    for shape, kind, block, scale in EXPERTS:
+        product, ends = product_of(shape, kind, block, scale), torch.zeros(shape[0], dtype=torch.int32)
+        for tile in (FEW_ROWS, MANY):
+            product.multiply(torch.zeros(rows, shape[2], dtype=dtype), ends, tile)
+        product.multiply_back(torch.zeros(rows, shape[1], dtype=dtype), ends, MANY)
+
+
+def product_of(shape: tuple[int, int, int], kind: Kind, block: tuple[int, int], scale: torch.dtype) -> ExpertProduct:
+    """The product with experts of that shape, which take no memory."""
+    experts, outputs, inputs = shape
+    width = inputs // 2 if kind in (Kind.E2M1, Kind.INT4) else inputs
+    codes = torch.zeros(1, dtype=torch.uint8).expand(experts, outputs, width)
+    scales = torch.zeros(experts, outputs // block[0], inputs // block[1], dtype=scale)
+    factors = torch.zeros(experts) if scale == torch.float8_e4m3fn else None
+    product = ExpertProduct.of(Stack(torch.Size(shape), None, (Codes(kind, codes, scales, block, factors),)))
+    assert product is not None
+    return product
+
+
 def main(capability: str, dtype: str) -> None:
     for first in (0, 1):
         with compiling(int(capability)) as compiled:
             launch_all(getattr(torch, dtype), first)
+            launch_products(getattr(torch, dtype), 1 + first)
         for name, kernel in compiled:
             told = {"first": first, "name": name, "key": kernel.hash, "shared": kernel.metadata.shared}
             sys.stdout.write(json.dumps(told | {"tensor_cores": "mma" in kernel.asm["ptx"]}) + "\n")

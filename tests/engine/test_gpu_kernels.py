@@ -200,7 +200,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=COMPILE_S)
     compiled = [json.loads(line) for line in ended.stdout.splitlines()]
     assert {each["name"] for each in compiled} == {
-        *("shrink", "expand", "attend", "combine", "attend_latents", "score")
+        *("shrink", "expand", "attend", "combine", "attend_latents", "score", "multiply", "multiply_back")
     }
     assert all(each["tensor_cores"] for each in compiled if each["name"] != "combine")
     assert max(each["shared"] for each in compiled) <= SMALLEST_SHARED

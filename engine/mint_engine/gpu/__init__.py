@@ -1,1 +1,1 @@
-"""Own kernels for GPUs, in Triton: what adapters add to a step's rows, and attention over the cache's pages."""
+"""Own kernels for GPUs, in Triton: adapters' products, those with quantised experts, and attention over pages."""

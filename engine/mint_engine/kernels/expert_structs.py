@@ -39,7 +39,7 @@ class ZeroKind(IntEnum):
     CODES = 2
 
 
-_SCALES = {
+SCALES = {
     torch.float32: ScaleKind.FLOAT,
     torch.bfloat16: ScaleKind.BFLOAT16,
     torch.float16: ScaleKind.FLOAT16,
@@ -47,7 +47,7 @@ _SCALES = {
     torch.float8_e8m0fnu: ScaleKind.POWER,
     torch.float8_e4m3fn: ScaleKind.E4M3,
 }
-_ZEROS = {torch.int8: ZeroKind.BYTES, torch.int32: ZeroKind.CODES}
+ZEROS = {torch.int8: ZeroKind.BYTES, torch.int32: ZeroKind.CODES}
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def stack_struct(stack: Stack) -> StackStruct:
 def _codes_struct(of: Codes) -> CodesStruct:
     _, high, *row = of.codes.shape
     _, rows, columns = of.scales.shape
-    zeros = ZeroKind.NONE if of.zeros is None else _ZEROS[of.zeros.dtype]
+    zeros = ZeroKind.NONE if of.zeros is None else ZEROS[of.zeros.dtype]
     return CodesStruct(
-        of.kind, address(of.codes), prod(row) * of.codes.itemsize, high, _SCALES[of.scales.dtype], address(of.scales),
+        of.kind, address(of.codes), prod(row) * of.codes.itemsize, high, SCALES[of.scales.dtype], address(of.scales),
         rows, columns, *of.block, address(of.expert_scales), zeros, address(of.zeros),
     )  # fmt: skip

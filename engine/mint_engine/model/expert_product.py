@@ -77,6 +77,8 @@ def _product(experts: Any, weight: torch.Tensor | QuantisedWeight, x: torch.Tens
         if not _grouped(weight):
             return multiply_each(weight, x, pairs.bounds, transposed=experts.is_transposed)
         return functional.grouped_mm(x, rows.transpose(1, 2), offs=pairs.ends)
+    if weight.product is not None:
+        return weight.product.multiply(x, pairs.ends)
     if kernels is None:
         return multiply_each(weight, x, pairs.bounds, transposed=experts.is_transposed)
     if (stack := weight.coded()) is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mint_engine.gpu.find import find_gpu_kernels
+from mint_engine.gpu.find import find_gpu_kernels, put_expert_products
 from mint_engine.kernels.constants import ITEM_ROWS, MAX_RANK
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import attention, experts
@@ -41,6 +41,7 @@ class Generic:
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
         latents = isinstance(cache, LatentCache)
         self._gpu = find_gpu_kernels(base.dtype, base.device, latents=latents) if gpu else None
+        put_expert_products(base.model, use=self._gpu is not None)
         self._forms = set[int]()  # of kernels for GPUs that add adapters: those that have been launched
         self._group = group
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)

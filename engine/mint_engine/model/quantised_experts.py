@@ -1,7 +1,8 @@
 """Routed experts that stay quantised in memory, as in a base's files; those that a step needs are dequantised for it.
 
 So a trillion parameters take a quarter or half of their size in bfloat16. An expert is dequantised to the same
-numbers as if all were: answers and gradients are bit-identical.
+numbers as if all were: answers and gradients are bit-identical, except where kernels for GPUs multiply by what is
+stored (`product`), and add up in another order.
 
 Letters in shapes: E experts, N of them that are dequantised at once, O outputs, I inputs.
 """
@@ -12,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from transformers import PreTrainedModel
 from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 from mint_engine.kernels.expert_structs import Codes, Stack
 from mint_engine.model.stored import Stored
+
+if TYPE_CHECKING:
+    from mint_engine.gpu.experts import ExpertProduct
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _STACKS = ("gate_up_proj", "down_proj")
@@ -140,6 +144,7 @@ class QuantisedWeight:
     """One linear of a layer's experts, [E, O, I], of which some are dequantised at a time. It never changes."""
 
     ndim = 3
+    product: "ExpertProduct | None" = None  # by kernels for GPUs that dequantise by themselves, if they can be used
     _is_hf_initialized = True  # so that transformers does not initialise it
 
     def __init__(self, linears: Sequence[_Linear], room: _Room) -> None:
@@ -347,9 +352,15 @@ def every_weight(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, tor
 
 def expert_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights of experts that stay quantised by name, dequantised one by one and valid until the next."""
+    for path, _, stack in kept_stacks(module, prefix):
+        for experts, weights in stack.groups(range(stack.shape[0])):
+            for at, weight in zip(experts, weights, strict=True):
+                yield f"{path} of expert {at}", weight
+
+
+def kept_stacks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any, QuantisedWeight]]:
+    """Yield a module's stacks that stay quantised: path, the experts they are of, and weight."""
     for path, each in module.named_modules(prefix=prefix):
         for name in _STACKS:
             if isinstance(stack := getattr(each, name, None), QuantisedWeight):
-                for experts, weights in stack.groups(range(stack.shape[0])):
-                    for at, weight in zip(experts, weights, strict=True):
-                        yield f"{path}.{name} of expert {at}", weight
+                yield f"{path}.{name}", each, stack

@@ -13,7 +13,7 @@ Letters in shapes: T tokens, k experts per token, P = T k pairs, R rows, E exper
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -25,6 +25,9 @@ from mint_engine.model.quantised_experts import QuantisedWeight, by_expert
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
+
+if TYPE_CHECKING:
+    from mint_engine.gpu.experts import ExpertProduct
 
 NAME = "mint_training"
 
@@ -60,15 +63,29 @@ class Stack:
 
     def multiply(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """x [R, in] -> [R, out], each row by its expert, rounded like the sampler's."""
-        y = multiply_each(self.weight, x, bounds, transposed=self.transposed)
+        if (product := self._product) is not None:
+            y = product.multiply(x, _ends(bounds, x.device))
+        else:
+            y = multiply_each(self.weight, x, bounds, transposed=self.transposed)
         return y if self.bias is None else add_bias(y, self.bias, bounds)
 
     def multiply_back(self, dy: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """dy [R, out] -> the gradient of x [R, in]."""
+        if (product := self._product) is not None:
+            return product.multiply_back(dy, _ends(bounds, dy.device))
         found = [dy.new_empty(0, self.weight.shape[1 if self.transposed else 2])]
         for _, rows, weight in by_expert(self.weight, bounds):
             found.append(dy[rows] @ (weight.t() if self.transposed else weight))
         return torch.cat(found)
+
+    @property
+    def _product(self) -> "ExpertProduct | None":
+        """By own kernels for GPUs, like the sampler's."""
+        return self.weight.product if isinstance(self.weight, QuantisedWeight) else None
+
+
+def _ends(bounds: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(bounds[1:], dtype=torch.int32, device=device)
 
 
 def read_stack(experts: Any, name: str, modules: Sequence[Module]) -> Stack:
