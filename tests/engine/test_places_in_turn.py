@@ -221,6 +221,34 @@ def test_an_adapters_tenants_do_not_wait_for_its_own_training() -> None:
     assert all(each.state is State.RUNNING for each in asked)
 
 
+def test_training_gives_its_pages_to_tenants() -> None:
+    """Though it has been served less, since it gets few rows beside them."""
+    books = books_of(20, pages=160)
+    rollouts = endless(books, 8, "policy", background=True)
+    tenants = [completion(range(at * 1000, at * 1000 + 20), 160, "tenant") for at in range(1, 13)]
+    for each in tenants:
+        books.add(each)
+    until_true(books, lambda: any(each.generated and each.state is State.WAITING for each in rollouts))
+    assert books.fairness.service("policy") < books.fairness.service("tenant")
+    while any(each.state is not State.ENDED for each in tenants):
+        advance(books)
+        assert all(each.state is not State.WAITING for each in tenants)
+
+
+def test_training_goes_on_however_few_pages_tenants_leave() -> None:
+    books = books_of(8, pages=60)
+    rollouts = [completion(range(at * 1000, at * 1000 + 20), 200, "policy", background=True) for at in range(1, 5)]
+    for each in rollouts:
+        books.add(each)
+    for at in range(200_000):
+        if len(books.live) < 16:
+            books.add(completion(range(at * 1000, at * 1000 + 100), 200, f"tenant{at % 3}"))
+        advance(books)
+        if all(each.state is State.ENDED for each in rollouts):
+            return
+        assert at < 200 * len(rollouts) * len(rollouts), [each.generated for each in rollouts]
+
+
 PARTIES = st.lists(
     st.tuples(
         st.integers(0, 80),  # the step at which it arrives
@@ -263,3 +291,29 @@ def test_every_party_that_waits_gets_a_place_within_the_bound(
             rows = 4 if party.background else step_tokens - places
             prompts = len(asked) * (60 + PAGE_TOKENS) * places // rows
             assert waited[party] <= (parties // n + 2) * (SHORT.last_stay + PAGE_TOKENS) + prompts
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rollouts=st.lists(st.integers(1, 60), min_size=2, max_size=8),
+    tenants=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    late=st.integers(0, 200),
+    pages=st.integers(26, 80),
+)
+def test_no_tenant_is_paused_for_pages_while_several_rollouts_keep_theirs(
+    rollouts: list[int], tenants: list[int], late: int, pages: int
+) -> None:
+    """Requests of these prompts, each for 300 new tokens; tenants come after `late` steps."""
+    books = books_of(20, pages)
+    for at, prompt in enumerate(rollouts):
+        books.add(completion(range(at * 1000, at * 1000 + prompt), 300, "policy", background=True))
+    steps(books, late)
+    for at, prompt in enumerate(tenants, 100):
+        books.add(completion(range(at * 1000, at * 1000 + prompt), 300, "tenant"))
+    while any(not each.request.background for each in books.live):
+        before, turns = list(books.running), turns_taken()
+        advance(books)
+        lost = [each for each in before if each.state is State.WAITING and not each.request.background]
+        if lost and turns_taken() == turns:
+            kept = [each for each in before if each in books.running and each.placed_at < books._steps]
+            assert sum(each.request.background for each in kept) <= 1

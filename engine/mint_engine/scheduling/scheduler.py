@@ -4,7 +4,8 @@ Admission takes the next request of the least served adapter (`fairness`), with 
 pages that were computed before are shared (`prefix`). While it decodes, it takes a page every 16 tokens in each of
 the cache's groups of layers, and releases pages that no layer of their group sees any more. When no page is left, the
 running request of the most served adapter, and among its requests the latest, is preempted: it returns to the queue
-with the tokens that it has generated, which become part of its prompt.
+with the tokens that it has generated, which become part of its prompt. Training's requests are preempted before any
+tenant's, but for the first of them.
 
 This makes progress: tokens are never lost, and either one of the requests that go on generates a token in the same
 step, however many are late for theirs (`masking`), or the victim itself has generated one since it was admitted. The
@@ -221,14 +222,22 @@ class Scheduler:
                 self._queue(each)
 
     def _grow(self) -> None:
-        """Take pages for all running requests' next tokens; if they run out, preempt the last in rank."""
+        """Take pages for all running requests' next tokens; if they run out, preempt others or themselves."""
         growing = [each for each in self.running if each.covered < self._end(each)]
         if len(self.windows) * len(growing) > self.prefix.available:
             growing.sort(key=self._rank)
         for each in growing:
             while each.state is State.RUNNING and not self._extend(each):
-                self._preempt(max(self.running, key=self._rank))
+                self._preempt(self._last())
                 metrics.PREEMPTED_FOR_PAGES.inc()
+
+    def _last(self) -> Completion:
+        """Return the request to preempt for pages: the last of training's, or of all if training has only one.
+
+        Beside tenants training gets few rows, and so is served least: by rank alone it would keep all of its pages.
+        """
+        training = [each for each in self.running if each.request.background]
+        return max(training if len(training) > 1 else self.running, key=self._rank)
 
     def _end(self, completion: Completion) -> int:
         """Return the token up to which the next step may compute a completion."""
@@ -315,12 +324,16 @@ class Scheduler:
         return self._without[party], self.waiting.first(party).arrival
 
     def _make_room(self, completion: Completion, promised: Counter[str]) -> bool:
-        """Preempt as many as a request needs; return False, changing nothing, if too few may, or none must."""
+        """Preempt as many as a request needs; return False, changing nothing, if too few may, or none must.
+
+        For pages alone, nobody gives way to training that has a place: it is the first to lose pages (`_last`).
+        """
         party, running = completion.request.party, len(self.running)
         since = self._without.get(party)
         waited = None if since is None else self._steps - since
         spare, each_one = self.prefix.available - sum(self._needed(completion)), len(self.windows)
-        if running < self.limits.running and spare >= running * each_one:
+        fits = spare >= running * each_one
+        if running < self.limits.running and (fits or (party.background and waited is None)):
             return False
         victims: list[Completion] = []
 
