@@ -81,7 +81,7 @@ class Maps(msgspec.Struct, frozen=True):
 
 
 class Applier:
-    """The operator's only writer. Raises StaleEpoch, which ends the operator; logs and retries all other failures."""
+    """The operator's only writer. Raises StaleEpoch and LeadershipLost; logs and retries all other failures."""
 
     def __init__(self, kube: Kube, maps: Maps, dirt: Dirt, feed: Feed, written: Written) -> None:
         self._kube = kube

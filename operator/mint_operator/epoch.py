@@ -6,7 +6,9 @@ the epochs that other Leases left in Redis: one that was deleted, or that of a l
 this one takes over.
 
 A holder that dies is replaced when its Lease has not been renewed for LEASE_S, judged by this process's own clock.
-A leader that cannot renew stops earlier, after RENEW_WITHIN_S.
+A leader that cannot renew stops earlier, RENEW_WITHIN_S after it sent the last renewal that was answered. The map's
+fence stops one that stood still, as while its machine was suspended; the API server has none, so `check` comes before
+each write to it.
 """
 
 import asyncio
@@ -25,6 +27,11 @@ RENEW_WITHIN_S = 7.0
 RETRY_S = 1.0
 
 log = structlog.get_logger()
+
+
+def now() -> float:
+    """Return seconds by a clock that goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
@@ -58,7 +65,16 @@ class Leadership:
         self._version = ""
         self._seen: tuple[str | None, str | None] = (None, None)
         self._seen_at = 0.0
+        self._until = 0.0  # the Lease is surely ours, by `now`
         self.epoch = 0
+
+    def check(self) -> None:
+        """Raise LeadershipLost if another may lead by now."""
+        if now() > self._until:
+            raise self._not_renewed("this process may have stood still")
+
+    def _not_renewed(self, why: object) -> LeadershipLost:
+        return LeadershipLost(f"lease {self._lease} was not renewed for {RENEW_WITHIN_S:.0f} s ({why})")
 
     async def acquire(self) -> int:
         """Wait until the Lease is ours; returns the epoch."""
@@ -69,7 +85,7 @@ class Leadership:
             except KubeError as error:
                 log.warning("lease not read", lease=self._lease, error=str(error))
                 holder = ""
-            if holder is None:
+            if holder is None and now() < self._until:  # else the answer came too late
                 log.info("leading", lease=self._lease, epoch=self.epoch, identity=self._identity)
                 return self.epoch
             if holder and not waiting:
@@ -79,18 +95,15 @@ class Leadership:
 
     async def renew_forever(self) -> None:
         """Renew the Lease forever. Raises LeadershipLost."""
-        renewed_at = time.monotonic()
         while True:
-            await asyncio.sleep(RENEW_EVERY_S if time.monotonic() - renewed_at < RENEW_EVERY_S else RETRY_S)
+            due_s = self._until - RENEW_WITHIN_S + RENEW_EVERY_S - now()
+            await asyncio.sleep(max(due_s, RETRY_S))
             try:
-                async with asyncio.timeout(RENEW_WITHIN_S - (time.monotonic() - renewed_at)):
+                async with asyncio.timeout(self._until - now()):
                     await self._write_ours(self._identity)
-                renewed_at = time.monotonic()
             except (KubeError, TimeoutError) as error:
-                if time.monotonic() - renewed_at > RENEW_WITHIN_S - RETRY_S:
-                    raise LeadershipLost(
-                        f"lease {self._lease} was not renewed for {RENEW_WITHIN_S:.0f} s ({error})"
-                    ) from None
+                if now() > self._until - RETRY_S:
+                    raise self._not_renewed(error) from None
                 log.warning("lease not renewed", lease=self._lease, error=str(error))
 
     async def _write_ours(self, holder: str) -> None:
@@ -118,6 +131,7 @@ class Leadership:
 
     async def release(self) -> None:
         """Let the next candidate lead at once. Only called by a leader that has stopped writing."""
+        self._until = 0.0
         try:
             await self._write_ours("")
         except (KubeError, LeadershipLost) as error:
@@ -154,13 +168,15 @@ class Leadership:
         return time.monotonic() - self._seen_at > (spec.lease_duration_seconds or LEASE_S)
 
     async def _write(self, holder: str, transitions: int, *, create: bool = False) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        sent, stamp = now(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         metadata: dict[str, Any] = {"namespace": self._namespace, "name": self._lease}
         if not create:
             metadata["resourceVersion"] = self._version
-        spec: dict[str, Any] = {"leaseTransitions": transitions, "leaseDurationSeconds": LEASE_S, "renewTime": now}
+        spec: dict[str, Any] = {"leaseTransitions": transitions, "leaseDurationSeconds": LEASE_S, "renewTime": stamp}
         if holder:
             spec["holderIdentity"] = holder
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         raw = await (self._kube.create(body) if create else self._kube.replace(body))
         self._version = msgspec.json.decode(raw, type=_Lease).metadata.resource_version
+        if holder:
+            self._until = sent + RENEW_WITHIN_S

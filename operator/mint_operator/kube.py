@@ -6,7 +6,7 @@ used: building them for every object in every pass costs more than everything el
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -111,10 +111,11 @@ def path(kind: str, namespace: str = "", name: str = "", subresource: str = "") 
 
 
 class Kube:
-    """One connection pool. All methods raise KubeError."""
+    """One connection pool. All methods raise KubeError; those that write first call `fence`, which may raise, too."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
+        self.fence: Callable[[], None] = lambda: None
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="kube")
 
     def close(self) -> None:
@@ -247,6 +248,8 @@ class Kube:
         data = None if body is None else msgspec.json.encode(body)
         pool: urllib3.PoolManager = self._api.rest_client.pool_manager
         what = f"{method} {where}"
+        if method != "GET":
+            self.fence()
         try:
             answer = pool.request(
                 method, url, body=data, headers=headers, timeout=TIMEOUT, retries=False, preload_content=False

@@ -13,6 +13,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import StaleEpoch
 from mint_operator import metrics
 from mint_operator.apply import Applier
+from mint_operator.epoch import LeadershipLost
 from mint_operator.garbage import Garbage
 from mint_operator.kube import KubeError
 from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
@@ -25,7 +26,7 @@ log = structlog.get_logger()
 
 
 class Loop:
-    """The loop. `once` runs one pass, so that tests can drive it; `run` runs passes until StaleEpoch."""
+    """The loop. `once` runs one pass, so that tests can drive it; `run` runs passes while it may write."""
 
     def __init__(self, observer: Observer, applier: Applier, dirt: Dirt) -> None:
         self._observer = observer
@@ -45,14 +46,17 @@ class Loop:
         return max(self._last_pass, self._applier.moved_at)
 
     async def run(self) -> None:
-        """Run passes forever. Raises StaleEpoch when another operator writes the map; survives everything else."""
+        """Run passes forever. Raises LeadershipLost, or StaleEpoch when another operator writes the map.
+
+        Survives everything else.
+        """
         garbage = Garbage()
         while True:
             metrics.DIRTY.set(len(self._dirt))
             parts = await self._dirt.take()
             try:
                 await self.once(parts)
-            except StaleEpoch:
+            except (LeadershipLost, StaleEpoch):
                 raise
             except KubeError as error:
                 await self._pause(str(error), parts)

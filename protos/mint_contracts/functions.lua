@@ -70,6 +70,17 @@ local function train(keys, argv)
   return #ops.trains
 end
 
+-- KEYS: epochs of bases   ARGV: epoch
+-- Fence off whoever has written these bases before. Bases without an epoch stay so: nobody has written them, and those
+-- with an epoch and no record count as removed (catalog.lua).
+local function claim(keys, argv)
+  for _, key in ipairs(keys) do
+    local refused = redis.call('GET', key) and fence(key, tonumber(argv[1]))
+    if refused then return refused end
+  end
+  return #keys
+end
+
 -- KEYS: epoch, then other keys of the base   ARGV: epoch
 local function forget(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
@@ -265,6 +276,7 @@ redis.register_function{ function_name = 'LIBRARY_apply', callback = apply, flag
 redis.register_function{ function_name = 'LIBRARY_train', callback = train, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_trained', callback = trained, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_claim', callback = claim, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_forget', callback = forget, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_unlist', callback = unlist, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_tell', callback = tell, flags = { 'allow-oom' } }

@@ -42,7 +42,7 @@ ENGINE = "e-0"
 PARTS = ("operator", "engine", "gateway")
 # The functions that each part calls, by file.
 CALLED: dict[str, dict[str, Sequence[str]]] = {
-    "operator": {"functions.lua": ("apply", "train", "forget", "unlist"), "catalog.lua": ("find", "leaves")},
+    "operator": {"functions.lua": ("apply", "train", "claim", "forget", "unlist"), "catalog.lua": ("find", "leaves")},
     "engine": {"functions.lua": ("tell", "report", "leave", "progress", "trained"), "catalog.lua": ("find",)},
     "gateway": {
         "catalog.lua": (
@@ -150,6 +150,7 @@ async def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def operator_works(redis: Redis) -> None:
     await functions.load(redis)
+    await MapWriter(redis, 1).claim([BASE])
     await redis.ping()  # as its connections do from time to time
     reader, trains = MapReader(redis), TrainReader(redis)
     async with reader.changes() as wait:

@@ -147,12 +147,13 @@ class Stage:
     def operator(self, epoch: int) -> Loop:
         """Replace the operator by a fresh one with this epoch, which remembers nothing."""
         self.dirt, self.feed, written = Dirt(self.resync_s), Feed(), Written()
-        view = MapView(MapReader(self.redis), [self.namespace], epoch=epoch)
+        writer = MapWriter(self.redis, epoch)
+        view = MapView(MapReader(self.redis), writer, [self.namespace])
         secrets, policies = bool(self.release.redis_secret), bool(self.release.gateway_labels)
         cluster = ClusterView(self.kube, [self.namespace], self.feed, written, secrets=secrets, policies=policies)
         training = TrainView(TrainReader(self.redis), look_s=0.0)
         inputs = InputsView(self.kube, self.dirt.wake)
-        maps = Maps(MapWriter(self.redis, epoch), view, TrainWriter(self.redis, epoch), training)
+        maps = Maps(writer, view, TrainWriter(self.redis, epoch), training)
         self.applier = Applier(self.kube, maps, self.dirt, self.feed, written)
         adapters = WaveAdapters(Lists(CatalogReader(self.redis), self.dirt.wake, look_s=0.0))
         observer = Observer(cluster, view, training, inputs, adapters, self.release)

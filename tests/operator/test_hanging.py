@@ -10,6 +10,7 @@ import pytest
 from mint_contracts import backoff
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
+from mint_contracts.map_writer import MapWriter
 from mint_operator import apply
 from mint_operator.kube import KubeError
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
@@ -91,9 +92,18 @@ async def test_only_a_timeout_and_no_refusal_delays_other_objects(
     assert webhook.asked == asked
 
 
-async def test_an_operator_that_was_overtaken_ends_although_an_object_hangs(stage: Stage, webhook: Webhook) -> None:
+async def test_an_operator_that_is_overtaken_ends_although_an_object_hangs(
+    stage: Stage, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.operator(7).once()
+    await stage.once()
+    write = stage.applier.apply
+
+    async def overtaken_before(*given: Any) -> Any:
+        await MapWriter(stage.redis, 7).claim([stage.base])
+        return await write(*given)
+
+    monkeypatch.setattr(stage.applier, "apply", overtaken_before)
     stage.apply(HUNG, adapter_wave("later", ["demo/new"]))
     with pytest.raises(StaleEpoch):
-        await stage.operator(6).once()
+        await stage.once()

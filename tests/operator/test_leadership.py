@@ -10,7 +10,7 @@ import pytest
 from mint_operator import epoch
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.kube import KubeError
-from tests.operator.stage import Stage, until
+from tests.operator.stage import Stage, base_model, until
 from tests.waiting import PATIENCE_S
 
 LEASE = "mint-operator"
@@ -39,6 +39,24 @@ class Lossy:
                 self.losses -= 1
                 raise KubeError("PUT lease", 0, "the API server did not answer (connection reset)")
             self.answered += 1
+            return raw
+
+        return written
+
+
+class Clock:
+    """The clock of a Lease's holder, which can be put forward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead_s, real = 0.0, epoch.now
+        monkeypatch.setattr(epoch, "now", lambda: real() + self.ahead_s)
+
+    def late(self, write: Any) -> Any:
+        """Return this write of the Lease with an answer that comes when the Lease may have run out."""
+
+        async def written(body: Mapping[str, Any]) -> bytes:
+            raw: bytes = await write(body)
+            self.ahead_s += 2 * epoch.RENEW_WITHIN_S
             return raw
 
         return written
@@ -113,3 +131,50 @@ async def test_a_leader_whose_lease_is_not_as_it_holds_it_leads_no_more(stage: S
     await stage.kube.replace(lease | {"spec": lease["spec"] | theirs})
     with pytest.raises(LeadershipLost, match="taken over or removed"):
         await asyncio.wait_for(leader.renew_forever(), PATIENCE_S)
+
+
+async def test_a_candidate_whose_answer_comes_when_the_lease_may_have_run_out_does_not_lead_by_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, leader = Clock(monkeypatch), candidate(stage)
+    monkeypatch.setattr(stage.kube, "create", clock.late(stage.kube.create))
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+    assert clock.ahead_s, "the first answer was late"
+    leader.check()
+
+
+async def test_a_leader_whose_renewal_is_answered_when_the_lease_may_have_run_out_leads_no_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, leader = Clock(monkeypatch), candidate(stage)
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+    monkeypatch.setattr(stage.kube, "replace", clock.late(stage.kube.replace))
+    with pytest.raises(LeadershipLost, match="was not renewed"):
+        await asyncio.wait_for(leader.renew_forever(), PATIENCE_S)
+
+
+async def test_a_leader_that_stood_still_writes_nothing_more_to_the_api_server(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, leader = Clock(monkeypatch), candidate(stage)
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+    stage.kube.fence = leader.check
+    stage.apply(base_model())
+    await stage.once()
+    workload, base = await stage.get("StatefulSet", "smol"), await stage.status("BaseModel", "smol")
+    assert workload is not None
+    stage.apply(base_model(slots=4))
+    clock.ahead_s = epoch.RENEW_WITHIN_S + 1
+    with pytest.raises(LeadershipLost, match="may have stood still"):
+        await asyncio.wait_for(stage.loop.run(), PATIENCE_S)
+    assert await stage.get("StatefulSet", "smol") == workload
+    assert await stage.status("BaseModel", "smol") == base
+
+
+async def test_a_leader_that_has_given_up_its_lease_writes_nothing_more(stage: Stage) -> None:
+    leader = candidate(stage)
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+    leader.check()
+    await leader.release()
+    with pytest.raises(LeadershipLost):
+        leader.check()

@@ -5,6 +5,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.map_reader import MapReader
+from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import COPYING, LOADING, Bringing, EngineRecord, EngineView, Failure
 from mint_contracts.resources import BaseModelStatus, LoadingStatus
 from mint_operator.observing.map_view import MapView
@@ -101,7 +102,10 @@ def test_it_is_written_at_the_pace_of_counts() -> None:
 
 
 async def test_progress_is_looked_at_by_percent_and_not_by_byte(redis_client: Redis) -> None:
-    view, played = MapView(MapReader(redis_client)), PlayedEngine(redis_client, KEY, "smol-0")
+    view, played = (
+        MapView(MapReader(redis_client), MapWriter(redis_client, 1)),
+        PlayedEngine(redis_client, KEY, "smol-0"),
+    )
 
     async def seen(done: int) -> EngineView:
         played._sequence = 0  # what it holds does not change

@@ -7,8 +7,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import keys
+from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
-from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import MapChange
+from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
 from tests.redis_process import RedisProcess
 
 
@@ -63,6 +66,26 @@ async def test_a_base_that_the_set_of_bases_lacks_is_listed_again(stage: Stage) 
     after = await reader.state(stage.base, ["smol-0"])
     assert (after.placements, after.assigned) == (before.placements, before.assigned)
     assert (await stage.once())["changes"] == 0
+
+
+async def test_a_new_operator_fences_off_the_last_one_also_where_it_has_nothing_to_write(stage: Stage) -> None:
+    """The last one may have stood still just before it sent a change."""
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    last = MapWriter(stage.redis, 1)
+    stage.operator(2)
+    assert (await stage.once())["changes"] == 0
+    with pytest.raises(StaleEpoch):
+        await last.apply(stage.base, MapChange(del_placements=(ADAPTERS[0],)))
+    assert sorted(await MapReader(stage.redis).placements(stage.base)) == ADAPTERS
+
+
+async def test_an_operator_that_was_overtaken_ends_before_it_has_anything_to_write(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    await MapWriter(stage.redis, 2).claim([stage.base])
+    with pytest.raises(StaleEpoch):
+        await until("it to notice", stage.once)
 
 
 async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_taken_for_the_whole(

@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts import keys
+from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
@@ -33,7 +34,7 @@ class Clock:
 
 async def test_an_engine_is_away_since_its_last_heartbeat_or_since_it_was_wanted(redis_client: Redis) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), clock=clock)
+    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
     engine = PlayedEngine(redis_client, KEY, "smol-0")
     await engine.report()
     engines = {KEY: ["smol-0", "smol-1"]}
@@ -53,7 +54,7 @@ async def test_an_engine_whose_next_start_reports_is_not_away_and_not_ready_befo
     redis_client: Redis,
 ) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), clock=clock)
+    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
     other = PlayedEngine(redis_client, KEY, "smol-1")
     await PlayedEngine(redis_client, KEY, "smol-0").report()
     await other.report()
@@ -76,7 +77,7 @@ async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away
     redis_client: Redis, leaves: bool
 ) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), clock=clock)
+    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
     engine = PlayedEngine(redis_client, KEY, "smol-0")
     await engine.report()
     engines = {KEY: ["smol-0", "smol-1"]}
@@ -93,7 +94,7 @@ async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away
 
 async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redis) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), clock=clock)
+    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
     await MapWriter(redis_client, 1).apply(KEY, MapChange(base=BaseRecord(KEY), set_placements=(PLACEMENT,)))
     assert (await view.look({KEY: []}))[KEY].lost_s == 0.0
     await redis_client.flushall()
@@ -105,7 +106,7 @@ async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redi
 
 
 async def test_changes_by_others_are_seen_and_unchanged_records_are_not_read_again(redis_client: Redis) -> None:
-    view = MapView(MapReader(redis_client), clock=Clock())
+    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=Clock())
     writer = MapWriter(redis_client, 1)
     await writer.apply(KEY, MapChange(base=BaseRecord(KEY)))
     first = (await view.look({KEY: []}))[KEY].state
@@ -118,12 +119,19 @@ async def test_bases_of_other_namespaces_are_left_to_other_operators(redis_clien
     writer = MapWriter(redis_client, 1)
     for key in (KEY, "others/smol"):
         await writer.apply(key, MapChange(base=BaseRecord(key)))
-    assert sorted(await MapView(MapReader(redis_client), ["team"]).look({})) == [KEY]
-    assert sorted(await MapView(MapReader(redis_client)).look({})) == ["others/smol", KEY]
+    newer = MapWriter(redis_client, 2)
+    assert sorted(await MapView(MapReader(redis_client), newer, ["team"]).look({})) == [KEY]
+    await writer.apply("others/smol", MapChange(set_placements=(PLACEMENT,)))
+    assert sorted(await MapView(MapReader(redis_client), newer).look({})) == ["others/smol", KEY]
+    with pytest.raises(StaleEpoch):
+        await writer.apply("others/smol", MapChange(del_placements=("a/b",)))
 
 
 async def test_a_base_of_which_something_cannot_be_read_hinders_no_other(redis_client: Redis) -> None:
-    view, names = MapView(MapReader(redis_client), clock=Clock()), {KEY: ["smol-0"], "team/other": ["other-0"]}
+    view, names = (
+        MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=Clock()),
+        {KEY: ["smol-0"], "team/other": ["other-0"]},
+    )
     engines = [PlayedEngine(redis_client, key, name) for key, (name,) in names.items()]
     for engine in engines:
         await engine.report()
@@ -189,7 +197,10 @@ async def test_sizes_of_what_only_passed_through_an_engine_are_forgotten_in_time
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(map_view, "MOST_SIZES", 4)
-    view, engine = MapView(MapReader(redis_client), clock=Clock()), PlayedEngine(redis_client, KEY, "smol-0")
+    view, engine = (
+        MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=Clock()),
+        PlayedEngine(redis_client, KEY, "smol-0"),
+    )
     await MapWriter(redis_client, 1).apply(KEY, MapChange(base=BaseRecord(KEY), set_placements=(PLACEMENT,)))
     for number, name in enumerate(["a/b", *[f"c/{index}" for index in range(20)]]):
         held = Held(name, Source(uri=f"s3://c/{name}"), Tier.DISK, rank=8, bytes=number + 1)
@@ -203,7 +214,7 @@ async def test_sizes_of_what_only_passed_through_an_engine_are_forgotten_in_time
 
 async def test_demand_is_summed_over_engines_and_fades_after_one_that_died(redis_client: Redis) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), clock=clock)
+    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
     engines = [PlayedEngine(redis_client, KEY, f"smol-{ordinal}") for ordinal in range(2)]
     for engine, demand in zip(engines, ({"a": 41.0, "b": 1.1}, {"a": 25.0}), strict=True):
         await engine.report(demand=demand)

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
+from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import EngineRecord, EngineView, MapState, Placement, WaveRecord
 from mint_operator.observing.readiness import Readiness, watched
 from mint_operator.planning.demand import coarse, followed
@@ -56,19 +57,22 @@ class _Memory(msgspec.Struct):
 
 
 class MapView:
-    """The placement map as last read. `clock` is monotonic, in seconds."""
+    """The placement map as last read. `clock` is monotonic, in seconds.
+
+    A base is claimed with the `writer` before it is first read: what is read then, no earlier operator changes later.
+    """
 
     def __init__(
         self,
         reader: MapReader,
+        writer: MapWriter,
         namespaces: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
-        epoch: int | None = None,
     ) -> None:
         self._reader = reader
+        self._writer = writer
         self._namespaces = frozenset(namespaces)
         self._clock = clock
-        self.epoch = epoch  # with which this operator writes
         self._memory: dict[str, _Memory] = {}
 
     def invalidate(self, base: str) -> None:
@@ -81,18 +85,19 @@ class MapView:
         memory = self._memory.get(base)
         if memory is not None and memory.pulse is not None:
             memory.state = state
-            memory.pulse = msgspec.structs.replace(memory.pulse, version=state.version, epoch=self.epoch)
+            memory.pulse = msgspec.structs.replace(memory.pulse, version=state.version, epoch=self._writer.epoch)
 
     async def look(self, engines: Mapping[str, Sequence[str]]) -> dict[str, BaseMap]:
         """Return the map of every base in `engines` (base -> engines it should have now) and of every other in Redis.
 
         A base with records that this version cannot read is left out, as if unreachable; the others are unaffected.
-        Raises MapUnavailable; what was remembered stays.
+        Raises StaleEpoch, and MapUnavailable; what was remembered stays.
         """
         try:
             known = [base for base in await self._reader.bases() if self._watched(base)]
             gate = asyncio.Semaphore(AT_ONCE)
             names = sorted({*known, *engines})
+            await self._writer.claim([base for base in names if not self._claimed(base)])
             maps = await asyncio.gather(*[self._look_at(base, engines.get(base, ()), gate) for base in names])
         except ResponseError as error:  # Redis answers but is unusable: a read-only replica, or out of memory
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
@@ -104,6 +109,11 @@ class MapView:
     def _watched(self, base: str) -> bool:
         """Whether a base is this operator's; bases of other namespaces belong to others that share this Redis."""
         return not self._namespaces or base.partition("/")[0] in self._namespaces
+
+    def _claimed(self, base: str) -> bool:
+        """Whether a base was last seen with this operator's epoch, or with none, as before the first write."""
+        memory = self._memory.get(base)
+        return memory is not None and memory.pulse is not None and memory.pulse.epoch in {None, self._writer.epoch}
 
     async def _look_at(self, base: str, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap | None:
         memory = self._memory.setdefault(base, _Memory())
