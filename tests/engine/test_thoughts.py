@@ -14,7 +14,7 @@ from mint_engine.requests import masks
 from mint_engine.requests.grammar import Grammar, Grammars, Shape
 from mint_engine.requests.masks import mask
 from mint_engine.requests.prompts import read_prompt
-from mint_engine.requests.thoughts import Ahead, find_markers, read_thought
+from mint_engine.requests.thoughts import Ahead, Markers, after, find_markers, read_thought
 from tests.engine.running import save_tokenizer
 from tests.engine.thinking import save_thinking
 
@@ -171,3 +171,11 @@ def test_a_shape_that_cannot_be_followed_is_refused_before_the_thought(
     assert markers
     with pytest.raises(InvalidRequest, match="cannot be"):
         Grammars(tokenizer, {0}).compile(Shape("regex", "(a"), Ahead(markers, begun=True))
+
+
+def test_what_follows_a_token_in_a_thought() -> None:
+    markers = Markers(begin=7, end=8)
+    begun, possible = Ahead(markers, begun=True), Ahead(markers, begun=False)
+    assert [after(token, begun) for token in (1, 7, 8)] == [begun, begun, None]
+    assert [after(token, possible) for token in (1, 7, 8)] == [None, begun, None]
+    assert after(7, None) is None

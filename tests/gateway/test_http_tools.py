@@ -57,7 +57,7 @@ def test_with_tool_choice_auto_calls_are_written_and_read_in_hermes_format() -> 
 def test_one_call_at_most_ends_the_answer_with_it() -> None:
     """If the model does not end the line and continues, what follows the call is dropped."""
     wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
-    assert list(request.sampling.stop) == ["\n\n", "\n</tool_call>"]
+    assert (list(request.sampling.stop), list(request.sampling.answer_stop)) == (["\n\n"], ["\n</tool_call>"])
     reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
     assert reading
     reader = reading.reader()
@@ -68,7 +68,7 @@ def test_one_call_at_most_ends_the_answer_with_it() -> None:
 def test_one_call_at_most_takes_none_of_the_stops_that_a_client_may_send() -> None:
     stops = [f"end {number}" for number in range(MOST_STOPS)]
     wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop=stops)
-    assert list(request.sampling.stop) == stops
+    assert (list(request.sampling.stop), list(request.sampling.answer_stop)) == (stops, [])
     reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}\n</tool_call>'
     assert reading
     assert reading.reader().push(f"{rest}{rest} So.") == [Call("rest", "{}")]

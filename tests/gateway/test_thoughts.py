@@ -191,6 +191,15 @@ async def test_calls_are_those_after_the_thought(client: openai.AsyncOpenAI) -> 
     assert thinking_tokens(usage)
 
 
+async def test_one_call_at_most_ends_the_answer_and_not_the_thought(client: openai.AsyncOpenAI) -> None:
+    several, usage = await answered(client, tools=TOOLS)
+    one, less = await answered(client, tools=TOOLS, parallel_tool_calls=False)
+    assert (reasoning(one.message), one.message.content) == (f"I write {CALL}", "I look.")
+    assert one.finish_reason == "tool_calls"
+    assert len(one.message.tool_calls or ()) == len(several.message.tool_calls or ()) == 1
+    assert less.completion_tokens < usage.completion_tokens, "it ends with the call"
+
+
 @pytest.mark.parametrize("how", [{}, BEGUN])
 async def test_a_shape_is_that_of_the_answer_after_the_thought(
     client: openai.AsyncOpenAI, how: dict[str, Any]

@@ -20,7 +20,7 @@ from mint_contracts.errors import InvalidRequest
 from mint_engine.requests.channels import Channels, before_final
 from mint_engine.requests.formats import known_alone
 from mint_engine.requests.grammar_cost import too_much
-from mint_engine.requests.thoughts import Ahead
+from mint_engine.requests.thoughts import Ahead, after
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
 # Do not force the tokens of mandatory text: otherwise each mask would take time proportional to its length.
@@ -52,7 +52,6 @@ class Grammar:
         `free` is the mask [tokens / 32] of a thought, and `ahead` the thought that may come before the shape.
         """
         self._field, self.matcher, self.tokens, self._free, self._ahead = field, matcher, tokens, free, ahead
-        self.thinks = ahead is not None and ahead.begun  # whether any token may come until the thought's end
         self.mask_s = 0.0  # estimated thread time of its next mask
         self.paid_s = 0.0  # thread time that its last mask certainly took; 0 within a thought
 
@@ -63,8 +62,13 @@ class Grammar:
         each request is compiled separately.
         """
         copy = Grammar(self._field, self.matcher.deep_copy(), self.tokens, self._free, self._ahead)
-        copy.mask_s, copy.thinks = self.mask_s, self.thinks
+        copy.mask_s = self.mask_s
         return copy
+
+    @property
+    def thinks(self) -> bool:
+        """Whether any token may come until the thought's end."""
+        return self._ahead is not None and self._ahead.begun
 
     def record_time(self, took_s: float, *, paid_s: float) -> None:
         """Record that its mask took about `took_s` seconds, of which `paid_s` were certainly its own.
@@ -93,13 +97,10 @@ class Grammar:
 
     def take(self, token: int) -> bool:
         """Advance by an allowed token; return whether nothing may follow. Raises InvalidRequest as `check_mask`."""
-        if self._ahead is not None:
-            was, (begin, end) = self.thinks, self._ahead.markers
-            self.thinks = token != end if was else token == begin
-            self._ahead = self._ahead if self.thinks else None
-            if was or self.thinks:
-                self.paid_s = 0.0  # until a mask is computed again: a thought's are not
-                return False
+        was, self._ahead = self.thinks, after(token, self._ahead)
+        if was or self.thinks:
+            self.paid_s = 0.0  # until a mask is computed again: a thought's are not
+            return False
         self.matcher.consume_token(token)
         self._check()
         return self.matcher.is_stopped()

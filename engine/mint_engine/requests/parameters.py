@@ -39,6 +39,7 @@ class Sampling(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
+    answer_stop: tuple[str, ...] = ()  # the same, but not in a thought
     logprobs: int | None = None  # how many of the most likely tokens besides the chosen one
     tempered_logprobs: bool = False  # of logits divided by the temperature, without filters
     prompt_logprobs: bool = False
@@ -77,9 +78,10 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
     _within("repetition_penalty", params.repetition_penalty or 1.0, LEAST_REPETITION, LARGEST_REPETITION)
     _within("frequency_penalty", params.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     _within("presence_penalty", params.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
-    if len(params.stop) > MOST_STOPS:
-        raise InvalidRequest("sampling.stop", f"has {len(params.stop)} strings; at most {MOST_STOPS} are allowed")
-    for stop in params.stop:
+    stops = [*params.stop, *params.answer_stop]
+    if len(stops) > MOST_STOPS:
+        raise InvalidRequest("sampling.stop", f"has {len(stops)} strings; at most {MOST_STOPS} are allowed")
+    for stop in stops:
         if not 0 < len(stop) <= LONGEST_STOP:
             raise InvalidRequest("sampling.stop", f"strings must have 1 to {LONGEST_STOP} characters")
     none = params.HasField("max_tokens") and not params.max_tokens and (params.echo or params.prompt_logprobs)
@@ -91,6 +93,7 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
         top_p=params.top_p or 1.0,
         min_p=params.min_p,
         stop=tuple(params.stop),
+        answer_stop=tuple(params.answer_stop),
         logprobs=params.logprobs if params.HasField("logprobs") else None,
         prompt_logprobs=params.prompt_logprobs,
         ignore_eos=params.ignore_eos,

@@ -13,13 +13,18 @@ class TextStream:
 
     def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
-        self._stop = tuple(map(_Sought, stop))
+        self._stop: list[_Sought] = []
+        self.seek(stop)
         self._held = ""  # complete characters that may begin a stop string
 
     @property
     def begins(self) -> int:
         """Number of characters, emitted or held back, before the one that the newest token begins or continues."""
         return self._decoder.begins
+
+    def seek(self, stop: Sequence[str]) -> None:
+        """Add stop strings that end the text from here on."""
+        self._stop += map(_Sought, stop)
 
     def push(self, token: int) -> tuple[str, bool]:
         """Add a token; return the text that became final, and whether a stop string ended it."""

@@ -25,10 +25,10 @@ class Markers(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """A thought that comes, or may come, before what a shape constrains."""
+    """A thought that comes, or may come, before the answer proper."""
 
     markers: Markers
-    begun: bool  # whether the prompt has begun it
+    begun: bool  # whether it has begun, in the prompt at first
 
 
 def find_markers(tokenizer: PreTrainedTokenizerBase) -> Markers | None:
@@ -59,8 +59,16 @@ def read_thought(
     return Started.POSSIBLE
 
 
+def after(token: int, ahead: Ahead | None) -> Ahead | None:
+    """Return what comes before the answer proper after this token: the thought, or None since it has ended."""
+    if ahead is None:
+        return None
+    goes_on = token != ahead.markers.end if ahead.begun else token == ahead.markers.begin
+    return Ahead(ahead.markers, begun=True) if goes_on else None
+
+
 def ahead(thought: "Started.Thought.ValueType", markers: Markers | None) -> Ahead | None:
-    """Return what comes before a shape in such an answer, or None."""
+    """Return what comes before the answer proper, or None."""
     if markers is None or thought == Started.NO_THOUGHT:
         return None
     return Ahead(markers, begun=thought == Started.BEGUN)

@@ -7,6 +7,7 @@ import structlog
 import torch
 
 from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
+from mint_contracts.sampling_pb2 import Started
 from mint_engine import metrics
 from mint_engine.model.device import settle, take
 from mint_engine.model.forward import Forward
@@ -20,6 +21,7 @@ from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
+from mint_engine.requests.thoughts import after, ahead, find_markers
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import NotArrived
 from mint_engine.residency.copies import fresh_error
@@ -43,6 +45,7 @@ class Generation:
         self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
+        self._markers = find_markers(forward.base.tokenizer)
         self._channels = find_channels(forward.base.tokenizer) or ()
         self._showing_decoder = choose_decoder(forward.base.tokenizer, shows_special=True)
         self.scheduler = Scheduler(limits, Pages(forward.cache.pages), windows=forward.cache.groups.windows)
@@ -82,8 +85,11 @@ class Generation:
             raise InvalidRequest("prompt", f"can grow to {pages} pages of the KV cache, which has {total}")
         decoder = self._showing_decoder if request.channels else self._decoder
         text = TextStream(decoder(request.prompt), request.sampling.stop)
+        before = ahead(Started.Thought.ValueType(request.thought), self._markers)
+        if before is None and not request.channels:
+            text.seek(request.sampling.answer_stop)
         grammar = request.grammar.copy() if request.grammar is not None else None
-        completion = Completion(request, sink, text, leader, grammar)
+        completion = Completion(request, sink, text, leader, grammar, before)
         if request.reuses:
             completion.keys += leader.keys if leader is not None else ()  # saves 25 ms per sibling for 131,072 tokens
             extend_keys(completion.keys, request.revision, request.prompt, request.salt)
@@ -282,6 +288,10 @@ class Generation:
         self.scheduler.generated(completion)
         text, stopped = "", token in self._eos and not sampling.ignore_eos
         marks = completion.request.channels and token in self._channels and not stopped
+        if completion.ahead is not None:
+            completion.ahead = after(token, completion.ahead)
+            if completion.ahead is None:
+                completion.text.seek(sampling.answer_stop)
         if stopped:
             completion.text.skip()
         elif marks:

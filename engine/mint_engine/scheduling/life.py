@@ -5,7 +5,6 @@ import asyncio
 import structlog
 
 from mint_contracts.errors import Internal, MintError
-from mint_contracts.sampling_pb2 import Started
 from mint_engine.requests.events import Done, Event, Failed, Sink
 from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued
 from mint_engine.requests.request import CheckedRequest
@@ -70,7 +69,7 @@ async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: I
         arrival=pinned.arrival,
         routes=asked.routes,
         grammar=asked.grammar,
-        channels=asked.thought == Started.CHANNELS,
+        thought=asked.thought,
         salt=asked.salt,
     )
     completions += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import msgspec
 
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS
+from mint_contracts.sampling_pb2 import Started
 from mint_engine.requests.events import Scored, Sink
 from mint_engine.requests.grammar import Grammar
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.text import TextStream
+from mint_engine.requests.thoughts import Ahead
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT
@@ -37,13 +39,18 @@ class Request(msgspec.Struct, frozen=True):
     background: bool = False  # a rollout: tenants' requests go first in every step
     grammar: Grammar | None = None  # its shape's grammar in the initial state; each completion advances a copy
     arrival: Arrival | None = None  # the arrival of its adapter in the slot, if that was incomplete when it began
-    channels: bool = False  # completions are messages, whose markers are reported and are part of the text
+    thought: int = 0  # how completions begin: see Started.Thought
     salt: str = ""  # requests with different salts share no cached pages
 
     @property
     def party(self) -> Party:
         """The party whose places it takes."""
         return Party(self.adapter, self.background)
+
+    @property
+    def channels(self) -> bool:
+        """Whether completions are messages, whose markers are reported and are part of the text."""
+        return self.thought == Started.CHANNELS
 
     @property
     def awaits(self) -> bool:
@@ -99,6 +106,7 @@ class Completion:
     text: TextStream
     leader: "Completion | None" = None  # the sibling that computes their prompt
     grammar: Grammar | None = None  # advanced by the tokens so far
+    ahead: Ahead | None = None  # what comes before the answer proper, after the tokens so far
     state: State = State.WAITING
     arrival: int = 0  # increases over all requests
     tokens: list[int] = field(default_factory=list)  # the prompt's, then those generated

@@ -242,7 +242,7 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
         request.chat.or_calls.extend(FORMS[1:])
         # The call before it is still read, and what follows is dropped anyway, so stopping only saves work.
         if not tools.parallel and len(sampling.stop) < MOST_STOPS:
-            sampling.stop.append(TAG_END)
+            sampling.answer_stop.append(TAG_END)
 
 
 def _shape(asked: OpenAIRequest, sampling: sampling_pb2.SamplingParams) -> None:
