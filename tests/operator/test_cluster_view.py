@@ -16,6 +16,7 @@ READABLE: dict[str, dict[str, Any]] = {
     "AdapterWave": {"baseModelRef": {"name": "smol"}, "adapters": {"names": ["a/b"]}},
     "BaseModel": {"source": {"uri": "pvc://m/s"}},
 }
+EDITED: dict[str, dict[str, Any]] = {"AdapterWave": {"priority": 7}, "BaseModel": {"source": {"uri": "pvc://m/t"}}}
 
 
 class Seen:
@@ -45,3 +46,12 @@ async def test_a_spec_that_becomes_readable_with_the_definitions_alone_is_what_i
     assert (await seen.sight(readable | {"tape": "long"})).spec != first.spec
     last = await seen.sight(readable)
     assert (last.defect, last.spec) == ("", first.spec)
+
+
+@pytest.mark.parametrize("kind", READABLE)
+async def test_another_spec_of_the_same_generation_is_what_it_says(kind: str) -> None:
+    """After the API server's store was restored from a backup, an edit gets a generation that there was before."""
+    seen, readable = Seen(kind), READABLE[kind]
+    first = await seen.sight(readable)
+    assert (await seen.sight(readable | EDITED[kind])).spec != first.spec
+    assert (await seen.sight(readable)).spec == first.spec

@@ -72,6 +72,27 @@ def test_what_was_sighted_before_the_listing_began_may_be_gone() -> None:
     assert store.objects == {"b": 1}
 
 
+def test_after_the_api_server_s_store_was_restored_the_next_listing_counts_and_what_follows_it() -> None:
+    store = listed()
+    store.take(sighted("a", 9))
+    store.begin()
+    assert not store.take(sighted("a", 3)), "it may just be late"
+    store.replace([raw("a", 4), raw("b", 1)])
+    assert store.objects == {"a": 4, "b": 1}
+    assert store.take(sighted("a", 5))
+    assert store.objects == {"a": 5, "b": 1}
+
+
+def test_what_is_listed_as_it_was_stays_the_same_object() -> None:
+    store = Store(lambda raw, _: msgspec.json.decode(raw))
+    for _ in range(2):
+        store.begin()
+        store.replace([raw("a", 1)])
+        before = store.objects["a"]
+    store.take(sighted("a", 1))
+    assert store.objects["a"] is before
+
+
 def test_the_answer_to_a_write_is_news_only_where_it_tells_of_an_edit() -> None:
     store = listed()
     assert not store.take(answered("a", 2))

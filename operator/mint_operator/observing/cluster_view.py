@@ -210,11 +210,12 @@ def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave
 
 
 def _same_spec(now: ObservedBase | ObservedWave, before: ObservedBase | ObservedWave) -> bool:
-    """Whether both have the same spec, by generation; a placeholder for an unreadable spec never counts as the same.
+    """Whether both have the same spec; a placeholder for an unreadable spec never counts as the same.
 
-    The API server drops fields that its CRDs lack, and CRDs may change without a new generation of the object.
+    The generation does not tell: the API server drops fields that its CRDs lack, and CRDs may change without a new
+    generation of the object; after a restore from a backup it gives the same generations again.
     """
-    return now.meta.generation == before.meta.generation and not now.defect and not before.defect
+    return now.spec == before.spec and not now.defect and not before.defect
 
 
 def _pod(raw: bytes | msgspec.Raw, _before: object) -> tuple[str, EnginePod]:

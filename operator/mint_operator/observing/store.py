@@ -26,7 +26,11 @@ class Store(Generic[T]):
         self._meanwhile = set()
 
     def replace(self, raws: Iterable[bytes | msgspec.Raw]) -> None:
-        """Take the complete listing. Objects that it lacks are gone, unless they were sighted since it began."""
+        """Take the complete listing. Objects that it lacks are gone, unless they were sighted since it began.
+
+        What was sighted before it began gives way to it, whatever the versions: the API server's store may have been
+        restored from a backup.
+        """
         kept = self._meanwhile & self.objects.keys()
         objects, versions = {uid: self.objects[uid] for uid in kept}, {uid: self._versions[uid] for uid in kept}
         for raw in raws:
@@ -34,7 +38,7 @@ class Store(Generic[T]):
             if uid in self._meanwhile and uid not in kept:
                 continue  # deleted since: a uid never comes back
             known = self._versions.get(uid, _NEVER)
-            if known >= version:
+            if known == version or (uid in kept and known > version):
                 objects[uid], versions[uid] = self.objects[uid], known
             else:
                 objects[uid], versions[uid] = self._decode(raw, self.objects.get(uid)), version
@@ -46,13 +50,14 @@ class Store(Generic[T]):
         The answer to the operator's own write is new only if it also shows an edit that came in between.
         """
         uid, version = decode.identity(news.raw)
-        self._meanwhile.add(uid)
         if news.gone:
+            self._meanwhile.add(uid)
             self._versions.pop(uid, None)
             return self.objects.pop(uid, None) is not None
         known = self._versions.get(uid, _NEVER)
         if known >= version:
             return False
+        self._meanwhile.add(uid)
         self.objects[uid] = self._decode(news.raw, self.objects.get(uid))
         self._versions[uid] = version
         return not news.own or known.generation != version.generation
