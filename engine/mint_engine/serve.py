@@ -9,6 +9,7 @@ await server.drain(25.0)
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -45,7 +46,7 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
 from mint_engine.sources.load_progress import LoadProgress
-from mint_engine.training.generic_pass import kept_bytes
+from mint_engine.training.generic_pass import kept_of
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Lead, Trainer
 
@@ -216,7 +217,7 @@ class EngineServer:
         """Return the GPU's memory for policies, once all else is there; None if no policies are trained on a GPU."""
         if self._settings.training_store is None or base.device.type == "cpu":
             return None
-        return PolicyDevice(base.device, PIECE_ROWS * kept_bytes(base.config, base.dtype), self._followers_room)
+        return PolicyDevice(base.device, partial(kept_of, base.config, base.dtype), PIECE_ROWS, self._followers_room)
 
     def training_context(self, residency: TrainingResidency) -> TrainingContext | None:
         """Return the context that policies are trained with; None if this engine only serves."""
@@ -226,6 +227,7 @@ class EngineServer:
         base, wake = parts.base, parts.stepper.wake
         rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
+        updates.device = residency.room.device
         ends = ends_of(base.tokenizer, base.end, base.eos)
         renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends)
         return TrainingContext(

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.policy_device import RESERVE, PolicyDevice
 from mint_engine.residency.policy_memory import Needs, PolicyMemory
 from mint_engine.serve import listen
+from mint_engine.training.generic_pass import kept_of
 from mint_engine.training.policy import PolicySettings
 from tests.engine.device_double import CUDA, Seen, standing_in
 from tests.engine.running import running, save_base, settings_for
-from tests.engine.training.calling import called
+from tests.engine.training.calling import called, lesson
+from tests.engine.training.calling import refused as refusal_of
 from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
@@ -44,7 +47,7 @@ def device() -> Iterator[Seen]:
 
 def room_on(taken: int = 0, activations: int = 0) -> tuple[PolicyMemory, PolicyDevice, torch.Tensor]:
     resident = torch.zeros(taken, dtype=torch.uint8, device="cuda")
-    found = PolicyDevice(CUDA, activations)
+    found = PolicyDevice(CUDA, lambda rows: rows * activations, 1)
     return PolicyMemory(HostTier(1 << 30), lambda _: None, device=found), found, resident
 
 
@@ -79,11 +82,31 @@ def test_policies_may_take_what_is_left_less_a_reserve(device: Seen) -> None:
 
 def test_policies_have_what_the_fullest_gpu_of_several_ranks_leaves(device: Seen) -> None:
     activations, others = 50 << 20, 150 << 20
-    budget = PolicyDevice(CUDA, activations, others)
+    budget = PolicyDevice(CUDA, lambda rows: rows * activations, 1, others)
     assert 0 <= others - activations - budget.budget < MEMORY // 1024
     device.others = MEMORY - int(RESERVE * MEMORY) - (90 << 20)
     assert 0 <= (90 << 20) - activations - budget.budget < MEMORY // 1024, "the first rank's, once that is less"
-    assert PolicyDevice(CUDA, activations, activations - 1).budget == 0
+    assert PolicyDevice(CUDA, lambda _: activations, 1, activations - 1).budget == 0
+
+
+def test_an_example_is_refused_if_the_gpu_cannot_keep_what_its_update_needs(device: Seen) -> None:
+    """The whole example is computed at once; a piece of many short ones has its memory set aside."""
+    row, others = 10 << 20, 500 << 20
+    budget = PolicyDevice(CUDA, lambda rows: rows * row, 4, others)
+    budget.check_example("policy 'p'", 49)
+    with pytest.raises(CapacityExceeded) as refused:
+        budget.check_example("policy 'p'", 51)
+    assert str(refused.value).startswith(
+        "policy 'p': has an example of 51 tokens, of which an update keeps 510 MiB in"
+    )
+    assert "; base, slots and cache leave " in str(refused.value)
+    _policy = torch.zeros(MEMORY - int(RESERVE * MEMORY) - 20 * row, dtype=torch.uint8, device="cuda")
+    budget.check_example("policy 'p'", 20)
+    with pytest.raises(Overloaded, match="policies and other processes leave 200 MiB; retry later") as refused_now:
+        budget.check_example("policy 'p'", 21)
+    assert refused_now.value.retry_after_s
+    device.others = MEMORY
+    budget.check_example("policy 'p'", 4)
 
 
 def test_a_failed_gpu_has_the_budget_that_it_had(device: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,3 +245,27 @@ async def test_an_engine_reports_what_its_gpu_has_for_policies(device: Seen, tmp
         assert (room.own, room.calls, room.shared) == (0, 0, {})
         device.others = OTHERS
         assert memory.budget < room.device.budget
+
+
+async def test_calls_with_an_example_that_the_gpu_cannot_keep_are_refused_and_others_learn(
+    device: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_engine.serve.PIECE_ROWS", 2)
+    monkeypatch.setattr("mint_engine.serve.kept_of", lambda _config, _dtype, rows: rows * (16 << 20))
+    device.memory = 64 << 20
+    base = save_base(tmp_path / "base")
+    async with called(base, tmp_path, device="cuda") as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="acme/one", rank=4))
+        error = await refusal_of(stub.ForwardBackward(lesson("acme/one", 1)))
+        assert isinstance(error, CapacityExceeded)
+        assert "has an example of 4 tokens, of which an update keeps 64 MiB in GPU memory" in str(error)
+        shorter = pb.Example(tokens=[5, 6, 7], targets=[6, 7, 8], weights=[0, 1, 1])
+        assert (await stub.ForwardBackward(lesson("acme/one", 1, examples=[shorter]))).tokens == 2
+
+
+def test_what_indexers_hand_on_is_kept_too_once_they_choose() -> None:
+    config = SimpleNamespace(
+        num_hidden_layers=3, hidden_size=8, index_topk=16, indexer_types=["full", "shared", "full"]
+    )
+    assert kept_of(config, torch.bfloat16, 16) == 16 * 3 * 8 * 2
+    assert kept_of(config, torch.bfloat16, 17) == 17 * 3 * 8 * 2 + 2 * 17 * 17

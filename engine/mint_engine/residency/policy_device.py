@@ -3,13 +3,18 @@
 With several ranks, the fullest of their GPUs decides: all compute every update, and if one runs out, all end.
 """
 
+from collections.abc import Callable
+
 import torch
 
+from mint_contracts.byte_counts import in_units
+from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_engine.model.device_memory import DeviceMemory, read_memory
 
 # The share of a GPU's memory that stays free for a step's activations, another state of a policy while it is loaded,
 # the runtime and the allocator's waste; as in `mint plan`.
 RESERVE = 0.1
+RETRY_S = 5.0
 _PARTS = 1024  # of the memory, to which the budget is rounded down: the operator plans anew whenever it changes
 
 
@@ -25,13 +30,16 @@ def _room(memory: DeviceMemory) -> int:
 class PolicyDevice:
     """The memory that policies may take on one GPU. Made once base, slots and cache have theirs."""
 
-    def __init__(self, device: torch.device, activations: int, others: int | None = None) -> None:
-        """`activations`: the bytes that an update keeps of a forward pass, beside the reserve.
+    def __init__(
+        self, device: torch.device, kept: Callable[[int], int], rows: int, others: int | None = None
+    ) -> None:
+        """`kept`: the bytes that an update keeps of a forward pass over so many rows, beside the reserve.
 
-        `others`: the least `room_on` the GPUs of other ranks when they were ready; None: there are none.
+        Those of `rows` are always left free. `others`: the least `room_on` the GPUs of other ranks when they were
+        ready; None: there are none.
         """
         self._device, self._taken = device, read_memory(device).taken
-        self._activations, self._others = activations, others
+        self._kept, self._activations, self._others = kept, kept(rows), others
         self._budget = self.most = 0  # `most`: the largest budget so far, as other processes may end after the start
         self._look()
 
@@ -40,6 +48,28 @@ class PolicyDevice:
         """Bytes that all policies may take together. It shrinks while other processes on the GPU take more."""
         self._look()
         return self._budget
+
+    def check_example(self, subject: str, tokens: int) -> None:
+        """Check that an update can keep what it needs of an example, all of whose tokens it computes at once.
+
+        Raises CapacityExceeded if it never could, and Overloaded if policies or other processes have the memory.
+        """
+        more = self._kept(tokens) - self._activations
+        if more <= 0:
+            return
+        own = _room(read_memory(self._device)) - self._activations
+        left = max(0, min(own, own if self._others is None else self._others - self._activations))
+        if more <= left:
+            return
+        needed, hint = in_units(self._activations + more), "lower kvCacheMemory or deviceSlots, or use larger GPUs"
+        what = f"has an example of {tokens} tokens, of which an update keeps {needed} in GPU memory"
+        if more > self.most:
+            there = in_units(self._activations + self.most)
+            message = f"{what}; base, slots and cache leave {there}; give shorter examples, {hint}"
+            raise CapacityExceeded(subject, message)
+        there = in_units(self._activations + left)
+        message = f"{what}; policies and other processes leave {there}; retry later, give shorter examples, {hint}"
+        raise Overloaded(subject, message, retry_after_s=RETRY_S)
 
     def _look(self) -> None:
         try:

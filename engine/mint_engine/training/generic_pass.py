@@ -167,6 +167,16 @@ def kept_bytes(config: Any, dtype: torch.dtype) -> int:
     return int(config.num_hidden_layers) * int(config.hidden_size) * dtype.itemsize
 
 
+def kept_of(config: Any, dtype: torch.dtype, rows: int) -> int:
+    """Return the bytes that `GenericPass` keeps of so many rows: with `kept_bytes`, what indexers hand on (GLM-5).
+
+    That is which rows each row attends to, once there are more rows than it chooses.
+    """
+    kinds = getattr(config, "indexer_types", None) or ()
+    handed = rows * rows * list(kinds).count("full") if rows > int(getattr(config, "index_topk", None) or rows) else 0
+    return rows * kept_bytes(config, dtype) + handed
+
+
 class _Relay(nn.Module):
     """Replaces every decoder layer of a body: records their arguments, and returns what was computed before."""
 
