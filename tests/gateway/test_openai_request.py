@@ -154,6 +154,11 @@ def test_variables_of_a_chats_template_are_said_as_vllms_clients_say_them() -> N
         assert not _as_chats(json.dumps(body).encode())[0].chat.template_variables
     [asked_for] = _as_chats(json.dumps(chat | {"chat_template_kwargs": {"enable_thinking": False}}).encode())
     assert json.loads(asked_for.chat.template_variables) == {"enable_thinking": False}
+    for effort in ({"reasoning_effort": "low"}, {"chat_template_kwargs": {"reasoning_effort": "low"}}):
+        [asked_for] = _as_chats(json.dumps(chat | effort).encode())
+        assert json.loads(asked_for.chat.template_variables) == {"reasoning_effort": "low"}
+    for nothing in ("none", None):
+        assert not _as_chats(json.dumps(chat | {"reasoning_effort": nothing}).encode())[0].chat.template_variables
     with pytest.raises(InvalidRequest, match="chat_template_kwargs"):
         _as_chats(json.dumps(chat | {"chat_template_kwargs": "enable_thinking"}).encode())
     with pytest.raises(InvalidRequest, match="chat_template_kwargs"):

@@ -8,7 +8,7 @@ its name is ambiguous. Fields that would change an answer and are not supported 
 
 import json
 from collections.abc import Container, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -140,6 +140,7 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     tools: list[Tool] = []
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] = "none"
     chat_template_kwargs: dict[str, Any] = {}
     include_reasoning: bool = True
 
@@ -182,8 +183,9 @@ def chat_request(asked: ChatRequest, bases: Container[str]) -> sampling_pb2.Gene
     """Convert a request for /v1/chat/completions. Raises InvalidRequest."""
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens or _TO_ITS_END, bases)
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
-    if asked.chat_template_kwargs:
-        request.chat.template_variables = _written("chat_template_kwargs", asked.chat_template_kwargs)
+    effort = {} if asked.reasoning_effort == "none" else {"reasoning_effort": asked.reasoning_effort}
+    if variables := effort | asked.chat_template_kwargs:
+        request.chat.template_variables = _written("chat_template_kwargs", variables)
     request.chat.thoughts = request.chat.channels = True  # also if they are left out: they are no part of the answer
     request.sampling.echo = asked.echo
     _tools(asked.called(), request)
