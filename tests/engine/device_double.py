@@ -32,6 +32,8 @@ from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import BaseBackend
 from triton.runtime.jit import JITFunction
 
+from tests.engine.interpreted import Language
+
 MEMORY = 80 << 30
 CUDA, META, HOST = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 
@@ -343,23 +345,6 @@ class Noted:
         return native_specialize_impl(BaseBackend, own, param.is_const, not param.do_not_specialize, aligned)
 
 
-class _Language:
-    """Gives kernels the interpreted language once, where the interpreter gives it to each function that one calls."""
-
-    def __init__(self) -> None:
-        self._plain: Any = triton.runtime.interpreter._patch_lang
-        self._patched: set[int] = set()
-
-    def patch(self, function: Any) -> "_Language":
-        if id(function) not in self._patched:
-            self._plain(function)
-            self._patched.add(id(function))
-        return self
-
-    def restore(self) -> None:
-        pass
-
-
 class _Stream:
     """All streams are one, whose work is done when it is told."""
 
@@ -383,7 +368,7 @@ def standing_in() -> Iterator[Seen]:
     put += [(functional, "scaled_dot_product_attention", _attend)]
     executor: Any = triton.runtime.interpreter.GridExecutor
     put += [(executor, "__call__", _Launch(executor.__call__))]
-    put += [(triton.runtime.interpreter, "_patch_lang", _Language().patch)]
+    put += [(triton.runtime.interpreter, "_patch_lang", Language().patch)]
     # It would copy all that kernels are given, and back.
     put += [(executor, "_init_args_hst", lambda _, args, kwargs: (args, kwargs))]
     put += [(executor, "_restore_args_dev", lambda *_: None)]
