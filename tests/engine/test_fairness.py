@@ -1,4 +1,4 @@
-"""Fair share between adapters: the least served goes first, and no adapter starves another."""
+"""Fair share between parties: the least served goes first, and none starves another."""
 
 import itertools
 
@@ -7,18 +7,22 @@ from hypothesis import strategies as st
 
 from mint_engine.place_counter import PlaceCounter
 from mint_engine.scheduling.fairness import FairShare
-from mint_engine.scheduling.request import State
+from mint_engine.scheduling.request import Party, State
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.scheduled import advance, completion, run, scheduler
 
 
+def tenants(adapter: str) -> Party:
+    return Party(adapter, False)
+
+
 def served(**service: int) -> FairShare:
-    """A FairShare of active adapters with the given amounts of service."""
+    """A FairShare of active adapters' tenants with the given amounts of service."""
     fair = FairShare()
     for adapter in service:
-        fair.enter(adapter)
+        fair.enter(tenants(adapter))
     for adapter, amount in service.items():
-        fair.charge(adapter, amount)
+        fair.charge(tenants(adapter), amount)
     return fair
 
 
@@ -33,30 +37,46 @@ def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
 def test_a_newcomer_starts_with_the_least_of_the_active() -> None:
     """It gets the next turn, but not every turn until it has caught up with the service of those before it."""
     fair = served(a=100, b=70)
-    fair.enter("c")
-    assert fair.service("c") == 70
+    fair.enter(tenants("c"))
+    assert fair.service(tenants("c")) == 70
 
 
 def test_leaving_neither_forgives_nor_saves() -> None:
     fair = served(a=100, b=70)
-    fair.leave("a")
-    fair.enter("a")
-    assert fair.service("a") == 100, "what it had before it left counts"
-    fair.leave("b")
-    fair.charge("a", 50)
-    fair.enter("b")
-    assert fair.service("b") == 150, "what others had meanwhile counts"
-    fair.leave("a")
-    fair.leave("b")
-    fair.enter("c")
-    assert fair.service("c") == 150, "also after nobody was there"
+    fair.leave(tenants("a"))
+    fair.enter(tenants("a"))
+    assert fair.service(tenants("a")) == 100, "what it had before it left counts"
+    fair.leave(tenants("b"))
+    fair.charge(tenants("a"), 50)
+    fair.enter(tenants("b"))
+    assert fair.service(tenants("b")) == 150, "what others had meanwhile counts"
+    fair.leave(tenants("a"))
+    fair.leave(tenants("b"))
+    fair.enter(tenants("c"))
+    assert fair.service(tenants("c")) == 150, "also after nobody was there"
 
 
-def test_counters_of_adapters_that_left_are_bounded() -> None:
+def test_what_an_adapters_training_gets_is_not_charged_to_its_tenants() -> None:
+    books = scheduler(Limits(running=10, step_tokens=64), pages=1000)
+    for at, name in enumerate("ab"):
+        books.add(completion(range(at * 100, at * 100 + 10), 1000, name))
+    for at in range(10, 16):
+        books.add(completion(range(at * 100, at * 100 + 10), 1000, "a", background=True))
+    for _ in range(100):
+        advance(books)
+    assert books.fairness.service(Party("a", True)) > 100
+    asked = [completion(range(at * 1000, at * 1000 + 300), 1, name) for at, name in enumerate("ab", 10)]
+    for each in asked:
+        books.add(each)
+    advance(books)
+    assert asked[0].computed > asked[1].computed, "it came first, and both had been served equally"
+
+
+def test_counters_of_parties_that_left_are_bounded() -> None:
     fair = FairShare()
     for at in range(5000):
-        fair.enter(str(at))
-        fair.leave(str(at))
+        fair.enter(tenants(str(at)))
+        fair.leave(tenants(str(at)))
     assert len(fair._left) <= 1024
     assert not fair._service
 
@@ -78,17 +98,18 @@ def test_a_hot_adapter_does_not_starve_another(
     for _ in range(late):
         if books.busy:
             advance(books)
-    start = books.fairness.service("hot") if "hot" in books.fairness.active else 0
+    hots, colds = tenants("hot"), tenants("cold")
+    start = books.fairness.service(hots) if hots in books.fairness.active else 0
     came = [completion(prompt, new, "cold") for prompt, new in cold]
     for each in came:
         books.add(each)
-    base = books.fairness.service("cold")
+    base = books.fairness.service(colds)
     bound = 2 * 4 * (60 + 2 * 40)
     while books.busy and any(each.state is State.WAITING for each in came):
         advance(books)
         active = books.fairness.active
-        if {"hot", "cold"} <= set(active) and any(each.state is State.WAITING for each in came):
-            had = books.fairness.service("hot") - start, books.fairness.service("cold") - base
+        if {hots, colds} <= set(active) and any(each.state is State.WAITING for each in came):
+            had = books.fairness.service(hots) - start, books.fairness.service(colds) - base
             assert had[0] - had[1] <= bound
     run(books)
 

@@ -12,7 +12,7 @@ from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.holding import Tenant
 from mint_engine.scheduling.generation import Outcome
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.request import Request, State
+from mint_engine.scheduling.request import Party, Request, State
 from mint_engine.scheduling.scheduler import Scheduler
 from tests.engine.balance import Imbalances
 from tests.engine.in_process import Engine, engine_of
@@ -86,8 +86,8 @@ def change_a_slots_tenant(books: Scheduler) -> None:
     books.add(other)
 
 
-def forget_an_active_adapter(books: Scheduler) -> None:
-    books.fairness.leave("c")
+def forget_an_active_party(books: Scheduler) -> None:
+    books.fairness.leave(Party("c", False))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def forget_an_active_adapter(books: Scheduler) -> None:
         (mistake_a_state, "another state"),
         (forget_a_key, "no pairs"),
         (change_a_slots_tenant, "slot"),
-        (forget_an_active_adapter, "active"),
+        (forget_an_active_party, "active"),
     ],
 )
 def test_damage_is_found(damage: Callable[[Scheduler], None], says: str) -> None:

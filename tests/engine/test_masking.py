@@ -22,7 +22,7 @@ from mint_engine.requests.masks import Late, mask
 from mint_engine.scheduling import masking
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, FairShare
 from mint_engine.scheduling.masking import cost, in_turn
-from mint_engine.scheduling.request import Completion
+from mint_engine.scheduling.request import Completion, Party
 from tests.engine.running import Answer, Running, ask, running, save_sliding_base
 from tests.engine.scheduled import completion
 
@@ -165,22 +165,25 @@ def test_the_request_that_is_late_longest_comes_first_then_the_least_served(
     rows = [completion(3, adapter=adapter) for adapter, _ in zip(adapters, late, strict=False)]
     for at, (row, steps) in enumerate(zip(rows, late, strict=True)):
         row.late, row.arrival = steps, at
-    service = {"a": 7, "b": 3}
+    service = {Party("a", False): 7, Party("b", False): 3}
     first, *others = in_turn(rows, service.__getitem__)
     assert sorted([first, *others]) == list(range(len(rows)))
     assert rows[first].late == max(late)
-    ranks = [(service[rows[at].request.adapter], -rows[at].late, at) for at in others]
+    ranks = [(service[rows[at].request.party], -rows[at].late, at) for at in others]
     assert ranks == sorted(ranks)
 
 
 def test_each_gets_its_turn_though_others_that_were_served_less_come_without_end() -> None:
-    rows = [completion(3, adapter="old") for _ in range(5)]
+    rows, served = (
+        [completion(3, adapter="old") for _ in range(5)],
+        {Party("old", False): 10**6, Party("new", False): 0},
+    )
     waited = set(rows)
     for step in range(7):
         rows += [completion(3, adapter="new") for _ in range(2)]
         for at, row in enumerate(rows):
             row.arrival = at
-        first, *others = in_turn(rows, {"old": 10**6, "new": 0}.__getitem__)
+        first, *others = in_turn(rows, served.__getitem__)
         for at in others:
             rows[at].late += 1
         rows[first].late = 0
@@ -218,7 +221,7 @@ def lateness(monkeypatch: pytest.MonkeyPatch) -> Lateness:
     """For steps with time for only one mask."""
     seen = Lateness()
 
-    def spy(completions: list[Completion], service: Callable[[str], int]) -> list[int]:
+    def spy(completions: list[Completion], service: Callable[[Party], int]) -> list[int]:
         seen.longest = max(seen.longest, *(each.late for each in completions))
         return in_turn(completions, service)
 
@@ -287,9 +290,9 @@ async def test_the_time_of_slow_masks_is_charged_to_their_adapter(
     new, charged = 40, Counter[str]()
     charge = FairShare.charge
 
-    def noted(self: FairShare, adapter: str, service: int) -> None:
-        charged[adapter] += service
-        charge(self, adapter, service)
+    def noted(self: FairShare, party: Party, service: int) -> None:
+        charged[party.adapter] += service
+        charge(self, party, service)
 
     monkeypatch.setattr(FairShare, "charge", noted)
     async with running(base, {"slow": adapter, "quick": adapter}) as engine:

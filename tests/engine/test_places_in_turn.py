@@ -229,7 +229,7 @@ def test_training_gives_its_pages_to_tenants() -> None:
     for each in tenants:
         books.add(each)
     until_true(books, lambda: any(each.generated and each.state is State.WAITING for each in rollouts))
-    assert books.fairness.service("policy") < books.fairness.service("tenant")
+    assert books.fairness.service(Party("policy", True)) < books.fairness.service(Party("tenant", False))
     while any(each.state is not State.ENDED for each in tenants):
         advance(books)
         assert all(each.state is not State.WAITING for each in tenants)

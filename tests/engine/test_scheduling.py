@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, first_seen, pages_for
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.place_turns import PlaceTerms
-from mint_engine.scheduling.request import Completion, State
+from mint_engine.scheduling.request import Completion, Party, State
 from mint_engine.scheduling.scheduler import Limits, Share, split_budget
 from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, completion, run, scheduler
 
@@ -199,7 +199,7 @@ def test_generated_tokens_become_prompt_and_are_charged_once() -> None:
     for each in (first, second):
         books.add(each)
     run(books)
-    assert books.fairness._left == {"a": 30 + 2 * 60, "b": 30 + 2 * 60}
+    assert books.fairness._left == {Party(name, False): 30 + 2 * 60 for name in "ab"}
 
 
 def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:

@@ -271,7 +271,7 @@ class Generation:
         found = mask([each.grammar for each in completions], logits, in_turn(completions, fairness.service))
         for at, each in enumerate(completions):
             if each.grammar is not None and not isinstance(found.get(at), Late):
-                fairness.charge(each.request.adapter, cost(each.grammar.paid_s))
+                fairness.charge(each.request.party, cost(each.grammar.paid_s))
         return {
             at: error
             if isinstance(error, InvalidRequest | Late)  # too expensive, or late

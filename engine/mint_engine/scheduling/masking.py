@@ -3,16 +3,16 @@
 A request whose mask is late chooses no token in that step. Its last token is computed again in the next step, from
 which it chooses the same token that it would have chosen: no answer depends on time. The request that has been late
 longest comes first, so that each of n requests gets a token at least every n steps, however long masks take; then
-come those of the least served adapters. A slow mask counts as service: otherwise requests whose shapes take all of a
+come those of the least served parties. A slow mask counts as service: otherwise requests whose shapes take all of a
 step's time would not come later than others for it.
 """
 
 from collections.abc import Callable, Sequence
 
 from mint_engine.requests.grammar import SLOW_S
-from mint_engine.scheduling.request import Completion
+from mint_engine.scheduling.request import Completion, Party
 
-Service = Callable[[str], int]  # by adapter
+Service = Callable[[Party], int]
 
 _SERVICE_S = SLOW_S  # seconds of mask time that count as one prompt token
 
@@ -22,7 +22,7 @@ def in_turn(completions: Sequence[Completion], service: Service) -> list[int]:
 
     def rank(at: int) -> tuple[int, int, int]:
         each = completions[at]
-        return service(each.request.adapter), -each.late, each.arrival
+        return service(each.request.party), -each.late, each.arrival
 
     turns = sorted(range(len(completions)), key=rank)
     longest = max(turns, key=lambda at: completions[at].late)  # the first of equals

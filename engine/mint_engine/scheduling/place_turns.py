@@ -42,7 +42,7 @@ class PlaceTerms(msgspec.Struct, frozen=True):
         return COMPLETION_WEIGHT * self.stay
 
 
-Served = Callable[[str], int]  # returns an adapter's service
+Served = Callable[[Party], int]  # returns a party's service
 
 
 def room_for_training(tenants: int) -> int:
@@ -101,7 +101,7 @@ class _Claim:
         ]
         if not owing:
             return None
-        party = max(owing, key=lambda each: (each.background and over, self.places[each], self.served(each.adapter)))
+        party = max(owing, key=lambda each: (each.background and over, self.places[each], self.served(each)))
         self.places[party] -= 1
         return movable[party].pop()
 
@@ -110,7 +110,7 @@ class _Claim:
         terms = self.terms
         own, its, last = self.places[self.asking], self.places[party], movable[-1]
         if self.waited is None:
-            return its - own > 1 and self.served(party.adapter) - self.served(self.asking.adapter) > terms.margin
+            return its - own > 1 and self.served(party) - self.served(self.asking) > terms.margin
         if its > 1:
             return True
         return (

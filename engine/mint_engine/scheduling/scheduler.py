@@ -1,9 +1,9 @@
 """Decides which requests run, and how many tokens of each a step computes. No tensors, no clock, no threads.
 
-Admission takes the next request of the least served adapter (`fairness`), with pages for the tokens that it has; full
+Admission takes the next request of the least served party (`fairness`), with pages for the tokens that it has; full
 pages that were computed before are shared (`prefix`). While it decodes, it takes a page every 16 tokens in each of
 the cache's groups of layers, and releases pages that no layer of their group sees any more. When no page is left, the
-running request of the most served adapter, and among its requests the latest, is preempted: it returns to the queue
+running request of the most served party, and among its requests the latest, is preempted: it returns to the queue
 with the tokens that it has generated, which become part of its prompt. Training's requests are preempted before any
 tenant's, but for the first of them.
 
@@ -17,7 +17,7 @@ If waiting requests cannot be placed, the latest requests of the party that has 
 manner (`place_turns`), so that nobody waits for the end of others' long requests.
 
 A step computes one token of every decoding request, and fills the rest of its budget with prompts, those of the least
-served adapters first, and long ones in chunks. While tenants' requests are computed, training's
+served parties first, and long ones in chunks. While tenants' requests are computed, training's
 (`Request.background`) get only a fraction of as many rows, so that tenants' tokens are hardly delayed.
 """
 
@@ -141,7 +141,7 @@ class Scheduler:
     def add(self, completion: Completion) -> None:
         """Queue a request. The caller enforces the queue's bound."""
         completion.arrival = next(self._arrivals)
-        self.fairness.enter(completion.request.adapter)
+        self.fairness.enter(completion.request.party)
         self._queue(completion)
 
     def next_step(self) -> list[Share]:
@@ -169,7 +169,7 @@ class Scheduler:
         new = min(completion.computed, len(completion.request.prompt)) - completion.charged
         if new > 0:
             completion.charged += new
-            self.fairness.charge(completion.request.adapter, PROMPT_WEIGHT * new)
+            self.fairness.charge(completion.request.party, PROMPT_WEIGHT * new)
         full = completion.computed // PAGE_TOKENS
         if full > completion.published and completion.request.reuses:
             extend_keys(completion.keys, completion.request.revision, completion.tokens, completion.request.salt)
@@ -189,7 +189,7 @@ class Scheduler:
 
     def generated(self, completion: Completion) -> None:
         """Count one new token of a completion as service."""
-        self.fairness.charge(completion.request.adapter, COMPLETION_WEIGHT)
+        self.fairness.charge(completion.request.party, COMPLETION_WEIGHT)
 
     def remove(self, completion: Completion) -> None:
         """Remove a request that ended, in any state; its pages are available at once."""
@@ -201,11 +201,11 @@ class Scheduler:
         elif completion.state is State.PARKED:
             self.parked.remove(completion)
         completion.state = State.ENDED
-        self.fairness.leave(completion.request.adapter)
+        self.fairness.leave(completion.request.party)
 
     def _rank(self, completion: Completion) -> tuple[int, int]:
-        """Return the sort key of a request: the least served adapter's first, then the earliest."""
-        return self.fairness.service(completion.request.adapter), completion.arrival
+        """Return the sort key of a request: the least served party's first, then the earliest."""
+        return self.fairness.service(completion.request.party), completion.arrival
 
     def _queue(self, completion: Completion) -> None:
         if _follows(completion):
@@ -277,10 +277,10 @@ class Scheduler:
             self._without.clear()
             return
         self._note_waits()
-        # Prompts still to be computed count as service: otherwise one adapter would get all free places.
-        promised: Counter[str] = Counter()
+        # Prompts still to be computed count as service: otherwise one party would get all free places.
+        promised: Counter[Party] = Counter()
         for each in self.running:
-            promised[each.request.adapter] += PROMPT_WEIGHT * (each.pending - 1)
+            promised[each.request.party] += PROMPT_WEIGHT * (each.pending - 1)
         while len(self.running) < self.limits.running:
             completion = self._next(promised)
             if completion is None or not self._start(completion, promised):
@@ -295,7 +295,7 @@ class Scheduler:
             party: self._without.get(party, self._steps) for party in self.waiting.parties if party not in having
         }
 
-    def _next(self, promised: Counter[str]) -> Completion | None:
+    def _next(self, promised: Counter[Party]) -> Completion | None:
         """Return the request that gets a free place; while tenants wait, training gets none beyond its share."""
         training = sum(each.request.background for each in self.running)
         tenants_wait = any(not party.background for party in self.waiting.parties)
@@ -306,7 +306,7 @@ class Scheduler:
             return self.waiting.first(longest)
         return self.waiting.next(promised, among)
 
-    def _next_in_turn(self, promised: Counter[str], background: bool) -> Completion | None:
+    def _next_in_turn(self, promised: Counter[Party], background: bool) -> Completion | None:
         """Return the request for which others may give way: the party's longest without a place, else the next."""
         longest = self._longest_without((background,))
         return self.waiting.first(longest) if longest else self.waiting.next(promised, (background,))
@@ -323,7 +323,7 @@ class Scheduler:
     def _without_since(self, party: Party) -> tuple[int, int]:
         return self._without[party], self.waiting.first(party).arrival
 
-    def _make_room(self, completion: Completion, promised: Counter[str]) -> bool:
+    def _make_room(self, completion: Completion, promised: Counter[Party]) -> bool:
         """Preempt as many as a request needs; return False, changing nothing, if too few may, or none must.
 
         For pages alone, nobody gives way to training that has a place: it is the first to lose pages (`_last`).
@@ -337,8 +337,8 @@ class Scheduler:
             return False
         victims: list[Completion] = []
 
-        def served(adapter: str) -> int:
-            return self.fairness.service(adapter) + promised[adapter]
+        def served(each: Party) -> int:
+            return self.fairness.service(each) + promised[each]
 
         for victim in who_give_way(party, waited, self.running, served, self._steps, self.terms):
             victims.append(victim)
@@ -350,7 +350,7 @@ class Scheduler:
                 return True
         return False
 
-    def _start(self, completion: Completion, promised: Counter[str]) -> bool:
+    def _start(self, completion: Completion, promised: Counter[Party]) -> bool:
         """Start a waiting request; return False, changing nothing, if there are too few pages for it."""
         if not self._place(completion):
             return False
@@ -361,7 +361,7 @@ class Scheduler:
             completion.found_first = completion.found
         completion.placed_at, completion.placed_with = self._steps, len(completion.tokens)
         self.running.append(completion)
-        promised[completion.request.adapter] += PROMPT_WEIGHT * completion.pending
+        promised[completion.request.party] += PROMPT_WEIGHT * completion.pending
         metrics.REUSED_TOKENS.inc(completion.computed)
         return True
 

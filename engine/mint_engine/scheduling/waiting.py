@@ -9,7 +9,7 @@ from mint_engine.scheduling.request import Completion, Party
 
 
 class Waiting:
-    """The waiting requests. The next one is the first of the least served adapter."""
+    """The waiting requests. The next one is the first of the least served party."""
 
     def __init__(self, fairness: FairShare) -> None:
         self._fairness = fairness
@@ -41,16 +41,16 @@ class Waiting:
             insort(queue, completion, key=lambda each: each.arrival)
         self._count += 1
 
-    def next(self, promised: Mapping[str, int], among: Iterable[bool]) -> Completion | None:
-        """Return the next request or None: the least served adapter's (with `promised` service), then the earliest.
+    def next(self, promised: Mapping[Party, int], among: Iterable[bool]) -> Completion | None:
+        """Return the next request or None: the least served party's (with `promised` service), then the earliest.
 
         `among` selects tenants (False), training (True) or both.
         """
         service = self._fairness.service
 
         def rank(head: Completion) -> tuple[int, int]:
-            adapter = head.request.adapter
-            return service(adapter) + promised.get(adapter, 0), head.arrival
+            party = head.request.party
+            return service(party) + promised.get(party, 0), head.arrival
 
         heads = (queue[0] for party, queue in self._queues.items() if party.background in among)
         return min(heads, key=rank, default=None)
