@@ -73,7 +73,7 @@ class Leadership:
         if now() > self._until:
             raise self._not_renewed("this process may have stood still")
 
-    def _not_renewed(self, why: object) -> LeadershipLost:
+    def _not_renewed(self, why: str) -> LeadershipLost:
         return LeadershipLost(f"lease {self._lease} was not renewed for {RENEW_WITHIN_S:.0f} s ({why})")
 
     async def acquire(self) -> int:
@@ -103,7 +103,7 @@ class Leadership:
                     await self._write_ours(self._identity)
             except (KubeError, TimeoutError) as error:
                 if now() > self._until - RETRY_S:
-                    raise self._not_renewed(error) from None
+                    raise self._not_renewed(str(error) or "the API server did not answer") from None
                 log.warning("lease not renewed", lease=self._lease, error=str(error))
 
     async def _write_ours(self, holder: str) -> None:
