@@ -151,6 +151,22 @@ def test_the_host_tier_refuses_rather_than_evict_what_is_wanted() -> None:
     assert host.get(("b", source("b"))) is None
 
 
+def test_the_host_tier_holds_what_it_has_reserved_for_only_once_it_is_there() -> None:
+    host, a, b = HostTier(ONE * 3 // 2), ("a", source("a")), ("b", source("b"))
+    host.put(a, smallest_adapter())
+    host.ledger.use(b)
+    assert host.reserve(b, ONE) == [a]
+    assert (host.get(b), host.ledger.used, host.imbalance()) == (None, ONE, "")
+    host.ledger.use(a)
+    assert host.reserve(a, ONE) is None, "the place is taken"
+    assert host.put(b, smallest_adapter()) == []
+    assert (host.get(b) is None, host.ledger.used, host.imbalance()) == (False, ONE, "")
+    host.drop(b)
+    assert host.reserve(a, ONE) == []
+    host.drop(a)
+    assert (host.ledger.used, host.imbalance()) == (0, "")
+
+
 def test_copies_dropped_from_the_host_tier_are_freed() -> None:
     host, held = HostTier(1 << 20), smallest_adapter()
     gone = weakref.ref(held.run)

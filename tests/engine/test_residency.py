@@ -5,6 +5,7 @@ import errno
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -131,6 +132,41 @@ async def test_files_in_host_memory_and_on_disk_take_no_more_of_the_disk_than_it
         assert len(inodes_of(folder)) <= 3, "removed files that are mapped among them"
     assert here.host.ledger.used == here.loader.disk.ledger.used == 3 * each
     assert len(here.residency.states()) == 3, "what host memory has let go of is forgotten"
+
+
+async def test_loads_that_wait_for_a_slot_pin_no_more_than_host_memory_may(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, copies, most = scene(slots=1), list[ref[torch.Tensor]](), 0
+
+    def pin(run: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        pinned = run.clone()
+        copies.append(ref(pinned))
+        most = max(most, sum(each() is not None for each in copies))
+        return pinned
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)  # there may be no GPU to pin memory for
+    here.host.pinned = True
+    async with here.residency.hold(NAMES[0]):
+        here.host.ledger.budget = here.host.ledger.used
+        waiting = [asyncio.create_task(once(here, name)) for name in NAMES[1:]]
+        await until(lambda: len(here.residency.slots._line) == len(waiting))
+        here.residency.check()
+    assert len(set(await asyncio.gather(*waiting))) == len(waiting), "from their files"
+    assert most == 1
+    assert len(copies) > 1, "a copy that nobody uses gives way"
+
+
+async def test_a_copy_that_cannot_be_pinned_takes_no_host_memory(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = scene()
+    here.host.pinned = True
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(errors.Internal):
+        await once(here, NAMES[0])
+    assert (here.host.ledger.used, here.host.imbalance()) == (0, "")
 
 
 async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(scene: Callable[..., Scene]) -> None:

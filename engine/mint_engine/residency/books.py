@@ -133,7 +133,7 @@ class Books:
         """Return the warmest tier that holds a copy now."""
         if copy.slot is not None:
             return Tier.DEVICE
-        if copy.key in self.host.ledger:
+        if self.host.get(copy.key) is not None:
             return Tier.HOST
         return Tier.DISK if copy.revision and self.disk.holds(copy.source) else Tier.REMOTE
 

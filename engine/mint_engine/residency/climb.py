@@ -171,15 +171,24 @@ class Climber:
         return await self._readers.run(source, lambda: self._loader.load(source), awaited=copy.users > 0)
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:
-        """Put an adapter into the host tier, if it fits."""
+        """Put an adapter into the host tier, if it fits; else return it as it is."""
         host = self._books.host
-        if host.pinned and packed.nbytes <= host.ledger.budget:
-            mapped = packed
-            async with self._readable(copy, mapped):
-                run = await self._copy(lambda: read(mapped).pin_memory())
-            packed = replace(mapped, run=run, file=mapped.file and replace(mapped.file))  # the copy maps nothing
-        self._books.evicted(host.put(copy.key, packed) or ())
-        return packed
+        if not host.pinned:
+            self._books.evicted(host.put(copy.key, packed) or ())
+            return packed
+        evicted = host.reserve(copy.key, packed.nbytes)
+        if evicted is None:  # it may wait long for a slot, where a mapped file takes no memory of its own
+            return packed
+        self._books.evicted(evicted)
+        try:
+            async with self._readable(copy, packed):
+                run = await self._copy(lambda: read(packed).pin_memory())
+        except BaseException:
+            host.drop(copy.key)
+            raise
+        pinned = replace(packed, run=run, file=packed.file and replace(packed.file))  # the copy maps nothing
+        host.put(copy.key, pinned)  # evicts nothing
+        return pinned
 
     async def _to_device(self, copy: Copy, packed: Packed) -> None:
         serving = self._books.current.get(copy.adapter)

@@ -20,6 +20,7 @@ class HostTier:
         self.ledger: Ledger[Key] = Ledger(budget)
         self.pinned = pinned
         self._held: dict[Key, Packed] = {}
+        self._reserved: dict[Key, int] = {}  # bytes of those that are being copied
         self._shed: list[Key] = []
         self._lock = threading.Lock()
 
@@ -34,11 +35,21 @@ class HostTier:
         Returns None if it does not fit.
         """
         with self._lock:
-            evicted = self.ledger.add(key, packed.nbytes)
+            evicted = self._enter(key, packed.nbytes)
             if evicted is not None:
-                for each in evicted:
-                    del self._held[each]
                 self._held[key] = packed
+                self._reserved.pop(key, None)
+            return evicted
+
+    def reserve(self, key: Key, nbytes: int) -> list[Key] | None:
+        """Enter the bytes of an adapter before it is copied, so that copies never exceed the budget.
+
+        The key must be in use until `put` or `drop` follows. Evicts and returns as `put` does.
+        """
+        with self._lock:
+            evicted = self._enter(key, nbytes)
+            if evicted is not None:
+                self._reserved[key] = nbytes
             return evicted
 
     def set_aside(self, nbytes: int) -> list[Key] | None:
@@ -75,9 +86,17 @@ class HostTier:
         with self._lock:
             self.ledger.remove(key)
             self._held.pop(key, None)
+            self._reserved.pop(key, None)
 
     def imbalance(self) -> str:
         """Describe an inconsistency, or return "" if there is none."""
         with self._lock:
-            total, counted = sum(packed.nbytes for packed in self._held.values()), self.ledger.used
+            total = sum(packed.nbytes for packed in self._held.values()) + sum(self._reserved.values())
+            counted = self.ledger.used
         return self.ledger.imbalance() or ("" if total == counted else f"holds {total} bytes and counts {counted}")
+
+    def _enter(self, key: Key, nbytes: int) -> list[Key] | None:
+        evicted = self.ledger.add(key, nbytes)
+        for each in evicted or ():
+            del self._held[each]
+        return evicted
