@@ -175,6 +175,16 @@ def test_bases(
     assert status.engines.selector == "app.kubernetes.io/name=mint-engine,mint.dev/base-model=smol"
 
 
+def test_a_failure_that_several_engines_have_is_told_once() -> None:
+    of = snapshot(base(8, 8), [wave("w", ["a/0"], replicas=8)])
+    pods = [EnginePod(name=f"smol-{n}", trouble=UNSCHEDULABLE if n else PULLING) for n in range(8)]
+    found = next(each for each in plan(with_pods(of, *pods)).base_statuses[KEY].conditions if each.type == "Ready")
+    assert found.message == (
+        "0 of 8 engines ready, 8 needed; smol-0: ImagePullBackOff: no such image; "
+        f"smol-1, smol-2, smol-3, smol-4, smol-5 and 2 more: Unschedulable: {UNSCHEDULABLE.message}"
+    )
+
+
 def test_a_running_engine_that_cannot_reach_redis_says_where_to_look() -> None:
     status = base_after([], [POD, EnginePod(name="smol-1")], 1)
     found = next(each for each in status.conditions if each.type == "Ready")

@@ -129,13 +129,21 @@ def _cause(facts: BaseFacts) -> tuple[str, bool]:
 
 
 def _with_troubles(text: str, facts: BaseFacts) -> str:
-    """Add to `text` what is known of engines that are not ready: first failures, then the others' progress."""
+    """Add to `text` what is known of engines that are not ready: first failures, each once, then others' progress."""
     waiting = [engine for engine in facts.engines if not engine.ready]
-    failing = [(engine.name, engine.failure) for engine in waiting if engine.failure]
-    troubles = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing]
+    failing: dict[Failure, list[str]] = {}
+    for engine in waiting:
+        if engine.failure:
+            failing.setdefault(engine.failure, []).append(engine.name)
+    troubles = [f"{_several(names)}: {failure.reason}: {failure.message}" for failure, names in failing.items()]
     troubles += [word for engine in waiting if (word := sentence(engine) or _unheard(engine))]
     more = [f"and {len(troubles) - MOST_NAMED} more"] if len(troubles) > MOST_NAMED else []
     return "; ".join([text, *troubles[:MOST_NAMED], *more])
+
+
+def _several(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _unheard(engine: Engine) -> str:
