@@ -37,5 +37,5 @@ class Explainer:
                     return explain_wave(view, others[wave], others)
         if unknown:
             raise unknown
-        message = "is not a wave known to the operator; see kubectl get adapterwaves"
+        message = "is not a wave over any base model that is served; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", message)

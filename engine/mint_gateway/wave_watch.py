@@ -120,7 +120,7 @@ class WaveWatch:
                 return standing, training
         if unknown:
             raise unknown
-        message = "is not a training wave known to the operator; see kubectl get adapterwaves"
+        message = "is not a training wave over any base model that is served; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", message)
 
     async def _read(self, base: str) -> _Reading:

@@ -31,9 +31,8 @@ async def call(redis: Redis, function: str, base: str, args: Sequence[str | byte
 
 def incomplete(base: str) -> MapUnavailable:
     """Return the error for a catalog that Redis does not hold completely yet."""
-    return MapUnavailable(
-        f"catalog of {base}", "is being read from its manifests; retry", retry_after_s=INCOMPLETE_RETRY_S
-    )
+    message = "is being read from its manifests; retry and, if this lasts, see the gateways' log"
+    return MapUnavailable(f"catalog of {base}", message, retry_after_s=INCOMPLETE_RETRY_S)
 
 
 def retired(asked: str, base: str, instead: str) -> AdapterNotFound:

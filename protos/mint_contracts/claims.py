@@ -20,7 +20,11 @@ def local_path(location: Location) -> tuple[Path, Path | None]:
     claim = _root() / location.host
     subject = f"source 'pvc://{location.host}/{location.path}'"
     if location.host.startswith(".") or "/" in location.host or not claim.is_dir():
-        raise SourceForbidden(subject, f"claim {location.host!r} is not mounted; add it to adapters.volumeClaims")
+        message = (
+            f"claim {location.host!r} is not mounted; add it to spec.adapters.volumeClaims of the BaseModel or, for "
+            "a catalog's manifests, to gateway.catalog.claims of the chart"
+        )
+        raise SourceForbidden(subject, message)
     claim = Path(os.path.realpath(claim))
     path = Path(os.path.realpath(claim / location.path))
     if not path.is_relative_to(claim):

@@ -177,7 +177,7 @@ def test_no_configuration(folder: Path) -> None:
     with pytest.raises(CorruptFile, match="not JSON"):
         load(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(CorruptFile, match=r"no config\.json"):
+    with pytest.raises(CorruptFile, match=r"has no config\.json; name the folder"):
         load(folder)
 
 

@@ -118,7 +118,7 @@ async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
     await write_waves(scene)
     await scene.open()
     await scene.seen()
-    with pytest.raises(errors.NotFound, match="kubectl get adapterwaves"):
+    with pytest.raises(errors.NotFound, match="is not a wave over any base model that is served; see kubectl get"):
         await scene.client.explain_wave("demo/none")
     with pytest.raises(errors.InvalidRequest):
         await scene.client.explain_wave("nonsense")

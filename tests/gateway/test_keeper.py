@@ -17,7 +17,7 @@ from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import BYTES_MAX, LABELS_MAX, RANK_MAX, URI_MAX_LENGTH, Entry, check
-from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
+from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable, SourceForbidden
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.names import ADAPTER_MAX_LENGTH, REVISION_MAX_LENGTH
 from mint_contracts.part_names import part_name
@@ -141,6 +141,13 @@ async def test_a_defect_in_one_catalog_does_not_stop_the_others(redis_client: Re
         await redis_client.flushall()  # the keeper keeps working after the failure
         await complete(redis_client)
         assert not keeping.done()
+
+
+async def test_a_claim_that_gateways_do_not_mount_is_named_with_the_value_that_mounts_it(redis_client: Redis) -> None:
+    source = Source("pvc://elsewhere/catalog")
+    await declare(redis_client, source.uri)
+    with pytest.raises(SourceForbidden, match=r"claim 'elsewhere' is not mounted; .* gateway\.catalog\.claims"):
+        await Keeper(redis_client, dict).look(BASE, source)
 
 
 async def test_catalogs_are_known_and_counted_if_they_fail_only_while_they_are_there(

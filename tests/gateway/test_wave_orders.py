@@ -75,6 +75,16 @@ async def test_resuming_has_those_that_failed_tried_again_and_says_so(
     )
 
 
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+async def test_nothing_is_promised_of_policies_that_have_ended(
+    api_server: ApiServer, namespace: str, ask: Ask, verb: str
+) -> None:
+    status = json.dumps({"status": {"phase": "Complete"}})
+    api_server.kubectl("patch", "-n", namespace, "aw/lessons", "--subresource=status", "--type=merge", "-p", status)
+    says = "its policies have ended, so this has no effect until spec.train.steps is raised"
+    assert await ask(verb, "lessons") == (0, f"wave {namespace}/lessons: {verb} requested: {says}\n", "")
+
+
 async def test_a_namespace_may_stand_before_the_name_and_a_context_be_named(
     api_server: ApiServer, namespace: str, ask: Ask
 ) -> None:

@@ -231,7 +231,7 @@ def _read_object(files: BaseFiles, name: str) -> dict[str, Any]:
     try:
         found = _read_json(files.folder / name)
     except FileNotFoundError:
-        raise CorruptFile(files.subject, f"has no {name}") from None
+        raise CorruptFile(files.subject, f"has no {name}; name the folder that holds the base's files") from None
     except (OSError, ValueError):
         raise CorruptFile(files.subject, f"has a {name} that is not JSON") from None
     if not isinstance(found, dict):

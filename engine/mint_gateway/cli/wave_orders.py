@@ -38,6 +38,7 @@ class _Training(msgspec.Struct, frozen=True):
 
 
 class _Status(msgspec.Struct, frozen=True):
+    phase: str = ""
     training: _Training = _Training()
 
 
@@ -102,6 +103,8 @@ async def ask(options: argparse.Namespace) -> int:
     if failed and change.get("paused") is False:
         change["retry"] = train.retry + 1
         effect += f"; {failed} that failed are retried from their last checkpoint"
+    elif wave.status.phase == "Complete" and "paused" in change:
+        effect = "its policies have ended, so this has no effect until spec.train.steps is raised"
     patch = json.dumps({"spec": {"train": change}})
     await cluster.run("patch", "--type=merge", f"--patch={patch}")
     print(f"{cluster.subject}: {order.verb} requested: {effect}")
