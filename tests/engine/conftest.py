@@ -118,6 +118,7 @@ async def scene(store: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Scen
         here.loader.gate.set()
         await here.residency.close()
         here.residency.check()
+        assert not here.defects
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mint_contracts.settings import LIVENESS_SERVICE
 from mint_contracts.wire import from_rpc_error
 from mint_engine import serve
 from mint_engine.build import build
-from mint_engine.requests.events import Done, Event, Failed
+from mint_engine.requests.events import Done, Event, Failed, Tokens
 from mint_engine.requests.parameters import Sampling
 from mint_engine.scheduling.request import Request
 from mint_engine.scheduling.scheduler import Limits, Share
@@ -145,6 +145,32 @@ async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_noth
             stepper.wake()
             assert stepper.stalled_s() < 500
         await until(lambda: not work.busy)
+    finally:
+        assert stepper.stop(20)
+
+
+async def test_a_defect_of_one_requests_sink_takes_no_events_from_others(tmp_path: Path) -> None:
+    """The request itself is cancelled, since nobody gets its answer."""
+    base, broken, ended = save_base(tmp_path), list[Event](), list[Event]()
+    loop = asyncio.get_running_loop()
+    _, _, generation = build(settings_for(base), base, Limits())
+
+    def breaking(event: Event) -> None:
+        broken.append(event)
+        raise KeyError("acme/one")
+
+    def post(deliver: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(deliver)
+
+    stepper = Stepper(generation, post)
+    requests = [Request((5, 6), Sampling(max_tokens=new, seed=0, ignore_eos=True)) for new in (60, 3)]
+    stepper.submit_all(requests, [breaking, ended.append])
+    stepper.start()
+    try:
+        await until(lambda: any(isinstance(event, Done) for event in ended))
+        await until(lambda: any(isinstance(event, Failed) for event in broken))
+        assert sum(len(event.token_ids) for event in ended if isinstance(event, Tokens)) == 3
+        assert not stepper.tenants()
     finally:
         assert stepper.stop(20)
 

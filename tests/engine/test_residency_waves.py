@@ -7,14 +7,18 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency import supervision
+from mint_engine.residency.decide import decide
 from mint_engine.residency.lending import with_offered
 from mint_engine.residency.slot_turns import SlotTerms
 from mint_engine.sources.fetch import WEIGHTS
@@ -137,6 +141,32 @@ async def test_a_defect_in_one_load_is_told_and_survived(
     await until(lambda: here.failure(NAMES[0]) == "Internal" and here.tier(NAMES[1]) is Tier.DEVICE)
     assert len(here.residency.slots.free) == 1
     assert here.slots.empty(here.residency.slots.free[0]), "the slot of a load that failed is cleared"
+
+
+async def test_a_defect_ends_no_loop(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody awaits the loops: one that ended would leave an engine that says it serves, and loads nothing."""
+    monkeypatch.setattr(supervision, "AGAIN_S", 0.01)
+    troubled = dict.fromkeys(("decide", "retain"), 2)
+
+    def raising(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def troubling(*given: Any, **options: Any) -> Any:
+            troubled[name] -= 1
+            if troubled[name] >= 0:
+                raise RuntimeError("can't start new thread")
+            return work(*given, **options)
+
+        return troubling
+
+    here = scene(store=None, poll_s=0.01)
+    monkeypatch.setattr("mint_engine.residency.residency.decide", raising("decide", decide))
+    monkeypatch.setattr(here.slots, "retain", raising("retain", here.slots.retain))
+    with capture_logs() as logs:
+        here.residency.want(wanted(store, NAMES[0]))
+        await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE and troubled["retain"] < 0)
+    told = [each["loop"] for each in logs if each["event"] == "loop_defect"]
+    assert sorted(told) == ["keeper", "keeper", "poller", "poller"]
 
 
 async def test_host_memory_that_can_never_hold_an_adapter_is_terminal(

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
+from mint_contracts.errors import Internal
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
@@ -87,12 +88,16 @@ class Scene:
         self.slots, self.host = Watched(slots), HostTier(host)
         self.loader = CountingLoader(DiskTier(folder / "disk", disk))
         self.residency = Residency(self.slots, self.loader, self.host, store=store, limits=ResidencyLimits(**limits))
-        self.changes = 0
+        self.changes, self.defects = 0, list[Internal]()
         self.residency.on_change = self._changed
 
     def _changed(self) -> None:
         self.changes += 1
-        self.residency.check()
+        try:
+            self.residency.check()
+        except Internal as defect:  # the loop that has changed something would log it and go on
+            self.defects.append(defect)
+            raise
 
     def tier(self, adapter: str) -> Tier:
         held = self.residency.report().get(adapter)

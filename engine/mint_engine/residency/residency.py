@@ -37,6 +37,7 @@ from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.source_stat import SourceStat
+from mint_engine.residency.supervision import supervise
 from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
@@ -106,10 +107,14 @@ class Residency:
         self.follows: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
-        """Start the background tasks that keep what waves want."""
-        audits = self._audit.run(lambda: not self._tasks)
-        running = self._keep(), self._poller.run(), self._prefetcher.run(), audits
-        self._keepers = [asyncio.create_task(each) for each in running]
+        """Start the background tasks that keep what waves want. A defect of one ends it for a moment only."""
+        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "keeper": self._keep,
+            "poller": self._poller.run,
+            "prefetcher": self._prefetcher.run,
+            "audit": lambda: self._audit.run(lambda: not self._tasks),
+        }
+        self._keepers = [asyncio.create_task(supervise(name, run)) for name, run in loops.items()]
 
     async def close(self) -> None:
         """Stop loading, waiting up to CLOSE_S for running loads. Slots stay as they are; the books are checked."""
@@ -162,6 +167,7 @@ class Residency:
             raise Internal("residency", problem)
 
     async def _keep(self) -> None:
+        self.books.due |= self.books.wants.keys() | self.books.of_adapter.keys()  # a defect may have left some undone
         while True:
             self._wake.clear()
             self.books.settle()

@@ -272,9 +272,18 @@ class Stepper:
 
     def _hand(self, outcomes: list[Outcome]) -> None:
         try:
-            self._post(lambda: _hand_over(outcomes))
+            self._post(lambda: self._hand_over(outcomes))
         except RuntimeError:  # the event loop has closed: nobody is left to receive them
             _log.warning("events_undelivered", events=len(outcomes))
+
+    def _hand_over(self, outcomes: list[Outcome]) -> None:
+        """Call the sinks, on the thread of `post`. One that raises loses only its own request."""
+        for completion, event in outcomes:
+            try:
+                completion.sink(event)
+            except Exception:  # noqa: BLE001 - a defect of one request; the others still wait for their events
+                _log.exception("sink_defect", adapter=completion.request.adapter)
+                self.cancel(completion)
 
     def _check_books(self) -> None:
         imbalance = find_imbalance(self._scheduler)
@@ -286,8 +295,3 @@ class Stepper:
 def _tenant(completion: Completion) -> Tenant:
     request = completion.request
     return Tenant(request.slot, request.adapter, request.revision)
-
-
-def _hand_over(outcomes: list[Outcome]) -> None:
-    for completion, event in outcomes:
-        completion.sink(event)
