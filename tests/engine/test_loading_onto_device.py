@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel, Qwen3MoeConfig
 from transformers.core_model_loading import GLOBAL_WORKERS, Concatenate
 
 from mint_engine.model import stored
@@ -22,7 +22,8 @@ from mint_engine.model.quantised_experts import every_weight
 from mint_engine.model.reference import load_part
 from mint_engine.parallel.part import Part
 from tests.engine.device_double import CUDA, standing_in
-from tests.engine.families import CPU
+from tests.engine.families import CPU, MOE, SIZES, make_model
+from tests.engine.ggufs import save
 from tests.engine.quantised_experts import SAVES, load
 from tests.engine.running import save_base
 from tests.engine.saved_families import save_base as save_family
@@ -82,6 +83,40 @@ def test_host_memory_holds_the_tensors_that_are_being_read(tmp_path: Path) -> No
         assert_same(found.model, expected.model)
     assert reads.peak <= (GLOBAL_WORKERS + 1) * reads.largest < reads.total / 2
     assert reads.now == 0
+
+
+def experts_of(model: Any) -> dict[str, torch.Tensor]:
+    """A model's experts, as GGUF files have them: gates and ups apart."""
+    found = dict[str, torch.Tensor]()
+    for number, layer in enumerate(model.model.layers):
+        gate, up = layer.mlp.experts.gate_up_proj.data.chunk(2, dim=1)
+        for name, weight in (("gate", gate), ("up", up), ("down", layer.mlp.experts.down_proj.data)):
+            found[f"blk.{number}.ffn_{name}_exps.weight"] = weight
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3moe"])
+def test_host_memory_holds_a_layer_of_a_gguf_file(family: str, tmp_path: Path) -> None:
+    """Whose gates and ups become one there, if it has experts."""
+    sizes = SIZES | {"hidden_size": 64, "num_hidden_layers": 12}
+    if family == "llama":
+        model = make_model(LlamaConfig(**sizes))
+        save(tmp_path / "base.gguf", model, family)
+    else:
+        model = make_model(Qwen3MoeConfig(**sizes, **MOE | {"moe_intermediate_size": 768}, norm_topk_prob=True))
+        told = {"expert_count": 6, "expert_used_count": 2}
+        told |= {"attention.key_length": model.config.head_dim, "attention.value_length": model.config.head_dim}
+        told = {f"ARCH.{key}": value for key, value in told.items()}
+        save(tmp_path / "base.gguf", model, family, told, experts_of(model), without="None")
+    reads, plain = Reads(), torch.from_numpy
+    gc.disable()
+    try:
+        with standing_in(), patch.object(torch, "from_numpy", lambda array: reads.note(plain(array))):
+            assert_same(load_base(tmp_path, torch.float32, CUDA).model, model)
+    finally:
+        gc.enable()
+    assert reads.now == 0
+    assert reads.peak < reads.total / 8, "of twelve layers"
 
 
 def test_experts_are_merged_on_the_gpu(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import NonFiniteWeights, UnsupportedBase
 from mint_contracts.quantisation import Quantisation
-from mint_contracts.records import LOADING
 from mint_engine.model.files import (
     LIBRARY_ERRORS,
     BaseFiles,
@@ -31,6 +30,7 @@ from mint_engine.model.files import (
     read_tokenizer,
 )
 from mint_engine.model.gguf_config import supply
+from mint_engine.model.gguf_tensors import load_gguf
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.quantised_experts import every_weight, keep_experts, move, nothing_to_keep
@@ -105,7 +105,7 @@ def load_base(
 ) -> Base:
     """Load the base at `path`, or a part of it, in evaluation mode and without gradients.
 
-    Each tensor is on the device as soon as it is read, except those of a GGUF file and those of a `part`, which
+    Each tensor is on the device as soon as it is read (of a GGUF file, each layer), except those of a `part`, which
     decides about them. With `quantised_experts`, routed experts stay quantised as in the files, see that module.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights, UnsupportedBase or
@@ -171,6 +171,8 @@ def _read_model(
     dtype, device = kind
 
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+        if files.gguf is not None:  # completely: a part of it is cut when all is there
+            return load_gguf(model, files.folder / files.gguf, tensors, loading, device, progress)
         check_enough(files, model, tensors)
         tensors = counted(tensors, progress)
         if quantisation is not None:
@@ -186,11 +188,7 @@ def _read_model(
     if files.gguf:
         options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        reader: Any = _kind(config)
-        if files.gguf:
-            progress.begin(LOADING, 0)
-        else:
-            reader = with_loader(type(empty_model(config, files.subject)), read)
+        reader: Any = with_loader(type(empty_model(config, files.subject)), read)
         model, info = reader.from_pretrained(
             files.folder,
             dtype=dtype,
@@ -200,7 +198,7 @@ def _read_model(
             **options,
         )
         _check_read(files, info)
-        if files.gguf:  # read completely: transformers cannot read a part of one
+        if files.gguf:
             supply(model, files.folder / files.gguf, files.subject)
             return model  # type: ignore[no-any-return]
         if part is not None:

@@ -136,12 +136,12 @@ def with_loader(whole: type[PreTrainedModel], by: LoadWeights) -> type[PreTraine
 
     transformers creates a model without memory and fills it with tensors that are read one by one; `by` chooses
     these, and may cut the model before. transformers would also add an adapter that lies beside them, if PEFT is
-    installed; it is left out, being no part of the base.
+    installed; it is left out, being no part of the base. Tensors of a GGUF file are those that transformers finds.
     """
     read: list[LoadStateDictInfo] = []
 
-    def load(model: Any, _: Any, files: list[str], loading: Any, **__: Any) -> Any:
-        read.append(by(model, open_tensors(files), loading))
+    def load(model: Any, found: Any, files: list[str], loading: Any, **__: Any) -> Any:
+        read.append(by(model, open_tensors(files) if found is None else found, loading))
         return read[-1], None
 
     def leave_adapter(*_: Any, **__: Any) -> LoadStateDictInfo:
