@@ -9,6 +9,7 @@ import structlog
 from mint_contracts import sampling_pb2
 from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import InvalidRequest, MintError
+from mint_gateway.field_count import memory
 from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
@@ -17,7 +18,7 @@ REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; clients may send megabytes as a name
 
 MOST_BYTES = 96 << 20  # of requests in flight through both doors together
-_TOKEN_BYTES = 10  # memory that protobuf uses per prompt token
+TOKEN_BYTES = 10  # memory that protobuf uses per token
 
 _log = structlog.get_logger()
 
@@ -43,7 +44,7 @@ class Answering:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
             with self._budget.share(client=caller.get()) as share:
-                share.fill(max(request.ByteSize(), _TOKEN_BYTES * len(request.tokens.ids)))
+                share.fill(max(memory(request), TOKEN_BYTES * len(request.tokens.ids)))
                 await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
             code = grpc.StatusCode.OK
         except asyncio.CancelledError:

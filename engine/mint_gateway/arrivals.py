@@ -9,13 +9,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
 from mint_contracts.errors import InvalidRequest, MintError, Overloaded, Unavailable
 from mint_contracts.shares import Shares
 from mint_contracts.wire import to_status
+from mint_gateway.field_count import counted
 from mint_gateway.guard import OPEN
 from mint_gateway.keys import caller
 
@@ -104,7 +105,10 @@ class _Room:
         self._places, self._arrival_s = Places(count), arrival_s
 
     async def receive(self, context: _Context) -> Any:
-        """Return the call's next request, or EOF. Raises Overloaded, or Unavailable if it takes too long."""
+        """Return the call's next request, or EOF.
+
+        Raises Overloaded, Unavailable if it takes too long, and InvalidRequest for too many fields.
+        """
         client = caller.get() or context.peer().rpartition(":")[0]
         async with self._places.place(client):
             try:
@@ -116,7 +120,10 @@ class _Room:
 
 
 class Arrivals(grpc.aio.ServerInterceptor):
-    """Receives calls' requests itself. A registration's stream is left to its servicer, which admits only a few."""
+    """Receives calls' requests itself, and parses only those that do not take far more memory than they arrived with.
+
+    A registration's stream is left to its servicer, which admits only a few.
+    """
 
     def __init__(self) -> None:
         self._keyed, self._open = _Room(PLACES, ARRIVAL_S), _Room(OPEN_PLACES, OPEN_ARRIVAL_S)
@@ -128,13 +135,14 @@ class Arrivals(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """Return the call's handler as one of a stream, of which it reads one request, or reflection's all."""
         handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
         is_open = handler_call_details.method.startswith(OPEN)
-        if handler is None or (handler.request_streaming and not is_open):
-            return handler
-        room, codec = (
-            self._open if is_open else self._keyed,
-            (handler.request_deserializer, handler.response_serializer),
-        )
+        room = self._open if is_open else self._keyed
+        parse, register = cast("Any", handler.request_deserializer), cast("Any", handler.stream_unary)
+        codec = (counted(parse), handler.response_serializer)
+        if handler.request_streaming and not is_open:
+            return grpc.stream_unary_rpc_method_handler(register, *codec)
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(_conversing(answer, room), *codec)

@@ -31,7 +31,9 @@ class RegisterRequest(_message.Message):
     """Complete lines, each a JSON object with CatalogEntry's fields; the fast way. Empty lines are skipped but counted."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]:
-        """Entries as messages. Each counts as a line, after those of `lines`."""
+        """Entries as messages. Each counts as a line, after those of `lines`. A message has at most 65,536 fields in all:
+        several thousand entries.
+        """
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Registering: lines become entries, entries become manifest parts, and each durable part is applied to Redis."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from mint_contracts.entries import Entry, check, plainly_good, read_line, read_l
 from mint_contracts.errors import CapacityExceeded, MintError
 from mint_contracts.part_names import part_name
 from mint_gateway.catalog.writable import ANYTHING, Writable
+from mint_gateway.time_slices import TimeSlices
 
 PART_ENTRIES = 10_000
 PARTS_AT_ONCE = 4  # written concurrently while the next is filled: one waits for the disk, another uses Redis
@@ -52,15 +53,17 @@ class Registration:
             await self._write_full_parts()
             await asyncio.sleep(0)
 
-    async def add(self, entries: Sequence[Entry]) -> None:
+    async def add(self, entries: Iterable[Entry]) -> None:
         """Add entries; each counts as a line."""
+        slices = TimeSlices()
         for entry in entries:
             self._line += 1
             try:
                 self._entries.append(check(entry))
             except MintError as error:
                 self._refuse(self._line, error)
-        await self._write_full_parts()
+            await self._write_full_parts()
+            await slices.rest()
 
     async def finish(self) -> None:
         """Write what is left and wait until all of it is durable and visible."""

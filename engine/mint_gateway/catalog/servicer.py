@@ -117,7 +117,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             names = list(dict.fromkeys(check_adapter(name) for name in request.names))
             registration = await self._registration(request.base_model)
             unknown = await self._catalogs.reader.absent(registration.base, names)
-            await registration.add([Entry(name, retired=True) for name in names])
+            await registration.add(Entry(name, retired=True) for name in names)
             await registration.finish()
             counts = {"adapters": len(names), "unknown": len(unknown)}
             _log.info("retired", base_model=registration.base, **counts, client=caller.get())
@@ -134,7 +134,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
                     if registration is None:
                         registration = await self._registration(request.base_model)
                     await registration.add_lines(request.lines)
-                    await registration.add([_entry(each) for each in request.entries])
+                    await registration.add(_entry(each) for each in request.entries)
                 if registration is None:
                     raise InvalidRequest("stream", "is empty; send at least one message")
                 await registration.finish()

@@ -12,14 +12,15 @@ from mint_contracts import training_pb2_grpc
 from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
-from mint_gateway.answering import LOGGED_ERROR_LENGTH
+from mint_gateway.answering import LOGGED_ERROR_LENGTH, TOKEN_BYTES
+from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
 from mint_gateway.servicers import answered, pass_on
 from mint_gateway.trainer.forwarding import CallTrail, Forwarding, Request
 
-MOST_BYTES = 64 << 20  # of calls in flight, in their serialized size
+MOST_BYTES = 64 << 20  # of calls in flight
 
 A = TypeVar("A", bound=Message)
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -86,7 +87,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         began = asyncio.get_running_loop().time()
         try:
             with self._in_flight.admit(), self._budget.share(0, caller.get()) as share:
-                share.fill(request.ByteSize())
+                share.fill(_taken(request))
                 response = await self._forwarding.forward(request, context.time_remaining(), trail)
             code = grpc.StatusCode.OK
             return cast(A, response)
@@ -112,3 +113,9 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         if failure:
             fields["error"] = failure[:LOGGED_ERROR_LENGTH]
         _log.info("training_call", **fields)
+
+
+def _taken(request: Request) -> int:
+    """Return about how many bytes of memory a call takes."""
+    examples = request.examples if isinstance(request, pb.ForwardBackwardRequest) else ()
+    return memory(request) + TOKEN_BYTES * sum(len(each.tokens) + len(each.targets) for each in examples)

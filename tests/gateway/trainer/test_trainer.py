@@ -220,7 +220,7 @@ async def test_a_refused_call_leaves_its_number_to_the_next(school: School) -> N
 async def test_more_than_a_gateway_holds_is_refused_with_when_to_come_back(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servicer, "MOST_BYTES", lesson("acme/a", 1).ByteSize() + 200)
+    monkeypatch.setattr(servicer, "MOST_BYTES", servicer._taken(lesson("acme/a", 1)) + 200)
     await school.scene.open()
     await school.scene.seen()
     policy = await school.scene.client.create_policy("acme/a", rank=4)
