@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from mint_contracts.errors import CorruptFile, MintError, UnsafeFormat
+from mint_contracts.errors import CorruptFile, MintError, UnsafeFormat, UnsupportedAdapter
 from mint_engine.adapters.header import DTYPE_BYTES, LENGTH_BYTES, MAX_HEADER_BYTES, TensorTable, header_bytes, parse
+from mint_engine.sources.fetch import WEIGHTS
+from tests.engine.made import peft_adapter, read_tiny
 
 GOOD = save({"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, metadata={"format": "pt"})
 
@@ -181,4 +184,23 @@ def test_a_header_of_all_experts_of_a_30b_model_is_read_whole() -> None:
         place += 16
     text = json.dumps(table).encode()
     assert len(text) < MAX_HEADER_BYTES / 4
-    assert len(parse(text, "file").tensors) == 37_248
+    assert len(parse(text, "file", most=37_248).tensors) == 37_248
+
+
+EMPTY = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+MANY: dict[str, bytes] = {
+    "tensors": b"{" + b",".join(b'"%d":%s' % (n, EMPTY) for n in range(90_000)) + b"}",
+    "numbers": b"{" + b",".join(b'"%d":0' % n for n in range(700_000)) + b"}",
+    "dimensions": b'{"a":{"dtype":"F32","shape":[' + b"1," * 700_000 + b'1],"data_offsets":[0,4]}}',
+    "lists": b'{"a":' + b"[" * 700_000 + b"]" * 700_000 + b"}",
+    "metadata": b'{"__metadata__":{' + b",".join(b'"%d":""' % n for n in range(700_000)) + b"}}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MANY.values(), ids=MANY)
+def test_a_header_of_far_more_than_the_base_takes_is_refused_for_that(text: bytes, tmp_path: Path) -> None:
+    """And not for what else is wrong with it: parsed it would take hundreds of bytes for a value of two."""
+    peft_adapter(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(UnsupportedAdapter, match="values, too many for the at most"):
+        read_tiny(tmp_path)

@@ -30,6 +30,7 @@ _TEXT_MODELS = (MODEL, TEXT_MODEL, _TEXT_MODEL_BEFORE)  # prefixes of layers, wh
 
 PLAIN = -1  # in place of an expert's number: the module is not stacked
 MAX_SCALING = 3e38  # what float32 holds
+_UNKNOWN_TENSORS = 1 << 15
 PASSED_OVER_BYTES = 1 << 30  # the least limit, or the largest adapter's size: reading them takes some seconds
 MOST_EFFORT = 1 << 24  # over all linears: about five seconds of a core
 
@@ -45,6 +46,12 @@ class Fit:
     max_rank: int
     base_names: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
+
+    @property
+    def most_tensors(self) -> int:
+        """The most tensors to look at: all that an adapter may have, and some that are refused by their names."""
+        linears = sum(max(1, module.experts) for module in self.modules.values())
+        return 2 * (linears + len(self.unused)) + _UNKNOWN_TENSORS
 
 
 @dataclass(frozen=True)

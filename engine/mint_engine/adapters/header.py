@@ -8,10 +8,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mint_contracts.errors import CorruptFile, UnsafeFormat
+from mint_contracts.errors import CorruptFile, UnsafeFormat, UnsupportedAdapter
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 32 << 20  # 37,248 tensors (all experts of a 30B-A3B) need 6 MiB
+# Values of JSON: a tensor of two dimensions takes 8, and metadata may have others.
+_VALUES_A_TENSOR, _OTHER_VALUES = 10, 1 << 16
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save: zip or bare pickle
@@ -48,12 +50,19 @@ def header_bytes(start: bytes, subject: str) -> int:
     return length
 
 
-def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> TensorTable:
+def parse(header: bytes, subject: str, *, file_bytes: int | None = None, most: int | None = None) -> TensorTable:
     """Parse a header (only its JSON).
 
     `file_bytes` is the file's true size, if known. Raises CorruptFile if names repeat, a dtype is not F32, F16 or
-    BF16, or the tensors do not fill the file exactly, without overlap or gap.
+    BF16, or the tensors do not fill the file exactly, without overlap or gap; and, before it makes an object of any,
+    UnsupportedAdapter if there may be far more than `most` tensors.
     """
+    if most is not None and _values(header) > _VALUES_A_TENSOR * most + _OTHER_VALUES:
+        raise UnsupportedAdapter(
+            subject,
+            f"has a safetensors header of {_values(header)} values, too many for the at most {most} tensors of an "
+            "adapter of the base model; save it without others",
+        )
     try:
         raw = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -72,6 +81,11 @@ def parse(header: bytes, subject: str, *, file_bytes: int | None = None) -> Tens
         problem = "is truncated" if file_bytes < end else "has bytes beyond its tensors"
         raise CorruptFile(subject, f"{problem}: {file_bytes} bytes, and its header gives {end}; upload it again")
     return TensorTable(tensors=tensors, file_bytes=end)
+
+
+def _values(header: bytes) -> int:
+    """Return how many values JSON may have at most; to count takes far less than to parse."""
+    return header.count(b",") + header.count(b"[") + header.count(b"{") + 1
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

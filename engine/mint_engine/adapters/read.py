@@ -76,7 +76,7 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
     config = peft_config.parse(read_bounded(folder, CONFIG, peft_config.MAX_CONFIG_BYTES), folder.subject)
     check_config(config, fit, folder.subject)
     with folder.open(WEIGHTS) as file:
-        table = read_header(file, folder.subject, found[WEIGHTS])
+        table = read_header(file, folder.subject, found[WEIGHTS], fit.most_tensors)
         asked = without_unused(table, fit.unused, folder.subject)
         parts = check_tensors(config, asked, fit, folder.subject)
         if skipped := len(table.tensors) - len(asked.tensors):

@@ -32,11 +32,14 @@ def adapter_files(folder: Folder) -> dict[str, int | None]:
     return found
 
 
-def read_header(file: BinaryIO, subject: str, file_bytes: int | None) -> TensorTable:
-    """Read a safetensors file's header, all bytes before its tensors. Raises CorruptFile or UnsafeFormat."""
+def read_header(file: BinaryIO, subject: str, file_bytes: int | None, most: int) -> TensorTable:
+    """Read the header of a safetensors file of at most `most` tensors, all bytes before these.
+
+    Raises CorruptFile, UnsafeFormat or UnsupportedAdapter.
+    """
     start = read_up_to(file, header.LENGTH_BYTES)
     length = header.header_bytes(start, subject)
     text = read_up_to(file, length)
     if len(text) < length:
         raise CorruptFile(subject, f"is truncated: {len(text)} bytes of a header of {length}; upload it again")
-    return header.parse(text, subject, file_bytes=file_bytes)
+    return header.parse(text, subject, file_bytes=file_bytes, most=most)
