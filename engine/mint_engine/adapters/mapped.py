@@ -62,6 +62,13 @@ class Opener:
             self._verified.put(identity, True)
         return Packed(header, run, None if short else KnownFile(path, identity))
 
+    def has_verified(self, path: Path) -> bool:
+        """Return whether `open` would not have to read all of a file that is there."""
+        try:
+            return self._verified.get(identity_of(path.stat())) is not None
+        except OSError:
+            return False
+
     def trust(self, path: Path) -> None:
         """Mark a file as verified, which this process has just written from a run whose digest it computed."""
         with suppress(FileNotFoundError):

@@ -55,12 +55,14 @@ class Loader:
     def held(self, source: Source, state: str | None) -> Packed | None:
         """Return the packed adapter of a source in this state from the disk tier, or None if it is not there intact.
 
-        Call inside `disk.using(source)`. Computes little, and waits only for this machine's disk. Raises the errors
-        of `load`.
+        Nor is a file returned that this process has not verified: that takes reading all of it, as `load` does. Call
+        inside `disk.using(source)`. Computes little, and waits only for this machine's disk. Raises `load`'s errors.
         """
         path = self.disk.get(source, self._digest(None) if state is None else state)
+        if path is None or not self._opener.has_verified(path):
+            return None
         try:
-            return None if path is None else self._open(path, source)
+            return self._open(path, source)
         except (CorruptFile, _Lost):  # `load` handles these
             return None
 
