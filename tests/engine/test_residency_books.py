@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
@@ -57,6 +59,24 @@ def test_what_failed_before_and_the_others_leave_the_queue_in_turn() -> None:
     queue.add(want("c", priority=9))
     assert [queue.pop(1) for _ in range(5)] == [{"c"}, {"a"}, {"x"}, {"b"}, {"y"}]
     assert (len(queue), queue.pop(1)) == (0, set())
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5), st.booleans()), max_size=60), st.integers(0, 5)
+)
+def test_a_queue_keeps_few_entries_however_often_urgencies_change(
+    asked: list[tuple[str, int, bool]], taken: int
+) -> None:
+    """An adapter's demand changes with every report, and those of low urgency may wait for hours."""
+    queue, last = LoadQueue(), dict[str, tuple[bool, int]]()
+    for name, priority, failed in asked:
+        queue.add(want(name, priority=priority), failed=failed)
+        last[name] = failed, -priority
+        assert sum(map(len, queue._heaps.values())) <= 2 * len(queue) == 2 * len(last)
+        if priority < taken and len(last) > 3:
+            for gone in queue.pop(1):
+                own = last.pop(gone)
+                assert own[1] == min(urgent for failed, urgent in (*last.values(), own) if failed is own[0])
 
 
 def test_missing_adapters_of_an_urgent_wave_do_not_keep_those_of_others_waiting() -> None:

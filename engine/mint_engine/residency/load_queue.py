@@ -13,7 +13,7 @@ class LoadQueue:
     """Holds each adapter once, with the urgency last given. The caller checks whether it still needs to be loaded."""
 
     def __init__(self) -> None:
-        # By whether the last load failed; they may contain superseded entries.
+        # By whether the last load failed; they may contain superseded entries, as many as others.
         self._heaps: dict[bool, list[tuple[Urgency, str]]] = {False: [], True: []}
         self._entered: dict[str, tuple[bool, Urgency]] = {}
         self._turn = False  # whose turn it is
@@ -27,6 +27,8 @@ class LoadQueue:
         if self._entered.get(want.adapter) != (failed, urgent):
             self._entered[want.adapter] = failed, urgent
             heapq.heappush(self._heaps[failed], (urgent, want.adapter))
+        if sum(map(len, self._heaps.values())) > 2 * len(self._entered):
+            self._sweep()
 
     def pop(self, count: int) -> set[str]:
         """Remove and return the most urgent adapters, at most `count`."""
@@ -37,6 +39,13 @@ class LoadQueue:
             if adapter is not None:
                 taken.add(adapter)
         return taken
+
+    def _sweep(self) -> None:
+        """Remove superseded entries, which would otherwise stay until they come first."""
+        for failed in self._heaps:  # a sorted list is a heap
+            self._heaps[failed] = sorted(
+                (urgent, name) for name, (its, urgent) in self._entered.items() if its is failed
+            )
 
     def _pop(self, *, failed: bool) -> str | None:
         heap = self._heaps[failed]
