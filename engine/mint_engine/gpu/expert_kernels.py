@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 # As in `mint_engine.kernels.expert_structs`.
 _E4M3, _INT8, _E2M1, _INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -26,27 +27,23 @@ def _rows_of(ends, rows, block, experts: tl.constexpr, padded_experts: tl.conste
 
 
 @triton.jit
-def _number_of(code, kind: tl.constexpr):
-    """Return codes (uint16) as float32, see `_factor_of`; those of integers with 1024 added, see `_scales_of`."""
-    if kind == _E4M3:
-        bits = ((code << 8) & 0x8000) | ((code << 7) & 0x3F80)
-    elif kind == _E2M1:
-        bits = ((code << 12) & 0x8000) | ((code << 9) & 0x0E00)
-    else:
-        bits = code | 0x6400
-    return bits.to(tl.float16, bitcast=True).to(tl.float32)
+def _e4m3(byte):
+    """Return e4m3 bytes (uint8) as float32; by their bits on GPUs before Ada, which do not know the type."""
+    if cuda_capability_geq(8, 9):
+        return byte.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(tl.float32)
+    bits = byte.to(tl.uint16)
+    bits = ((bits << 8) & 0x8000) | ((bits << 7) & 0x3F80)
+    return bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
 
 
 @triton.jit
 def _factor_of(expert, factors, kind: tl.constexpr, scale_kind: tl.constexpr):
-    """Return what all of an expert's scales are multiplied by: a half's exponents begin lower than those of codes."""
+    """Return what all of an expert's scales are multiplied by."""
     factor = 1.0
-    if kind == _E4M3:
-        factor = 256.0
-    elif kind == _E2M1:
-        factor = 16384.0
+    if kind == _E2M1:
+        factor = 16384.0  # a half's exponents begin lower than those of codes
     if scale_kind == _SCALED:
-        factor = factor * (256.0 * tl.load(factors + expert))
+        factor = factor * tl.load(factors + expert)
     return factor
 
 
@@ -63,27 +60,34 @@ def _scales_of(
         bits = scale.to(tl.int32)
         scale = tl.where(bits == 0, 0x400000, bits << 23).to(tl.float32, bitcast=True)
     elif scale_kind == _SCALED:
-        scale = _number_of(scale.to(tl.uint16), _E4M3)
+        scale = _e4m3(scale)
     scale = scale.to(tl.float32) * factor
     half: tl.constexpr = 128 if kind == _INT8 else 8
     if zero_kind == _NO_ZEROS:
-        less = tl.full(scale.shape, 1024 + half, tl.float32)
+        less = tl.full(scale.shape, half, tl.float32)
     elif zero_kind == _ZERO_BYTES:
-        less = tl.load(zeros + at, mask=mask, other=0).to(tl.float32) + (1024 + half)
+        less = tl.load(zeros + at, mask=mask, other=0).to(tl.float32) + half
     else:  # codes of several outputs in a word
         each: tl.constexpr = 4 if kind == _INT8 else 8
         word = tl.load(zeros + (n // each)[:, None] * columns + group[None], mask=mask, other=0)
-        less = ((word >> (n % each * (32 // each))[:, None]) & (2 * half - 1)).to(tl.float32) + 1024
+        less = ((word >> (n % each * (32 // each))[:, None]) & (2 * half - 1)).to(tl.float32)
     return scale, less
 
 
 @triton.jit
 def _weights_of(byte, part: tl.constexpr, parts: tl.constexpr, scale, less, kind: tl.constexpr, dtype: tl.constexpr):
     """Return the weights [O, B] in `dtype` of the `part`-th code of each byte [O, B], by scales [O, G]."""
-    code = byte
-    if parts == 2:
-        code = (byte >> (4 * part)) & 15
-    number = _number_of(code, kind)
+    if kind == _E4M3:
+        number = _e4m3(byte)
+    else:
+        code = byte.to(tl.int32)
+        if parts == 2:
+            code = (code >> (4 * part)) & 15
+        if kind == _E2M1:
+            bits = ((code << 12) & 0x8000) | ((code << 9) & 0x0E00)
+            number = bits.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        else:  # the last bits of 2^23
+            number, less = (code | 0x4B000000).to(tl.float32, bitcast=True), less + 8388608.0
     groups: tl.constexpr = scale.shape[1]
     if groups > 1:
         number = tl.reshape(number, (byte.shape[0], groups, byte.shape[1] // groups))
@@ -115,7 +119,6 @@ def multiply(
         for done in range(0, width, step):
             at = done + b
             byte = tl.load(codes + row + at[None], mask=(n < height)[:, None] & (at < width)[None], other=0)
-            byte = byte.to(tl.uint16)
             next_scale, next_less = _scales_of(
                 scales, zeros, factor, n, (done + step) // group + g, height, columns, kind, scale_kind, zero_kind,
                 high,
@@ -138,7 +141,7 @@ def multiply_back(
     zero_kind: tl.constexpr, high: tl.constexpr, group: tl.constexpr, parts: tl.constexpr, tile: tl.constexpr,
     outputs: tl.constexpr, step: tl.constexpr,
 ):  # fmt: skip
-    """dx [P, I] = dy W of a tile of an expert's rows, for the inputs in some bytes of each output's codes."""
+    """dx [P, I] = dy W of a tile of an expert's rows, for the inputs of some of each output's bytes."""
     expert, first, end = _rows_of(ends, rows, tl.program_id(1), experts, padded_experts, tile)
     if first < end:
         start = tl.program_id(0) * outputs
@@ -157,7 +160,7 @@ def multiply_back(
                 codes + at.to(tl.int64)[:, None] * pitch + b[None],
                 mask=(at < height)[:, None] & (b < width)[None],
                 other=0,
-            ).to(tl.uint16)
+            )
             given = tl.load(own + at[:, None], mask=(at < height)[:, None] & (m < end)[None], other=0.0)
             next_scale, next_less = _scales_of(
                 scales, zeros, factor, at + step, g, height, columns, kind, scale_kind, zero_kind, high

@@ -61,7 +61,7 @@ class _Linear:
         group = _WHOLE if scales.shape[2] == 1 else wide // parts
         if inputs % parts or (group != _WHOLE and (wide % parts or group & (group - 1))):
             return None
-        bytes_ = codes.codes.flatten(2).view(torch.uint8)  # GPUs before Hopper know no float8
+        bytes_ = codes.codes.flatten(2).view(torch.uint8)  # GPUs before Ada know no float8
         zero_kind = ZeroKind.NONE if codes.zeros is None else ZEROS[codes.zeros.dtype]
         return cls(
             bytes_, parts, inputs // parts, scales.view(torch.uint8) if scales.itemsize == 1 else scales, high, group,
