@@ -21,6 +21,8 @@ from mint_engine.model.base import Base
 from mint_engine.model.experts import forward, is_stack
 from mint_engine.model.modules import replace_modules
 from mint_engine.model.quantised_experts import QuantisedWeight, kept_stacks, move
+from mint_engine.parallel.shard import _cut_stack
+from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 from mint_engine.training.routed import read_stack
 from tests.engine.device_double import CUDA, Noted, Silent, standing_in
@@ -237,15 +239,20 @@ def test_torch_multiplies_by_what_no_kernel_reads(files: str, tmp_path: Path) ->
     ]
 
 
+@pytest.mark.parametrize("held", [None, Cut(1, 3)], ids=["all experts", "a rank's"])
 @pytest.mark.parametrize("files", ["float8 by channels", "mxfp4", "numbers"])
-def test_a_layer_computes_what_it_does_with_plain_torch_and_does_not_wait(files: str, tmp_path: Path) -> None:
+def test_a_layer_computes_what_it_does_with_plain_torch_and_does_not_wait(
+    files: str, held: Cut | None, tmp_path: Path
+) -> None:
     """Gates and what they gate one below another or interleaved, with biases and without."""
     base = load(SAVES[files][1](tmp_path)[0], dtype=torch.float32)
     draw = torch.Generator().manual_seed(3)
     with standing_in() as seen, torch.inference_mode():
         move(base.model, CUDA)
-        replace_modules(base.model, Slots({}, 1, 8, base.dtype, CUDA), None)
+        replace_modules(base.model, Slots({}, 1, 8, base.dtype, CUDA), held)
         experts: Any = next(module for module in base.model.modules() if is_stack(module))
+        if held is not None:
+            _cut_stack(experts, held)
         if experts.has_bias:
             for bias in (experts.gate_up_proj_bias, experts.down_proj_bias):
                 bias.data.copy_(torch.randn(bias.shape, generator=draw))

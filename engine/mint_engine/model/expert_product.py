@@ -43,9 +43,13 @@ def rows_of(experts: Any, name: str) -> torch.Tensor:
 
 def in_one(experts: Any) -> bool:
     """Whether a GPU multiplies all pairs in one call for each linear, for which the host need not know bounds."""
-    stacks = experts.gate_up_proj, experts.down_proj
-    plain = all(isinstance(each, torch.Tensor) and each.device.type == "cuda" and _grouped(each) for each in stacks)
-    return plain and not torch.is_grad_enabled()
+
+    def taken(weight: torch.Tensor | QuantisedWeight) -> bool:
+        if isinstance(weight, torch.Tensor):
+            return weight.device.type == "cuda" and _grouped(weight)
+        return weight.product is not None
+
+    return not torch.is_grad_enabled() and taken(experts.gate_up_proj) and taken(experts.down_proj)
 
 
 def multiply(experts: Any, name: str, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
