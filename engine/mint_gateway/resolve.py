@@ -21,7 +21,8 @@ def resolve(views: Mapping[str, MapView], base: str) -> MapView:
     if len(views) == 1:
         return next(iter(views.values()))
     if not views:
-        raise BaseModelNotFound("base model", "none is served here yet; apply a BaseModel")
+        message = "none is served here, or none in the scope of your key; apply a BaseModel, or use another key"
+        raise BaseModelNotFound("base model", message)
     raise InvalidRequest("base model", f"must be named, since several are served; {_known(views)}")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.entries import Entry
-from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable, MintError
+from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, InvalidRequest, MapUnavailable, MintError
 from mint_contracts.records import BaseRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_gateway.resolve import candidate_bases, choose_base, possible_bases
@@ -130,6 +130,12 @@ def test_a_name_that_a_key_does_not_open_is_as_one_that_nobody_has() -> None:
         [each.base for each in candidate_bases(within(named(*views), scope), "", ADAPTER)]
         for views in (hidden, nothing)
     ] == [["a/a"], ["a/a"]]
+
+
+def test_a_key_that_opens_no_base_may_be_why_there_is_none() -> None:
+    views = within(named(placed("demo/a")), Scope(namespaces=frozenset({"other"})))
+    with pytest.raises(BaseModelNotFound, match="none in the scope of your key; apply a BaseModel, or use another"):
+        candidate_bases(views, "", ADAPTER)
 
 
 _views = st.builds(view, st.just(""), st.sampled_from([None, STORE]), catalog=st.booleans())
