@@ -1,7 +1,6 @@
 """One engine's life: listen, load the base however long that takes, follow the map, drain, end."""
 
 import asyncio
-import gc
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
 from mint_engine.background_threads import disable_thread_teams
 from mint_engine.environment import Start
+from mint_engine.garbage import freeze_garbage
 from mint_engine.model.base import Base
 from mint_engine.model.modules import unused_linears
 from mint_engine.parallel.node import is_of_node
@@ -190,7 +190,7 @@ class Process:
         return self._refused[1] if self._refused is not None else None
 
     def _make_residency(self, base: Base, slots: Slots) -> Residency:
-        _settle()
+        freeze_garbage()
         settings = self._start.settings
         disk = DiskTier(self._start.cache / "adapters", settings.disk_bytes)
         fit = Fit(slots.modules, settings.max_rank, settings.base_names, unused_linears(base.model))
@@ -310,16 +310,6 @@ async def run(start: Start) -> int:
     if draining.done():
         draining.result()
     return DRAINED
-
-
-def _settle() -> None:
-    """Freeze all objects, those of the base and the libraries: hundreds of thousands.
-
-    A full garbage collection, during which all streams wait, then no longer visits them.
-    """
-    gc.collect()
-    gc.freeze()
-    log.info("settled", objects=gc.get_freeze_count())
 
 
 def _announcement_cache_of(start: Start) -> AnnouncementCache | None:

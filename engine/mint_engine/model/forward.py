@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,8 +49,8 @@ class Together(Protocol):
         """Raise UnsupportedBase if one of them serves with another kind of pass."""
         ...
 
-    def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
-        """Have them compute a step; this rank must compute its part right after."""
+    def step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> AbstractContextManager[None]:
+        """Have them compute a step; this rank must compute its part during the block."""
         ...
 
     def tell_wipe(self, pages: Sequence[int]) -> None:
@@ -166,8 +167,8 @@ class Forward:
         if self._others is None:
             return self._pass.run(tokens, spans, keep)
         try:
-            self._others.tell_step(tokens, spans, keep)
-            return self._pass.run(tokens, spans, keep)
+            with self._others.step(tokens, spans, keep):
+                return self._pass.run(tokens, spans, keep)
         except BaseException:
             self._others.end()  # the others may have computed what this rank has not
             raise

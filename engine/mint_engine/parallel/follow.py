@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from mint_contracts.errors import EngineUnavailable, Internal, MintError, UnsupportedBase
 from mint_contracts.logs import log_as_json
 from mint_engine.adapters.mapped import Opener
+from mint_engine.garbage import freeze_garbage
 from mint_engine.kernels.library import instruction_set
 from mint_engine.model.base import empty_model, load_base
 from mint_engine.model.device import HOST, choose_device, choose_dtype
@@ -34,7 +35,7 @@ from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Passes, Ready, Refused, SlotChange, Step, Wipe
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
-from mint_engine.parallel.rank import refusal
+from mint_engine.parallel.rank import ANSWER_S, refusal
 from mint_engine.parallel.steps import spans_of
 from mint_engine.preflight import check_config
 from mint_engine.residency.policy_device import room_on
@@ -88,7 +89,8 @@ def _live(ends: _Ends) -> None:
     work = _answer(ends.steps, begin, lambda: _choose(member, begin, peers, lean=meet.lean), lambda work: work.passes)
     if work is None:
         return
-    threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
+    freeze_garbage()  # all ranks wait while one collects
+    threading.Thread(target=_follow_slots, args=(ends.slots, member.slots, work.launched), daemon=True).start()
     _follow_steps(ends.steps, work, peers)
 
 
@@ -146,6 +148,24 @@ def _admit(begin: Begin, config: PreTrainedConfig, subject: str) -> None:
     )
 
 
+class _Launched:
+    """Counts the steps that this rank has launched: on a CPU, computed. Slot changes wait for them."""
+
+    def __init__(self) -> None:
+        self._count, self._changed = 0, threading.Condition()
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+
+    def wait_for(self, count: int, timeout_s: float) -> bool:
+        """Wait until there are `count`; return whether there are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._count >= count, timeout_s)
+
+
 @dataclass(frozen=True)
 class _Work:
     """The parts of this rank that carry out commands."""
@@ -153,6 +173,7 @@ class _Work:
     member: Member
     serving: Pass
     training: Follower | None
+    launched: _Launched = field(default_factory=_Launched)
 
     @property
     def passes(self) -> Sequence[Passes]:
@@ -169,6 +190,7 @@ class _Work:
         elif isinstance(command, Step):
             with torch.inference_mode():
                 self.serving.run(command.tokens, spans_of(command), command.keep)
+            self.launched.add()
         elif self.training is not None and not isinstance(command, Begin | Meet | End):
             self.training.do(command)
 
@@ -190,7 +212,7 @@ def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
             raise
 
 
-def _follow_slots(changes: socket.socket, slots: Slots) -> None:
+def _follow_slots(changes: socket.socket, slots: Slots, launched: _Launched) -> None:
     """Carry out and answer each change, with Ready or with what went wrong. After a defect this rank ends."""
     opener = Opener()
     try:
@@ -198,7 +220,7 @@ def _follow_slots(changes: socket.socket, slots: Slots) -> None:
             data, descriptors, _, _ = socket.recv_fds(changes, 1 << 16, 1)
             if not data:  # the sender is gone, and so are the ranks that this one may be waiting for
                 os._exit(0)
-            problem = _change(messages.decode_change(data), descriptors, slots, opener)
+            problem = _change(messages.decode_change(data), descriptors, slots, launched, opener)
             changes.sendall(messages.encode(Refused(problem) if problem else Ready()))
     except ConnectionError:  # rank 0 is gone
         return
@@ -207,9 +229,11 @@ def _follow_slots(changes: socket.socket, slots: Slots) -> None:
         os._exit(1)
 
 
-def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, opener: Opener) -> str:
-    """Change a slot; return what went wrong, or ""."""
+def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, launched: _Launched, opener: Opener) -> str:
+    """Change a slot, after the steps that may read its tenant; return what went wrong, or ""."""
     try:
+        if not launched.wait_for(change.after, ANSWER_S):
+            return f"a rank has not launched step {change.after} within {ANSWER_S:.0f} s"
         if isinstance(change, Load):
             path = Path(f"/proc/self/fd/{descriptors[0]}")
             opener.trust(path)  # rank 0 has checked it

@@ -126,12 +126,14 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     slot: int
     subject: str
+    after: int  # steps since `Meet` that must be launched first, see `parallel`
 
 
 class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Clear a slot."""
 
     slot: int
+    after: int  # as for `Load`
 
 
 Lesson = Hold | Compute | Advance | Give | Abandon

@@ -56,7 +56,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Ranks:
-    """All ranks but this one. `tell*` belong to the step thread; `load` and `clear` may be called on any thread."""
+    """All ranks but this one. `step` and `tell*` belong to the step thread, and any thread may `load` and `clear`."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Ranks:
         self._met = self._closing = False
         self._lost = threading.Event()
         self._changing = threading.Lock()
+        self._steps = 0  # that this rank has launched
         count, each = settings.tensor_parallel_size, settings.ranks_per_node
         digest = base_digest(base) if settings.nodes > 1 else ""
         own = instruction_set() if settings.nodes > 1 and settings.device == "cpu" else ""
@@ -139,9 +140,12 @@ class Ranks:
         """Raise UnsupportedBase if another rank trains by another kind of pass than this one's."""
         check_alike("trains", own, {each.rank: each.training for each in self._passes})
 
-    def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
-        """Have all compute a step; the caller computes its own share right after."""
+    @contextmanager
+    def step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> Iterator[None]:
+        """Have all compute a step; the caller computes its own share during the block."""
         self._tell(step_of(tokens, spans, keep))
+        yield
+        self._steps += 1
 
     def tell_wipe(self, pages: Sequence[int]) -> None:
         """Have all zero pages of the cache before their next step."""
@@ -155,7 +159,7 @@ class Ranks:
     def load(self, slot: int, packed: Packed) -> Iterator[None]:
         """Have all put an adapter into their slot during the block (see `residency.slots.Others`)."""
         subject = f"revision {packed.revision}"
-        with self._change(Load(slot, subject), packed) as problems:
+        with self._change(Load(slot, subject, self._steps), packed) as problems:
             yield
         if problems:
             raise SourceUnavailable(subject, f"could not be read by every rank ({problems[0]}); retrying")
@@ -163,7 +167,7 @@ class Ranks:
     @contextmanager
     def clear(self, slot: int) -> Iterator[None]:
         """Have all clear their slot during the block."""
-        with self._change(Clear(slot), None) as problems:
+        with self._change(Clear(slot, self._steps), None) as problems:
             yield
         if problems:
             raise EngineUnavailable("engine", f"could not clear a slot on every rank ({problems[0]})")

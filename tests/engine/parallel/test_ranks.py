@@ -10,18 +10,20 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mint_contracts.errors import EngineUnavailable, Internal
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
+from mint_engine.adapters.mapped import Opener
 from mint_engine.build import build
 from mint_engine.model.forward import Forward
 from mint_engine.model.span import Span
-from mint_engine.parallel import messages
+from mint_engine.parallel import follow, messages
 from mint_engine.parallel.fork_client import ForkClient
-from mint_engine.parallel.messages import Begin
+from mint_engine.parallel.messages import Begin, Clear
 from mint_engine.parallel.rank import ANSWER_S, Rank
 from mint_engine.parallel.shared_memory import PATIENCE_S, SharedMemory
 from mint_engine.residency.holding import Holder
@@ -32,7 +34,7 @@ from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import saved_families
 from tests.engine.families import BY_MODULES, span
 from tests.engine.parallel.nodes import worker
-from tests.engine.parallel.playing import built
+from tests.engine.parallel.playing import built, draw_adapter
 from tests.engine.parallel.processes import followers, fork_servers, ranks_until
 from tests.engine.pods import pod, view
 from tests.engine.running import (
@@ -46,6 +48,7 @@ from tests.engine.running import (
     save_base,
     settings_for,
 )
+from tests.engine.tiers import Watched
 from tests.redis_process import RedisProcess, free_port, patient
 from tests.waiting import block_until, join, until
 
@@ -157,9 +160,41 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
     with built(routed_files / "base", "float32", 2) as (_, generation):
         forward = generation._forward
         assert forward._others is not None
-        forward._others.tell_step([UNKNOWN], [one(forward)], [0])
-        with pytest.raises(EngineUnavailable, match="has lost one of its ranks"):
+        with (
+            pytest.raises(EngineUnavailable, match="has lost one of its ranks"),
+            forward._others.step([UNKNOWN], [one(forward)], [0]),
+        ):
             forward._pass.run([5], [one(forward)], [0])
+
+
+@pytest.mark.parametrize("of", ["files", "routed_files"])
+def test_a_slot_changes_on_each_rank_after_the_steps_that_read_it(of: str, request: pytest.FixtureRequest) -> None:
+    files: Path = request.getfixturevalue(of)
+    with built(files / "base", "float32", 2) as (slots, generation):
+        slots.load(0, draw_adapter(slots, 4))
+        forward = generation._forward
+        others: Any = forward._others
+        step: Any = PROMPT, [span(forward.cache, 0, len(PROMPT), 0, [1, 2], 0)], [len(PROMPT) - 1]
+        expected = forward.run(*step).clone()
+        with others.step(*step):
+            pass  # the first is far ahead of the other, which waits for it in the middle of the step
+        with torch.inference_mode(), others.clear(0):
+            late = forward._pass.run(*step).clone()
+        assert torch.equal(late, expected)
+        assert not torch.equal(forward.run(*step), expected), "the other rank has cleared its slot"
+
+
+def test_a_rank_that_does_not_launch_its_steps_refuses_to_change_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, launched = Watched(1), follow._Launched()
+    slots.load(0, draw_adapter(slots, 4))
+    monkeypatch.setattr(follow, "ANSWER_S", 0.0)
+    for _ in range(2):
+        problem = follow._change(Clear(0, 2), [], slots, launched, Opener())
+        assert problem == "a rank has not launched step 2 within 0 s"
+        assert not slots.is_empty(0)
+        launched.add()
+    assert follow._change(Clear(0, 2), [], slots, launched, Opener()) == ""
+    assert slots.is_empty(0)
 
 
 async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
@@ -176,6 +211,7 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
         await until(lambda: not alive(rank), timeout_s=PATIENCE_S / 2)
     own._control.close()
     told = capfd.readouterr().err
+    assert '"settled"' in told, "its later garbage collections would be waited for"
     assert "rank_lost" in told
     assert "rank_defect" not in told
 
