@@ -57,12 +57,12 @@ class Knock:
 
 
 @asynccontextmanager
-async def knocking(*ports: int) -> AsyncIterator[list[Knock]]:
-    """Yield connections to these ports, opened one after another."""
+async def knocking(*ports: int, host: str = "127.0.0.1") -> AsyncIterator[list[Knock]]:
+    """Yield connections to these ports, opened one after another from this address of the machine's own."""
     async with AsyncExitStack() as stack:
         knocks = []
         for port in ports:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(host, 0))
             stack.callback(writer.close)
             knocks.append(Knock(reader, writer))
         yield knocks
@@ -129,6 +129,54 @@ async def test_connections_that_are_told_to_retry_are_bounded_too(
         assert await neither.heard() == b""
         assert await outside.heard() == b"", "it asked for nothing"
         assert await inside.is_alive()
+
+
+async def test_silent_connections_of_an_address_leave_as_many_to_others(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MOST_OUTSIDE", 4)
+    monkeypatch.setattr(door, "OUTSIDE_S", LIMIT_S)
+    await scene.open(Limits(connections=4, farewell_s=0.0))
+    port = scene.gateway.http_port
+    async with knocking(*[port] * 5) as greedy:
+        assert await greedy[-1].heard() == b"", "two inside, two outside"
+        async with knocking(port, host="127.0.0.2") as [other]:
+            assert [await other.is_alive() for _ in range(2)] == [True, True], "inside, where connections are kept"
+            assert [await each.is_alive() for each in greedy[:2]] == [True, True]
+            async with knocking(port) as [another]:
+                assert await another.is_alive(), "those that have asked are not silent"
+
+
+async def test_a_client_without_a_key_keeps_no_connection(scene: Scene, tmp_path: Path) -> None:
+    await scene.base()
+    await scene.open(BRIEF, DoorSecurity.by(None, mount(tmp_path / "keys", {"mine": b"key-of-mine"}), None))
+    await scene.seen()
+    async with aiohttp.ClientSession() as session:
+        for path in ("/live", "/health", "/", "/v1/models"):
+            async with session.get(scene.url + path) as answer:
+                assert answer.headers["Connection"] == "close", path
+        async with session.get(scene.url + "/v1/models", headers={"Authorization": "Bearer key-of-mine"}) as answer:
+            assert (answer.status, answer.headers.get("Connection")) == (200, None)
+
+
+async def test_silent_connections_give_way_in_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "FIRST_S", 0.0)
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open(Limits(connections=3, farewell_s=0.0))
+    await scene.seen(engine)
+    asking = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"}))
+    await until(lambda: len(engine.seen) == 1)
+    async with knocking(scene.gateway.http_port) as [silent]:
+
+        async def let_in() -> bool:
+            return (await get(scene, "/v1/models"))[0] == 200
+
+        await until(let_in)
+        assert await silent.heard() == b""
+    engine.hold_before.set()
+    assert (await asking)[0] == 200, "a request in flight does not"
 
 
 async def test_connections_without_a_finished_tls_handshake_count(

@@ -19,18 +19,24 @@ _log = structlog.get_logger()
 
 
 def auth_middleware(access: Access, metrics: Metrics) -> Middleware:
-    """Return a middleware that raises Unauthenticated for a bad key, except for probes and the page's own files."""
+    """Return a middleware that raises Unauthenticated for a bad key, except for probes and the page's own files.
+
+    After these the connection is closed, as after the error: without a key, nobody keeps one.
+    """
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in _OPEN:
-            try:
-                access.admit(request.headers.get(AUTHORIZATION))
-            except Unauthenticated as error:
-                metrics.unauthenticated.labels("http").inc()
-                call = f"{request.method} {request.path}"[:LOGGED_LENGTH]
-                _log.info("unauthenticated", call=call, peer=request.remote, error=str(error))
-                raise
+        if request.path in _OPEN:
+            response = await handler(request)
+            response.force_close()
+            return response
+        try:
+            access.admit(request.headers.get(AUTHORIZATION))
+        except Unauthenticated as error:
+            metrics.unauthenticated.labels("http").inc()
+            call = f"{request.method} {request.path}"[:LOGGED_LENGTH]
+            _log.info("unauthenticated", call=call, peer=request.remote, error=str(error))
+            raise
         return await handler(request)
 
     return guard

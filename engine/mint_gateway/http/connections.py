@@ -3,27 +3,44 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
 HELLO_S = 10.0  # for a client to complete the TLS handshake
+FIRST_S = 20.0  # for it to send a complete request's head, if its place is needed
 PAUSE_S = 0.2  # when accepting fails, for example for lack of file descriptors
+
+_Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger()
 
 
-class Connections:
-    """Gives each connection to the first server below its limit, and closes it if there is none.
+@dataclass(frozen=True)
+class _Silent:
+    """A connection that has not carried a request yet."""
 
-    Connections still in their TLS handshake count too.
+    host: str
+    since: float
+
+
+class Connections:
+    """Gives each connection to the first server that has a place for it, and closes it if there is none.
+
+    Connections still in their TLS handshake count too. Of those that have not carried a request yet, an address has
+    at most as many as it leaves places, and they give way to others after FIRST_S: silent ones do not shut the door.
     """
 
     def __init__(self, limits: Mapping[web.Server, int], context: ssl.SSLContext | None) -> None:
         self._limits = limits
         self._arriving: dict[web.Server, set[web.RequestHandler]] = {server: set() for server in limits}
+        self._silent: dict[web.RequestHandler, _Silent] = {}
         self._context = context
+        for server in limits:
+            server.request_handler = self._noting(server.request_handler)
 
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections until cancelled."""
@@ -32,22 +49,41 @@ class Connections:
         async with asyncio.TaskGroup() as arrivals:
             while True:
                 try:
-                    arrived, _ = await loop.sock_accept(listening)
+                    arrived, (host, *_) = await loop.sock_accept(listening)
                 except OSError as error:
                     _log.warning("HTTP door cannot accept connections", error=str(error))
                     await asyncio.sleep(PAUSE_S)
                     continue
-                server = next((each for each, most in self._limits.items() if self._taken(each) < most), None)
+                server = self._place(host)
                 if server is None:
                     arrived.close()
                 else:
                     handler = server()
                     self._arriving[server].add(handler)
+                    self._silent[handler] = _Silent(host, time.monotonic())
                     arrivals.create_task(self._receive(arrived, server, handler))
                 await asyncio.sleep(0)  # sock_accept does not yield while more are pending
 
-    def _taken(self, server: web.Server) -> int:
-        return len(self._arriving[server].union(server.connections))
+    def _place(self, host: str) -> web.Server | None:
+        """Return the first server that has a place for a connection from this address, or None."""
+        present = {server: self._arriving[server].union(server.connections) for server in self._limits}
+        everyone = set().union(*present.values())
+        self._silent = {each: one for each, one in self._silent.items() if each in everyone}
+        for server, there in present.items():
+            silent = [(each, self._silent[each]) for each in there if each in self._silent]
+            if len(there) + sum(one.host == host for _, one in silent) < self._limits[server]:
+                return server
+            for each, one in silent:
+                if time.monotonic() - one.since > FIRST_S:
+                    each.force_close()
+        return None
+
+    def _noting(self, handle: _Handle) -> _Handle:
+        async def noted(request: web.BaseRequest) -> web.StreamResponse:
+            self._silent.pop(request.protocol, None)
+            return await handle(request)
+
+        return noted
 
     async def _receive(self, arrived: socket.socket, server: web.Server, handler: web.RequestHandler) -> None:
         loop, hello_s = asyncio.get_running_loop(), HELLO_S if self._context else None

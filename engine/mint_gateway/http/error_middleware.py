@@ -53,7 +53,10 @@ def _refused(request: web.Request, error: MintError) -> web.Response:
         headers[REQUEST_ID] = request[NAMED]
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return reply(openai_response.refusal(error), status=error.http_status, headers=headers)
+    response = reply(openai_response.refusal(error), status=error.http_status, headers=headers)
+    if isinstance(error, Unauthenticated):
+        response.force_close()  # see `auth_middleware`
+    return response
 
 
 def reply(
