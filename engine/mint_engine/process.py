@@ -22,6 +22,7 @@ from mint_contracts.errors import (
 from mint_contracts.functions import connect
 from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held, Tier
 from mint_contracts.scraping import expose
+from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
@@ -76,7 +77,7 @@ class Process:
         self._refused: tuple[Mapping[str, str], Failure] | None = None  # a deleted copy: its source's marks, and why
         self._leaving = False
         self._announcement_cache = _announcement_cache_of(start)
-        training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
+        training = TrainBody(self._train, self._confirm, self._progress, self._rewards, self._curves)
         trains = start.settings.training_store is not None
         body = Body(self._describe, self._holdings, self._want, training if trains else None)
         self.agent = Agent(self._redis, start.settings.base_model, start.engine, body)
@@ -236,6 +237,9 @@ class Process:
 
     def _rewards(self) -> dict[str, Sequence[float]]:
         return self._roster.rewards() if self._roster is not None else {}
+
+    def _curves(self) -> dict[str, Curve]:
+        return self._roster.curves() if self._roster is not None else {}
 
     def _want(self, assignments: Iterable[Assignment]) -> None:
         self._wants = tuple(assignments)

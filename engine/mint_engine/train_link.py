@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from redis.asyncio import Redis
 
+from mint_contracts.step_figures import Curve
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import TrainReporter
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
@@ -17,6 +18,7 @@ class TrainBody(msgspec.Struct, frozen=True):
     confirm: Callable[[], None]  # called when the map has not changed
     progress: Callable[[], dict[str, Progress]]
     rewards: Callable[[], dict[str, Sequence[float]]]
+    curves: Callable[[], dict[str, Curve]]  # they change with the rewards only, and are reported with them
 
 
 class TrainLink:
@@ -58,8 +60,9 @@ class TrainLink:
         sent = {policy: 0 if full or policy in again else self._sent.get(policy, 0) for policy in rewards}
         lists = {policy: (sent[policy], values[sent[policy] :]) for policy, values in rewards.items()}
         lists = {policy: each for policy, each in lists.items() if each[1] or full}
+        curves = {policy: curve for policy, curve in self._body.curves().items() if policy in lists}
         if full or changed or gone or lists:
-            lacking = await self._reporter.report(incarnation, changed, gone, lists, full=full)
+            lacking = await self._reporter.report(incarnation, changed, gone, lists, full=full, curves=curves)
             if lacking is None:
                 return  # the next report after the engine's own will be a full one
             if lacking.short:

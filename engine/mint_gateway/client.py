@@ -211,9 +211,14 @@ class Client:
         reply = await self._connection.call(self._waves.ListWaves, request)
         return list(reply.waves)
 
-    async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
-        """Yield a wave's progress now and at each change until it is over; a broken stream is started again."""
-        request = training_pb2.WatchWaveRequest(wave=wave, history=history, new_rewards_only=history)
+    async def watch(
+        self, wave: str, *, history: bool = False, curves: bool = False
+    ) -> AsyncGenerator[training_pb2.WaveProgress, None]:
+        """Yield a wave's progress now and at each change until it is over; a broken stream is started again.
+
+        With `curves`, the first message of each stream has them.
+        """
+        request = training_pb2.WatchWaveRequest(wave=wave, history=history, new_rewards_only=history, curves=curves)
         patience = self._connection.patience()
         while True:
             call = self._waves.WatchWave(request, metadata=self._connection.metadata)

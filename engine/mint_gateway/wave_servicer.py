@@ -28,8 +28,8 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
         """Send the wave's progress now and whenever it changes."""
         writing = Writing(context)
         try:
-            whether = {"history": request.history, "new_rewards_only": request.new_rewards_only}
-            async with aclosing(self._watch.watch(request.wave, **whether)) as watched:
+            asked = {name: getattr(request, name) for name in ("history", "new_rewards_only", "curves")}
+            async with aclosing(self._watch.watch(request.wave, **asked)) as watched:
                 async for progress in watched:
                     await writing.write(progress)
         except NothingTaken as error:

@@ -18,8 +18,17 @@ from mint_gateway.scope import granted
 from mint_gateway.scope_filter import progresses_within, training_within
 from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
-from mint_gateway.waves import OVER, aggregate, newest_reports, wave_progress, with_last_reports, with_rewards
+from mint_gateway.waves import (
+    OVER,
+    aggregate,
+    newest_reports,
+    wave_progress,
+    with_curves,
+    with_last_reports,
+    with_rewards,
+)
 
+MOST_CURVES = 256  # of policies in one message: 1 MB
 LOOK_S = 0.5  # at least, between two readings of one base, however many watch
 RETRY_AFTER_S = 5.0
 
@@ -89,8 +98,10 @@ class WaveWatch:
         rewards = await self._reader.rewards(standing.base, dict.fromkeys(names, 0), points)
         return with_rewards(wave_progress(standing.base, training, standing.words(training), names), rewards)
 
-    async def watch(self, wave: str, *, history: bool, new_rewards_only: bool) -> AsyncGenerator[WaveProgress, None]:
-        """Yield the wave's progress now and at each change until it is over.
+    async def watch(
+        self, wave: str, *, history: bool, new_rewards_only: bool, curves: bool
+    ) -> AsyncGenerator[WaveProgress, None]:
+        """Yield the wave's progress now, perhaps with curves, and at each change until it is over.
 
         While the map has lost its data, the last known progress stays. Raises NotFound for a wave that the map does
         not know (any more), Overloaded if too many clients watch, and MapUnavailable.
@@ -105,7 +116,11 @@ class WaveWatch:
                 rewards, new = await sent.read(standing.base, training, words) if sent else ({}, False)
                 now = wave_progress(standing.base, training, words)
                 if new or now != last:
-                    yield with_rewards(now, rewards) if sent else now
+                    shown = with_rewards(now, rewards) if sent else now
+                    if curves and last is None:
+                        names = training.policies[:MOST_CURVES]
+                        shown = with_curves(shown, await self._reader.curves(standing.base, names))
+                    yield shown
                     last = now
                 else:
                     await asyncio.sleep(LOOK_S)

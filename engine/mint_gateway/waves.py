@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from mint_contracts.rewards import Rewards
+from mint_contracts.step_figures import Curve, StepFigures
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
+from mint_contracts.training_pb2 import StepFigures as FiguresMessage
 from mint_contracts.training_records import Progress, Stage, WaveTraining
 from mint_contracts.training_reports import (
     AT_REST,
@@ -70,6 +72,15 @@ def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> Wave
     return completed
 
 
+def with_curves(progress: WaveProgress, curves: Mapping[str, Curve]) -> WaveProgress:
+    """Return a copy of the progress with its policies' curves, as far as there are any."""
+    completed = WaveProgress()
+    completed.CopyFrom(progress)
+    for policy in completed.policies:
+        policy.curve.extend(_figures(each) for each in curves.get(policy.policy, ()))
+    return completed
+
+
 def aggregate(base: str, training: WaveTraining, newest: LatestReports) -> WaveProgress:
     """Return the wave's progress without its policies."""
     progresses = [each for _, each in newest.values()]
@@ -116,7 +127,12 @@ def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None
         failure_reason=progress.failure.reason if progress.failure else "",
         failure_message=progress.failure.message if progress.failure else "",
         eta_s=policy_eta_s(training.train, progress),
+        figures=_figures(progress.figures) if progress.figures else None,
     )
+
+
+def _figures(of: StepFigures) -> FiguresMessage:
+    return FiguresMessage(**msgspec.structs.asdict(of))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -51,7 +51,7 @@ local function apply(keys, argv)
   return tonumber(redis.call('GET', keys[2]) or '0')
 end
 
--- KEYS: epoch, training, editions, trains..., rewards...   ARGV: epoch, ops, called, key of the set of bases, base
+-- KEYS: epoch, training, editions, trains..., lists to delete...   ARGV: epoch, ops, called, key of the set of bases, base
 -- ops (JSON): {"training": {"set":, "del":}, "trains": [{"set":, "del":}...]} with one element of "trains" for each key
 -- after the third; the keys after those are deleted. called and the last two are as in apply. The map's version stays
 -- as it is, so a map that was lost stays unknown until leases are written: no missing lease is taken for a withdrawn one.
@@ -222,7 +222,7 @@ local function leave(keys, argv)
   return 0
 end
 
--- KEYS: engines, progress, trains, rewards...
+-- KEYS: engines, progress, trains, rewards..., curves...
 -- ARGV: engine, incarnation, full 0|1, set (JSON pairs), del (JSON), lists, channel
 -- lists (JSON): [[policy, first, [value...]]...], one for each key after the third: the list's values from `first` on.
 -- A list is written only while the map has the engine's lease: it is deleted once, with the wave, and an engine that

@@ -25,6 +25,7 @@ that a cluster's node redirects reports that and does not follow.
 | mint:{ns/name}:trains:ENGINE      | hash   | policy -> TrainAssignment             | operator |
 | mint:{ns/name}:progress:ENGINE    | hash   | policy -> Progress                    | engine   |
 | mint:{ns/name}:rewards:POLICY     | list   | mean reward of each finished step     | engine   |
+| mint:{ns/name}:curve:POLICY       | list   | one value: Curve (step_figures)       | engine   |
 | mint:{ns/name}:changed            | pubsub | "map" or "engine NAME": something new | both     |
 | mint:{ns/name}:called:ENGINE      | pubsub | its edition has grown                 | operator |
 | mint:{ns/name}:catalog            | hash   | count, older, retired, version,       | gateways |
@@ -133,6 +134,11 @@ def progress(base: str, engine: str) -> str:
 def rewards(base: str, policy: str) -> str:
     """List: the mean reward of each finished step of a policy, the oldest first."""
     return f"mint:{{{base}}}:rewards:{policy}"
+
+
+def curve(base: str, policy: str) -> str:
+    """List of one value, since it is written like rewards: a policy's Curve of figures of its steps."""
+    return f"mint:{{{base}}}:curve:{policy}"
 
 
 def changed(base: str) -> str:

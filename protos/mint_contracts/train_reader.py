@@ -13,6 +13,7 @@ from mint_contracts import keys
 from mint_contracts.functions import bounded, call
 from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
 from mint_contracts.rewards import Rewards
+from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import (
     Order,
     PartAssignment,
@@ -84,6 +85,17 @@ class TrainReader:
             for (policy, *_), raw in zip(pieces, await bounded(pipeline.execute), strict=True):
                 values[policy] += map(float, raw)
         return {policy: Rewards(first, tuple(values[policy])) for policy, first in begin.items()}
+
+    async def curves(self, base: str, policies: Sequence[str]) -> dict[str, Curve]:
+        """Return the policies' curves, as far as there are any and they can be read."""
+        found: dict[str, Curve] = {}
+        for start in range(0, len(policies), PER_CALL):
+            pipeline = self._redis.pipeline(transaction=False)
+            for policy in policies[start : start + PER_CALL]:
+                pipeline.lindex(keys.curve(base, policy), 0)
+            raws = zip(policies[start : start + PER_CALL], await bounded(pipeline.execute), strict=True)
+            found |= decoded({policy: raw for policy, raw in raws if raw}, Curve)
+        return found
 
     async def _lengths(self, base: str, policies: Sequence[str]) -> dict[str, int]:
         found: list[int] = []

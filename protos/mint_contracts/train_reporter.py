@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import call, text
+from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Progress
 
 
@@ -34,19 +35,22 @@ class TrainReporter:
         rewards: Mapping[str, tuple[int, Sequence[float]]],
         *,
         full: bool,
+        curves: Mapping[str, Curve] | None = None,
     ) -> MissingRewards | None:
-        """Write progress, and each policy's rewards of finished steps from a step (counted from 0) on.
+        """Write progress, and each policy's rewards of finished steps from a step (counted from 0) on, and its curve.
 
+        A curve is whole, and of a policy that `rewards` has, too.
         Returns which rewards the map lacks; None if it does not know this incarnation. With `full`, `changed` is
         everything. Raises StaleEpoch if a later start of this engine has reported.
         """
-        base, policies = self._base, list(rewards)
+        base, policies, curves = self._base, list(rewards), curves or {}
         names = [keys.engines(base), keys.progress(base, self._engine), keys.trains(base, self._engine)]
-        names += [keys.rewards(base, policy) for policy in policies]
+        names += [keys.rewards(base, policy) for policy in policies] + [keys.curve(base, policy) for policy in curves]
         pairs = [[each.policy, text(each)] for each in changed]
         lists = [[name, first, [repr(float(value)) for value in rest]] for name, (first, rest) in rewards.items()]
+        lists += [[name, 0, [text(curve)] if curve else []] for name, curve in curves.items()]
         args = [self._engine, str(incarnation), "1" if full else "0", text(pairs), text(list(gone)), text(lists)]
         answer = await call(self._redis, "progress", names, [*args, keys.changed(base)])
         if answer == -1:
             return None
-        return MissingRewards(*[tuple(policies[int(at) - 1] for at in each) for each in answer])
+        return MissingRewards(*[tuple(policies[at - 1] for at in each if at <= len(policies)) for each in answer])

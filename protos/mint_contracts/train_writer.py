@@ -38,7 +38,7 @@ class TrainWriter:
         }
         names = [keys.epoch(base), keys.training(base), keys.editions(base)]
         names += [keys.trains(base, engine) for engine in engines]
-        names += [keys.rewards(base, policy) for policy in part.del_rewards]
+        names += [key(base, policy) for policy in part.del_rewards for key in (keys.rewards, keys.curve)]
         channels = [[engine, keys.called(base, engine)] for engine in called]
         await call(self._redis, "train", names, [str(self._epoch), text(ops), text(channels), keys.BASES, base])
 

@@ -813,22 +813,26 @@ class WatchWaveRequest(_message.Message):
     WAVE_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     NEW_REWARDS_ONLY_FIELD_NUMBER: _builtins.int
+    CURVES_FIELD_NUMBER: _builtins.int
     wave: _builtins.str
     """"namespace/name" of the AdapterWave."""
     history: _builtins.bool
     """Also send each policy's reward history (what `mint wave plot` draws)."""
     new_rewards_only: _builtins.bool
     """With `history`: after the first message send only rewards that are new since the previous message."""
+    curves: _builtins.bool
+    """Also send, with the first message, the curves of its first 256 policies."""
     def __init__(
         self,
         *,
         wave: _builtins.str = ...,
         history: _builtins.bool = ...,
         new_rewards_only: _builtins.bool = ...,
+        curves: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "new_rewards_only", b"new_rewards_only", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curves", b"curves", "history", b"history", "new_rewards_only", b"new_rewards_only", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -980,6 +984,8 @@ class PolicyProgress(_message.Message):
     REWARDS_FIELD_NUMBER: _builtins.int
     ETA_S_FIELD_NUMBER: _builtins.int
     REWARDS_FROM_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    CURVE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     stage: _builtins.str
     """Waiting, Loading, Running, Paused, Complete, Cancelled or Failed."""
@@ -1005,6 +1011,14 @@ class PolicyProgress(_message.Message):
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Mean reward of each finished step, only with `history`; the last ones of a very long history."""
 
+    @_builtins.property
+    def figures(self) -> Global___StepFigures:
+        """Of the last step."""
+
+    @_builtins.property
+    def curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepFigures]:
+        """Only with `curves`: of at most 64 finished steps, evenly spaced, and the last."""
+
     def __init__(
         self,
         *,
@@ -1025,10 +1039,12 @@ class PolicyProgress(_message.Message):
         rewards: _abc.Iterable[_builtins.float] | None = ...,
         eta_s: _builtins.float | None = ...,
         rewards_from: _builtins.int = ...,
+        figures: Global___StepFigures | None = ...,
+        curve: _abc.Iterable[Global___StepFigures] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "evaluation", b"evaluation", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "evaluation", b"evaluation", "figures", b"figures", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "engine", b"engine", "eta_s", b"eta_s", "evaluation", b"evaluation", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "policy", b"policy", "revision", b"revision", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "rewards", b"rewards", "rewards_from", b"rewards_from", "stage", b"stage", "step", b"step", "step_s", b"step_s", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "curve", b"curve", "engine", b"engine", "eta_s", b"eta_s", "evaluation", b"evaluation", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "figures", b"figures", "policy", b"policy", "revision", b"revision", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "rewards", b"rewards", "rewards_from", b"rewards_from", "stage", b"stage", "step", b"step", "step_s", b"step_s", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
     _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
@@ -1052,3 +1068,64 @@ class PolicyProgress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_recent) -> _WhichOneofReturnType__reward_recent | None: ...
 
 Global___PolicyProgress: _TypeAlias = PolicyProgress  # noqa: Y015
+
+@_typing.final
+class StepFigures(_message.Message):
+    """What a step tells of itself besides its reward; unset where it has no such figure. SFT has only the last two, `kl`
+    and `grad_norm`, and a step without any signal neither of these nor `clipped`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    CLIPPED_FIELD_NUMBER: _builtins.int
+    COMPLETION_LENGTH_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    KL_FIELD_NUMBER: _builtins.int
+    GRAD_NORM_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Counted from 1."""
+    clipped: _builtins.float
+    """Share of tokens whose ratio was clipped."""
+    completion_length: _builtins.float
+    """Mean tokens of a completion, and share of completions that `sampling.maxTokens` cut off."""
+    truncated: _builtins.float
+    kl: _builtins.float
+    """k3 to the base, mean over tokens; 0 without a coefficient. And the gradient's norm before it was clipped."""
+    grad_norm: _builtins.float
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        clipped: _builtins.float | None = ...,
+        completion_length: _builtins.float | None = ...,
+        truncated: _builtins.float | None = ...,
+        kl: _builtins.float | None = ...,
+        grad_norm: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "grad_norm", b"grad_norm", "kl", b"kl", "truncated", b"truncated"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "grad_norm", b"grad_norm", "kl", b"kl", "step", b"step", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clipped: _TypeAlias = _typing.Literal["clipped"]  # noqa: Y015
+    _WhichOneofArgType__clipped: _TypeAlias = _typing.Literal["_clipped", b"_clipped"]  # noqa: Y015
+    _WhichOneofReturnType__completion_length: _TypeAlias = _typing.Literal["completion_length"]  # noqa: Y015
+    _WhichOneofArgType__completion_length: _TypeAlias = _typing.Literal["_completion_length", b"_completion_length"]  # noqa: Y015
+    _WhichOneofReturnType__grad_norm: _TypeAlias = _typing.Literal["grad_norm"]  # noqa: Y015
+    _WhichOneofArgType__grad_norm: _TypeAlias = _typing.Literal["_grad_norm", b"_grad_norm"]  # noqa: Y015
+    _WhichOneofReturnType__kl: _TypeAlias = _typing.Literal["kl"]  # noqa: Y015
+    _WhichOneofArgType__kl: _TypeAlias = _typing.Literal["_kl", b"_kl"]  # noqa: Y015
+    _WhichOneofReturnType__truncated: _TypeAlias = _typing.Literal["truncated"]  # noqa: Y015
+    _WhichOneofArgType__truncated: _TypeAlias = _typing.Literal["_truncated", b"_truncated"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clipped) -> _WhichOneofReturnType__clipped | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_length) -> _WhichOneofReturnType__completion_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grad_norm) -> _WhichOneofReturnType__grad_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl) -> _WhichOneofReturnType__kl | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncated) -> _WhichOneofReturnType__truncated | None: ...
+
+Global___StepFigures: _TypeAlias = StepFigures  # noqa: Y015

@@ -8,6 +8,7 @@ import msgspec
 
 from mint_contracts.records import Failure, Mentions
 from mint_contracts.source import Source, child
+from mint_contracts.step_figures import StepFigures
 from mint_contracts.training import Policy, Train
 
 _PUBLISHED = re.compile(r"/\.published/([0-9]{16})-[0-9]{8}\Z")
@@ -87,6 +88,7 @@ class Progress(_Record, frozen=True):
     published: Published | None = None
     failure: Failure | None = None
     retry: int = 0  # the wave's Train.retry that the engine last read while it trained
+    figures: StepFigures | None = None  # of the last step
     saved: int = 0  # the step of this run's newest known checkpoint that is complete in the store; 0: none
 
 
@@ -149,7 +151,7 @@ class TrainChange(msgspec.Struct, frozen=True):
     del_training: tuple[str, ...] = ()
     set_trains: Mapping[str, tuple[TrainAssignment, ...]] = {}
     del_trains: Mapping[str, tuple[str, ...]] = {}
-    del_rewards: tuple[str, ...] = ()  # policies whose reward history is deleted with their wave
+    del_rewards: tuple[str, ...] = ()  # policies whose rewards and curves are deleted with their wave
     called: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:

@@ -8,6 +8,7 @@ from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
 from mint_contracts.rewards import Rewards
+from mint_contracts.step_figures import StepFigures
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from mint_contracts.train_writer import TrainWriter
@@ -79,6 +80,21 @@ async def test_rewards_of_a_wave_that_is_gone_stay_gone(redis_client: Redis, rep
         assert await reporter.report(5, (), (), rewards, full=full) == MissingRewards(unleased=("a",))
     assert not await redis_client.exists(keys.rewards(BASE, "a"))
     assert await TrainReader(redis_client).rewards(BASE, {"b": 0}, 10) == {"b": Rewards(0, (0.2, 0.4))}
+
+
+async def test_a_curve_is_replaced_as_a_whole_and_goes_with_its_wave(
+    redis_client: Redis, reporter: TrainReporter
+) -> None:
+    reader, curve = TrainReader(redis_client), (StepFigures(1, kl=0.5), StepFigures(2, truncated=0.25))
+    await lease(redis_client, "a")
+    for told in (curve[:1], curve):
+        await reporter.report(5, (), (), {"a": (0, [0.1])}, full=False, curves={"a": told})
+        assert await reader.curves(BASE, ["a", "b"]) == {"a": told}
+    await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_trains={ENGINE: ("a",)}, del_rewards=("a",)))
+    lacking = await reporter.report(5, (), (), {"a": (0, [0.1])}, full=False, curves={"a": curve})
+    assert lacking == MissingRewards(unleased=("a",))
+    assert await reader.curves(BASE, ["a"]) == {}
+    assert not await redis_client.exists(keys.curve(BASE, "a"))
 
 
 async def test_another_engines_lease_is_none(redis_client: Redis, reporter: TrainReporter) -> None:

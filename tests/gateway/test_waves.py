@@ -14,11 +14,14 @@ from rich.console import Console
 from mint_contracts import errors, keys
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
+from mint_contracts.step_figures import StepFigures
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
+from mint_contracts.training_pb2 import StepFigures as FiguresMessage
 from mint_contracts.training_records import Published, Stage
 from mint_contracts.training_reports import as_recorded, eta_s
+from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
-from mint_gateway.cli.wave_plot import plot, smoothed
+from mint_gateway.cli.wave_plot import PANELS, plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
 from mint_gateway.server import Limits
 from mint_gateway.wave_watch import RETRY_AFTER_S
@@ -59,6 +62,26 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
     assert {each.revision for each in seen.policies} == {"sha256:abc"}
     with pytest.raises(StopAsyncIteration):
         await anext(updates)
+
+
+async def test_the_last_steps_figures_come_with_progress_and_curves_once_to_those_who_ask(
+    scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = NAMES
+    curve = (StepFigures(1, truncated=0.5), StepFigures(2, kl=0.25, clipped=0.0, grad_norm=2.0))
+    await training.declare(wave())
+    await training.report(reported(first, 2, figures=curve[-1]), reported(second, 2), curves={first: curve})
+    asking, other = scene.client.watch("demo/w", curves=True), scene.client.watch("demo/w")
+    seen = [await anext(asking), await anext(other)]
+    told = [[FiguresMessage(step=1, truncated=0.5), FiguresMessage(step=2, kl=0.25, clipped=0.0, grad_norm=2.0)], []]
+    for each in seen:
+        assert each.policies[0].figures == told[0][1]
+        assert not each.policies[1].HasField("figures"), "its engine reports none, as an older one"
+    assert [list(each.policies[0].curve) for each in seen] == told
+    await training.report(reported(first, 3))
+    assert not (await reached(asking, lambda progress: progress.policies[0].step == 3)).policies[0].curve
+    monkeypatch.setattr(wave_watch, "MOST_CURVES", 0)
+    assert not (await anext(scene.client.watch("demo/w", curves=True))).policies[0].curve
 
 
 async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene: Scene, training: Training) -> None:
@@ -242,11 +265,15 @@ async def test_the_command_lists_waves(scene: Scene, training: Training) -> None
 
 async def test_the_command_draws_a_picture(scene: Scene, training: Training, tmp_path: Path) -> None:
     await training.declare(wave())
-    await training.report(reported(NAMES[0], 3), rewards={NAMES[0]: [0.1, 0.5, 0.9]})
+    curve = (StepFigures(1, grad_norm=0.5), StepFigures(3, kl=0.0, grad_norm=0.25))
+    await training.report(reported(NAMES[0], 3), rewards={NAMES[0]: [0.1, 0.5, 0.9]}, curves={NAMES[0]: curve})
     picture = tmp_path / "rewards.png"
     code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(picture))
     assert (code, err) == (0, f"{picture}: 2 policies, 3 steps\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, _ = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(tmp_path / "rewards.svg"))
+    titles = [name for name, title in PANELS.items() if f"<!-- {title} -->" in (tmp_path / "rewards.svg").read_text()]
+    assert (code, titles) == (0, ["grad_norm"]), "no panel for what no step tells or is 0 throughout"
     code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(tmp_path / "rewards.exe"))
     assert code == 1
     assert "cannot be drawn" in err
@@ -319,6 +346,20 @@ def test_the_table_tells_of_each_policy_how_it_stands_what_it_earns_and_what_is_
         "demo/w-0", "Running", "2/4", "0.500", "0.750", "0.250", "▁█", "2.0", "1m30s", "e-0",
     ]  # fmt: skip
     assert cells[1][:3] + cells[1][4:] == ["demo/w-1", "Failed", "0/4", "-", "-", "-", "", "-", "-", "no [data]"]
+
+
+def test_a_wide_terminal_shows_figures_of_the_last_step_and_a_narrower_one_the_most_telling() -> None:
+    progress = running(2)
+    told = FiguresMessage(step=2, completion_length=212.4, truncated=0.125, clipped=0.0, kl=0.0123)
+    progress.policies[0].figures.CopyFrom(told)
+    for width, figures in ((160, ["212", "12.5%", "0.0123"]), (124, ["212", "0.0123"]), (110, [])):
+        console = on_screen(width)
+        console.print(progress_table(progress, console))
+        cells = [[each.strip() for each in row.split("│")] for row in shown(console).splitlines() if "│" in row]
+        at = cells[0].index("2.0")
+        assert cells[0][at - len(figures) : at] == figures, "none is shown that is 0 for all"
+        assert cells[1][at - len(figures) : at] == ["-"] * len(figures)
+        assert cells[0][at - len(figures) - 1] == "▁█"
 
 
 def test_where_a_terminal_is_narrow_pictures_give_way_and_names_stay_whole() -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from mint_contracts import keys
 from mint_contracts.source import Source
+from mint_contracts.step_figures import Curve
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import WaveProgress
@@ -36,13 +37,20 @@ class Training:
     async def declare(self, training: WaveTraining) -> None:
         await self._writer.apply(BASE, TrainChange(set_training=(training,)))
 
-    async def report(self, *progress: Progress, rewards: dict[str, list[float]] | None = None) -> None:
+    async def report(
+        self,
+        *progress: Progress,
+        rewards: dict[str, list[float]] | None = None,
+        curves: dict[str, Curve] | None = None,
+    ) -> None:
         together = self._scene.redis.pipeline(transaction=True)
         for each in progress:
             together.hset(keys.progress(BASE, "e-0"), each.policy, msgspec.json.encode(each).decode())
         for name, values in (rewards or {}).items():
             together.delete(keys.rewards(BASE, name))
             together.rpush(keys.rewards(BASE, name), *values)
+        for name, curve in (curves or {}).items():
+            together.rpush(keys.curve(BASE, name), msgspec.json.encode(curve).decode())
         await together.execute()
 
     async def forget(self) -> None:

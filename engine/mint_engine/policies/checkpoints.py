@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from mint_contracts.errors import CapacityExceeded, CorruptFile, MintError, SourceNotFound, SourceUnavailable
+from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Published
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
@@ -45,6 +46,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     resumable: bool = msgspec.field(default=False, name="left")
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step
+    curve: Curve = ()
     evaluation: float | None = None
     evaluated: int = 0  # the step after which `evaluation` was made
     published: Published | None = None

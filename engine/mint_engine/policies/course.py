@@ -15,6 +15,7 @@ from mint_contracts.awaiting import wait_uncancelled
 from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
+from mint_contracts.step_figures import Curve, figures_of_step, followed_by
 from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Published, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
@@ -62,6 +63,7 @@ class Course:
         self._order = assignment.order
         self.stage = Stage.LOADING
         self.rewards: list[float] = []
+        self.curve: Curve = ()
         self._standing = Standing()
         self._failure: Failure | None = None
         self._patience = Patience(assignment.policy, on_change)
@@ -101,7 +103,7 @@ class Course:
     def follow(self, before: "Course") -> None:
         """Show, until loaded, the progress of an earlier course under the same lease."""
         progress = before.progress
-        self.rewards, self._tokens = list(before.rewards), progress.tokens
+        self.rewards, self.curve, self._tokens = list(before.rewards), before.curve, progress.tokens
         self._evaluation, self._published = progress.evaluation, progress.published
         self._standing = Standing(progress.saved, progress.saved)
 
@@ -126,6 +128,7 @@ class Course:
             published=keeping.published if keeping is not None else self._published,
             failure=self._failure or self._trouble,
             retry=self.train.retry,
+            figures=self.curve[-1] if self.curve else None,
             saved=max(self.assignment.saved, self._standing.saved if keeping is None else keeping.saved),
         )
 
@@ -148,6 +151,7 @@ class Course:
             run=assignment.run,
             tokens=self._tokens,
             rewards=tuple(self.rewards),
+            curve=self.curve,
             evaluation=self._evaluation,
             evaluated=self._standing.evaluated,
             published=self._kept().published,
@@ -293,7 +297,7 @@ class Course:
         )
 
     def _take_up(self, record: Record) -> None:
-        self.rewards, self._tokens = list(record.rewards), record.tokens
+        self.rewards, self.curve, self._tokens = list(record.rewards), record.curve, record.tokens
         self._evaluation = record.evaluation
         self._standing = Standing(record.step, record.step, evaluated=record.evaluated)
 
@@ -305,6 +309,7 @@ class Course:
             self._label = next_label
             self._count_skipped(taken.learnt.step is not None and taken.learnt.step.skipped)
         self.rewards.append(taken.reward)
+        self.curve = followed_by(self.curve, figures_of_step(step + 1, taken.figures))
         self._tokens += taken.tokens
         self._standing = msgspec.structs.replace(self._standing, step=step + 1)
         seconds = time.monotonic() - began

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.course import Course
@@ -77,6 +78,10 @@ class Roster:
     def rewards(self) -> dict[str, Sequence[float]]:
         """Return the mean reward of each finished step, by policy."""
         return {policy: running.course.rewards for policy, running in self._running.items()}
+
+    def curves(self) -> dict[str, Curve]:
+        """Return what finished steps tell of themselves besides their rewards, by policy."""
+        return {policy: running.course.curve for policy, running in self._running.items()}
 
     async def close(self) -> None:
         """Save finished steps and let go of everything, within `CLOSE_S`.

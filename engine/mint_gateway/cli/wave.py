@@ -101,7 +101,7 @@ async def explain(options: argparse.Namespace) -> int:
 async def draw(options: argparse.Namespace) -> int:
     """Write a plot of a wave's rewards so far."""
     async with reach(options) as client:
-        updates = client.watch(_name(options), history=True)
+        updates = client.watch(_name(options), history=True, curves=True)
         progress = await anext(updates)
         await updates.aclose()
     steps = plot(progress, Path(options.output))

@@ -15,8 +15,12 @@ SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 24
 BAR_WIDTH = 20
 FAILURE_WIDTH = 30  # a policy's error is wrapped rather than squeezing the other columns
-_HEADS = ("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "left", "engine")
-_PICTURES = ("", "rewards so far")  # columns that only illustrate others, in the order in which they are dropped
+_FIGURES = {"length": "completion_length", "cut off": "truncated", "clipped": "clipped", "kl": "kl"}  # by column
+_HEADS = (
+    *("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far"),
+    *(*_FIGURES, "s/step", "left", "engine"),
+)
+_DISPENSABLE = ({""}, {"cut off", "clipped"}, {"length", "kl"}, {"rewards so far"})  # in the order of being dropped
 _COLOURS = {"Complete": "green", "Failed": "red", "Cancelled": "yellow", "Paused": "yellow", "Running": "cyan"}
 
 
@@ -40,11 +44,14 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
 
 
 def progress_table(wave: WaveProgress, console: Console) -> RenderableType:
-    """Show the wave as a line, then one row per policy, with progress bar and reward curve if there is room."""
-    shown = _policies(wave, _HEADS)
-    for pictures in (_PICTURES[:1], _PICTURES):
+    """Show the wave as a line, then one row per policy; bar, reward curve and last step's figures if they fit."""
+    told = {head for head, name in _FIGURES.items() if any(getattr(each.figures, name) for each in wave.policies)}
+    heads = [head for head in _HEADS if head in told or head not in _FIGURES]
+    shown = _policies(wave, heads)
+    for columns in _DISPENSABLE:
         if whole_width(shown, console) > console.width:
-            shown = _policies(wave, [head for head in _HEADS if head not in pictures])
+            heads = [head for head in heads if head not in columns]
+            shown = _policies(wave, heads)
     return Group(Text.from_markup(f"[bold]{cell(line(wave))}[/]"), shown)
 
 
@@ -61,6 +68,7 @@ def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
             number(policy, "reward_best"),
             number(policy, "evaluation"),
             Text(sparkline(policy.rewards), style=_COLOURS.get(policy.stage, "")),
+            *(_figure(policy, name) for name in _FIGURES.values()),
             f"{policy.step_s:.1f}" if policy.step_s else "-",
             span(policy.eta_s) if policy.HasField("eta_s") else "-",
             cell(policy.failure_message or policy.engine or "-"),
@@ -90,6 +98,14 @@ def line(wave: WaveProgress) -> str:
 def number(of: WaveProgress | PolicyProgress, field: str) -> str:
     """Return a reward with three decimals, or "-" if there is none yet."""
     return f"{getattr(of, field):.3f}" if of.HasField(field) else "-"  # type: ignore[arg-type]
+
+
+def _figure(policy: PolicyProgress, name: str) -> str:
+    """Return a figure of the last step: a length without decimals, a share in percent."""
+    if not policy.figures.HasField(name):  # type: ignore[arg-type]
+        return "-"
+    form = {"completion_length": ".0f", "kl": ".4f"}.get(name, ".1%")
+    return format(getattr(policy.figures, name), form)
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:

@@ -10,6 +10,7 @@ from safetensors.torch import load
 from structlog.testing import capture_logs
 
 from mint_contracts.source import parent
+from mint_contracts.step_figures import figures_of_step
 from mint_contracts.training import ExactMatch, Loss, Optimizer, Reward, TrainSampling
 from mint_contracts.training_records import Order, Stage, published_in
 from mint_engine.policies.checkpoints import Checkpoints
@@ -38,7 +39,7 @@ async def test_each_step_tells_what_came_of_it_in_a_line(base: Path, tmp_path: P
     with capture_logs() as lines:
         async with training(base, tmp_path, train(loss=Loss(kl_coefficient=0.1))) as scene:
             scene.want(assignment("acme/one"))
-            await scene.ended("acme/one")
+            told, curve = (await scene.ended("acme/one"))["acme/one"], scene.roster.curves()["acme/one"]
     steps = [line for line in lines if line["event"] == "step"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert {"reward", "tokens", "seconds"} < steps[0].keys()
@@ -46,6 +47,8 @@ async def test_each_step_tells_what_came_of_it_in_a_line(base: Path, tmp_path: P
     learnt = [line for line in steps if "grad_norm" in line]  # steps without any signal make no update
     assert all({"kl", "clipped", "ratio", "drift", "kept"} < line.keys() for line in learnt)
     assert learnt[0]["grad_norm"] > 0
+    assert curve == tuple(figures_of_step(line["step"], line) for line in steps)
+    assert told.figures == curve[-1]
 
 
 async def test_numbers_are_the_same_alone_and_together(base: Path, tmp_path: Path) -> None:

@@ -96,12 +96,14 @@ async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturb
             await grant(redis, calm, told, "tiny-0", lease=1)
             told_calm = await finished(redis, "tiny-0")
             rewards = await TrainReader(redis).rewards(BASE, dict.fromkeys(POLICIES, 0), 100)
+            curves = await TrainReader(redis).curves(BASE, POLICIES)
         assert {name: of.values for name, of in rewards.items()} == {
             name: values for name, (values, _) in outcome(calm).items()
         }
         published = {name: each.published for name, each in told_calm.items()}
         assert [each.step for each in published.values() if each is not None] == [STEPS, STEPS]
         assert [each.saved for each in told_calm.values()] == [STEPS, STEPS]
+        assert [len(curve) for curve in curves.values()] == [STEPS, STEPS]
 
         await redis.flushall()
         with pod(tmp_path, process, source, name="tiny-1", training_store=rough, **settings) as first:
@@ -114,6 +116,7 @@ async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturb
             await grant(redis, rough, told, "tiny-2", lease=2)
             told_rough = await finished(redis, "tiny-2")
             again = await TrainReader(redis).rewards(BASE, dict.fromkeys(POLICIES, 0), 100)
+            assert await TrainReader(redis).curves(BASE, POLICIES) == curves
             assert begun(second) == dict.fromkeys(POLICIES, KILLED_AT)
         await redis.aclose()
     assert outcome(rough) == outcome(calm)

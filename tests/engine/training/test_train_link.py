@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from mint_contracts import functions, keys, train_reporter
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
+from mint_contracts.step_figures import Curve, StepFigures
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Policy
@@ -21,17 +22,21 @@ BASE, ENGINE, POLICY = "demo/smollm2", "e-0", "demo/p"
 
 @dataclass
 class Trainer:
-    """An engine that trains the policies whose leases it has read, with the given `rewards`."""
+    """An engine that trains the policies whose leases it has read, with the given `rewards`, and curves of steps."""
 
     redis: Redis
     rewards: dict[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        body = TrainBody(lambda _, trains: self._keep(set(trains)), lambda: None, dict, lambda: self.rewards)
+        want = lambda _, trains: self._keep(set(trains))  # noqa: E731
+        body = TrainBody(want, lambda: None, dict, lambda: self.rewards, self.curves)
         self.link = TrainLink(self.redis, BASE, ENGINE, body)
 
     def _keep(self, leased: set[str]) -> None:
         self.rewards = {policy: values for policy, values in self.rewards.items() if policy in leased}
+
+    def curves(self) -> dict[str, Curve]:
+        return {policy: tuple(map(StepFigures, range(1, len(of) + 1))) for policy, of in self.rewards.items()}
 
     async def begin(self) -> None:
         """Report the engine's own record, as at its start and after a loss of the map."""
@@ -40,10 +45,12 @@ class Trainer:
         await self.link.report(1, full=True)
 
     async def told(self) -> list[float]:
-        """Report once more, and return the rewards that the map then has."""
+        """Report once more, and return the rewards that the map then has, and a curve of as many steps."""
         await self.link.report(1, full=False)
-        found = await TrainReader(self.redis).rewards(BASE, {POLICY: 0}, 100)
-        return list(found[POLICY].values)
+        reader = TrainReader(self.redis)
+        values = (await reader.rewards(BASE, {POLICY: 0}, 100))[POLICY].values
+        assert len((await reader.curves(BASE, [POLICY])).get(POLICY, ())) == len(values)
+        return list(values)
 
 
 @pytest.fixture

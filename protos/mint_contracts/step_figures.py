@@ -1,0 +1,39 @@
+"""What a training step tells of itself besides its reward, and a policy's curve of it, bounded in size. Pure."""
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+
+MOST_POINTS = 64  # of a curve
+
+
+class StepFigures(msgspec.Struct, frozen=True, array_like=True):
+    """A step's figures, all finite; None: the step has none, as one without any signal has no gradient."""
+
+    step: int  # counted from 1
+    kl: float | None = None  # k3 to the base, mean over tokens; 0 without a coefficient
+    clipped: float | None = None  # share of tokens whose ratio was clipped
+    completion_length: float | None = None  # mean, in tokens
+    truncated: float | None = None  # share of completions that were cut off
+    grad_norm: float | None = None  # before it was clipped
+
+
+Curve = tuple[StepFigures, ...]
+
+
+def figures_of_step(step: int, known: Mapping[str, float]) -> StepFigures:
+    """Return those of a step's numbers that are figures: JSON, in which they are kept, has only finite ones."""
+    names = StepFigures.__struct_fields__[1:]
+    return StepFigures(step, **{name: known[name] for name in names if math.isfinite(known.get(name, math.nan))})
+
+
+def followed_by(curve: Curve, last: StepFigures) -> Curve:
+    """Return a curve that ends with `last` and has at most MOST_POINTS steps: all, or every second, fourth ...
+
+    Steps from `last` on are those of an earlier attempt and are left out.
+    """
+    every = 1
+    while last.step > every * MOST_POINTS:
+        every *= 2
+    return (*(each for each in curve if each.step < last.step and each.step % every == 0), last)
