@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
-from mint_contracts.transport import IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
+from mint_contracts.transport import ENGINE_OPTIONS, IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
 from mint_engine.build import Equip, build
 from mint_engine.examples.ending import ends_of
@@ -77,8 +77,8 @@ class EngineServer:
         self._services = services
         self._limits, self._endpoint = limits, endpoint
         self._health = health.aio.HealthServicer()
-        trains = TRAINER_OPTIONS if settings.training_store is not None else ()
-        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", IDLE_MS), *trains])
+        accepts = TRAINER_OPTIONS if settings.training_store is not None else ENGINE_OPTIONS
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", IDLE_MS), *accepts])
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._updates: Updates | None = None

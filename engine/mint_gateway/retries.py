@@ -6,7 +6,14 @@ import grpc
 import msgspec
 
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, Internal, Unavailable
+from mint_contracts.errors import (
+    BaseModelNotFound,
+    Draining,
+    EngineUnavailable,
+    Internal,
+    InvalidRequest,
+    Unavailable,
+)
 from mint_contracts.wire import from_rpc_error
 
 
@@ -100,5 +107,8 @@ def is_away(error: grpc.aio.AioRpcError) -> bool:
 
 def another_may_do_better(error: grpc.aio.AioRpcError) -> bool:
     """Return whether another engine may succeed after this failure before the first token."""
-    retryable = not from_rpc_error(error).terminal and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
-    return retryable or is_away(error) or error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    failure, code = from_rpc_error(error), error.code()
+    if isinstance(failure, InvalidRequest):  # also gRPC's own refusal of one that is too large, RESOURCE_EXHAUSTED
+        return False
+    retryable = not failure.terminal and code is not grpc.StatusCode.DEADLINE_EXCEEDED
+    return retryable or is_away(error) or code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -34,9 +34,11 @@ MOST_STOPS = 16  # stop strings of a request
 MOST_ROUTE_BYTES = 64 << 20  # that one Generate returns, and one ForwardBackward takes
 
 # The most tokens of a ForwardBackward at 32 bytes each (two integers of five bytes, three floats). A gateway accepts
-# no more, as it has many clients' calls at a time; an engine that trains accepts their routes, too.
+# no more, as it has many clients' calls at a time. An engine also accepts what a gateway adds to a request, such as
+# an adapter's source, and if it trains, routes.
 MOST_TOKEN_BYTES = 8 << 20
 GATEWAY_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_length", MOST_TOKEN_BYTES),)
+ENGINE_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_length", MOST_TOKEN_BYTES + (64 << 10)),)
 TRAINER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MOST_TOKEN_BYTES + MOST_ROUTE_BYTES),
 )

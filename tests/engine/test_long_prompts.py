@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts.byte_budget import OWN_BYTES
 from mint_contracts.errors import Overloaded, PromptTooLong
-from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, Whence
+from mint_contracts.transport import MOST_TOKEN_BYTES
 from mint_engine import server
 from mint_engine.requests import length, reading
 from mint_engine.requests.prompts import read_prompt
@@ -164,3 +165,9 @@ async def test_a_client_is_told_to_come_back_where_long_prompts_wait(
         assert (await ask(engine, "dog", max_tokens=1)).tokens
         works.let.set()
         assert isinstance(await first, PromptTooLong)
+
+
+async def test_an_engine_accepts_whatever_a_gateway_does(base: Path) -> None:
+    async with running(base) as engine:
+        longest = GenerateRequest(text="a" * MOST_TOKEN_BYTES, whence=Whence(uri=f"s3://{'a' * 2000}"))
+        assert isinstance(await refusal(engine, longest), PromptTooLong)

@@ -31,6 +31,17 @@ async def test_a_refusal_before_the_first_token_goes_to_the_next_engine(scene: S
     assert retried("mint_gateway_retries_total", {"reason": "Draining"}) == 1.0
 
 
+async def test_a_request_that_is_too_large_for_an_engine_goes_to_no_other(scene: Scene) -> None:
+    await scene.base()
+    engines = [await scene.engine(f"e-{n}") for n in range(2)]  # with gRPC's own limit, 4 MiB
+    await scene.open()
+    await scene.seen(*engines)
+    with pytest.raises(errors.InvalidRequest, match=r"larger than max \(\d+ vs\. 4194304\)"):
+        await scene.client.answer(question("a" * (5 << 20), raw=True))
+    retried = scene.gateway.metrics.registry.get_sample_value
+    assert retried("mint_gateway_retries_total", {"reason": "InvalidRequest"}) is None
+
+
 async def test_an_engine_that_dies_before_its_first_token_is_replaced_unseen(scene: Scene) -> None:
     await scene.base(store=STORE)
     dying, other = await scene.engine("e-0"), await scene.engine("e-1")
