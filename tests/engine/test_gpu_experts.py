@@ -41,6 +41,7 @@ FORMATS: dict[str, tuple[Kind, int, int, torch.dtype, torch.dtype | None]] = {
     "mxfp4": (Kind.E2M1, 1, 32, torch.uint8, None),
     "nvfp4": (Kind.E2M1, 1, 16, torch.float8_e4m3fn, None),
     "int4": (Kind.INT4, 1, 32, torch.bfloat16, None),
+    "int4 by channels": (Kind.INT4, 1, 0, torch.float16, None),
     "int4 with zeros": (Kind.INT4, 1, 8, torch.float16, torch.int32),
     "int8": (Kind.INT8, 1, 0, torch.float32, None),
     "int8 with packed zeros": (Kind.INT8, 1, 16, torch.bfloat16, torch.int32),

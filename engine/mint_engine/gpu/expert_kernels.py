@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 from triton.language.target_info import cuda_capability_geq
+from triton.runtime.jit import constexpr_function
 
 # As in `mint_engine.kernels.expert_structs`.
 _E4M3, _INT8, _E2M1, _INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-_POWER, _SCALED = tl.constexpr(3), tl.constexpr(4)
+_BFLOAT16, _FLOAT16, _POWER, _SCALED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
 _NO_ZEROS, _ZERO_BYTES = tl.constexpr(0), tl.constexpr(1)
 
 
@@ -24,6 +25,13 @@ def _rows_of(ends, rows, block, experts: tl.constexpr, padded_experts: tl.conste
     end = tl.load(ends + expert)
     first = tl.where(few, block, begin + (block - begin // tile - expert) * tile)
     return expert.to(tl.int64), first, tl.where((first - begin) % tile == 0, end, 0)
+
+
+@constexpr_function
+def _is_exact(dtype, kind, scale_kind, zero_kind):
+    """Whether `dtype` has all integers less zero points, and all scales: products in it are rounded once, too."""
+    alike = (tl.bfloat16, _BFLOAT16.value), (tl.float16, _FLOAT16.value)
+    return kind == _INT4.value and zero_kind != _ZERO_BYTES.value and (dtype, scale_kind) in alike
 
 
 @triton.jit
@@ -75,8 +83,15 @@ def _scales_of(
 
 
 @triton.jit
-def _weights_of(byte, part: tl.constexpr, parts: tl.constexpr, scale, less, kind: tl.constexpr, dtype: tl.constexpr):
-    """Return the weights [O, B] in `dtype` of the `part`-th code of each byte [O, B], by scales [O, G]."""
+def _weights_of(
+    byte, part: tl.constexpr, parts: tl.constexpr, scale, less, kind: tl.constexpr, dtype: tl.constexpr,
+    exact: tl.constexpr,
+):  # fmt: skip
+    """Return the weights [O, B] in `dtype` of the `part`-th code of each byte [O, B], by scales [O, G].
+
+    An integer becomes a float as the last digits of a power of two. Floats of 16 bits are multiplied two at once, so
+    these are used where they are `exact`.
+    """
     if kind == _E4M3:
         number = _e4m3(byte)
     else:
@@ -86,7 +101,12 @@ def _weights_of(byte, part: tl.constexpr, parts: tl.constexpr, scale, less, kind
         if kind == _E2M1:
             bits = ((code << 12) & 0x8000) | ((code << 9) & 0x0E00)
             number = bits.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-        else:  # the last bits of 2^23
+        elif exact:
+            power: tl.constexpr = 128 if dtype == tl.bfloat16 else 1024
+            bits = code | (0x4300 if dtype == tl.bfloat16 else 0x6400)
+            number, less = bits.to(tl.uint16).to(dtype, bitcast=True), (less + power).to(dtype)
+            scale = scale.to(dtype)
+        else:
             number, less = (code | 0x4B000000).to(tl.float32, bitcast=True), less + 8388608.0
     groups: tl.constexpr = scale.shape[1]
     if groups > 1:
@@ -111,6 +131,7 @@ def multiply(
         codes += expert * height * pitch
         scales += expert * blocks * columns
         zeros += expert * zero_words
+        exact: tl.constexpr = _is_exact(x.dtype.element_ty, kind, scale_kind, zero_kind)
         factor = _factor_of(expert, factors, kind, scale_kind)
         g = tl.arange(0, step // group if group < step else 1)
         own, row = x + m.to(tl.int64)[None] * (width * parts), n.to(tl.int64)[:, None] * pitch
@@ -124,7 +145,7 @@ def multiply(
                 high,
             )  # fmt: skip
             for part in tl.static_range(parts):
-                weights = _weights_of(byte, part, parts, scale, less, kind, x.dtype.element_ty)
+                weights = _weights_of(byte, part, parts, scale, less, kind, x.dtype.element_ty, exact)
                 given = tl.load(
                     own + part * width + at[:, None], mask=(at < width)[:, None] & (m < end)[None], other=0.0
                 )
@@ -149,6 +170,7 @@ def multiply_back(
         codes += expert * height * pitch
         scales += expert * blocks * columns
         zeros += expert * zero_words
+        exact: tl.constexpr = _is_exact(dy.dtype.element_ty, kind, scale_kind, zero_kind)
         factor = _factor_of(expert, factors, kind, scale_kind)
         g = start // group + tl.arange(0, outputs // group if group < outputs else 1)
         own = dy + m.to(tl.int64)[None] * dy_stride
@@ -165,10 +187,10 @@ def multiply_back(
             next_scale, next_less = _scales_of(
                 scales, zeros, factor, at + step, g, height, columns, kind, scale_kind, zero_kind, high
             )  # fmt: skip
-            weights = _weights_of(byte, 0, parts, scale, less, kind, dy.dtype.element_ty)
+            weights = _weights_of(byte, 0, parts, scale, less, kind, dy.dtype.element_ty, exact)
             total = tl.dot(tl.trans(weights), given, total, input_precision="ieee")
             if parts == 2:
-                weights = _weights_of(byte, 1, parts, scale, less, kind, dy.dtype.element_ty)
+                weights = _weights_of(byte, 1, parts, scale, less, kind, dy.dtype.element_ty, exact)
                 second = tl.dot(tl.trans(weights), given, second, input_precision="ieee")
             scale, less = next_scale, next_less
         into = dx + m.to(tl.int64)[None] * (width * parts) + b[:, None] * parts
