@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Self
 
-from mint_contracts.errors import Overloaded
+from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.shares import Shares
 
 OWN_BYTES = 32 << 10  # each share's own allowance, whatever others take: about a hundred tokens
@@ -26,6 +26,12 @@ class ByteBudget:
     def share(self, own: int = OWN_BYTES, client: str = "") -> "ByteShare":
         """Return a new share of a client's that holds nothing yet. Without a name, it may draw on all."""
         return ByteShare(self, own, client)
+
+    def check(self, size: int, client: str) -> None:
+        """Raise CapacityExceeded if the client could not have `size` bytes even while others take none."""
+        if client and size > self._shares.largest:
+            problem = f"takes {size >> 20} MiB of memory, and a key has {self._shares.largest >> 20} MiB at most"
+            raise CapacityExceeded("request", f"{problem}; send or ask for less at a time")
 
     def take(self, more: int, client: str) -> None:
         """Reserve `more` bytes, or release them if it is negative. Raises Overloaded."""
@@ -55,7 +61,8 @@ class ByteShare:
         self.fill(0)
 
     def fill(self, size: int) -> None:
-        """Hold `size` bytes from now on. Raises Overloaded and then keeps its previous size."""
+        """Hold `size` bytes from now on. Raises Overloaded or CapacityExceeded, and then keeps its previous size."""
         taken = max(0, size - self._own)
+        self._budget.check(taken, self._client)
         self._budget.take(taken - self._taken, self._client)
         self._taken = taken

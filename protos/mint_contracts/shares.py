@@ -24,8 +24,15 @@ class Shares:
         return self._taken[client]
 
     def may_take(self, client: str, count: int = 1) -> bool:
-        """Return whether the client may take as many now."""
-        return (self._taken[client] if client else 0) + count <= self.free
+        """Return whether the client may take as many now: of several, it leaves as many as it then has."""
+        if not client:
+            return count <= self.free
+        return self._taken[client] + count <= self.free - count + 1  # the last one may be anybody's
+
+    @property
+    def largest(self) -> int:
+        """The most that a client with a name may ever have."""
+        return (self._count + 1) // 2
 
     def take(self, client: str, count: int = 1) -> None:
         """Take as many."""

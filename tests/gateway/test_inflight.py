@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mint_contracts.byte_budget import ByteBudget
-from mint_contracts.errors import Overloaded
+from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_gateway import answering
 from mint_gateway.client import Client, question
 from mint_gateway.door_security import DoorSecurity
@@ -127,9 +127,29 @@ def test_a_key_has_as_much_memory_as_it_leaves_free() -> None:
         first.fill(4 << 20)
         with pytest.raises(Overloaded, match="with your key take 4 MiB of such memory, and 4 MiB more are left"):
             second.fill(1 << 20)
-        other.fill(4 << 20)
+        other.fill(2 << 20)
         with pytest.raises(Overloaded, match="gateway: is full; retry later"):
-            second.fill(1 << 20)
+            second.fill(3 << 20)
         first.fill(0)
-        second.fill(4 << 20)
+        second.fill(3 << 20)
     assert budget.taken == 0
+
+
+def test_what_is_taken_at_once_leaves_as_much_free_too() -> None:
+    budget = ByteBudget(8 << 20, "gateway", "is full")
+    with budget.share(0, "a") as first, budget.share(0, "b") as other, budget.share(0, "c") as another:
+        other.fill(2 << 20)
+        with pytest.raises(Overloaded, match="with your key take 0 MiB of such memory, and 6 MiB more are left"):
+            first.fill(4 << 20)
+        first.fill(3 << 20)
+        another.fill(1 << 20)
+
+
+def test_a_request_that_a_key_never_has_memory_for_is_refused_for_good() -> None:
+    budget = ByteBudget(8 << 20, "gateway", "is full")
+    with budget.share(0, "a") as share, budget.share(0) as nameless:
+        with pytest.raises(CapacityExceeded, match="takes 5 MiB of memory, and a key has 4 MiB at most; send or ask"):
+            share.fill(5 << 20)
+        share.fill(4 << 20)
+        share.fill(0)
+        nameless.fill(8 << 20)
