@@ -6,12 +6,15 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mint_contracts.records import Tier
 from mint_contracts.source import Source, child
+from mint_engine.sources import local
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from tests.engine.changes import OFTEN, answers, change
 from tests.engine.made import edit_config, read_tiny
@@ -70,6 +73,37 @@ def test_files_overwritten_while_no_engine_ran_are_read_anew(store: Path, tmp_pa
     old = loader(tmp_path).load(source).revision
     new = overwrite(store, OTHER, like=NAMES[2])
     assert old != new == loader(tmp_path).load(source).revision
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays"), [("fuse.gcsfuse", True), ("fuse", True), ("fuseblk", False), ("nfs4", False)]
+)
+def test_files_of_a_mounted_object_store_may_get_other_inodes_without_being_read_anew(
+    kind: str, *, stays: bool, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the inode tells that one file has replaced another of the same size and times; there it may not."""
+    device, mounts, here = store.stat().st_dev, tmp_path / "mounts", loader(tmp_path)
+    others = f"1 0 {os.major(device)}:{os.minor(device) + 1} / / rw - fuse.other x rw\n"
+    mounts.write_text(f"{others}2 1 {os.major(device)}:{os.minor(device)} / {store} ro - {kind} bucket ro\n")
+    monkeypatch.setattr(local, "MOUNTS", mounts)
+    monkeypatch.setattr(local, "_is_fuse", cache(local._is_fuse.__wrapped__))
+    source, stat = wanted(store, NAME)[0].source, os.stat
+    here.load(source)
+
+    def renumbered(path: Any, **options: Any) -> os.stat_result:
+        about = stat(path, **options)
+        if not str(path).startswith(str(store)):
+            return about
+        times = {"st_mtime_ns": about.st_mtime_ns, "st_ctime_ns": about.st_ctime_ns}
+        return os.stat_result((about.st_mode, about.st_ino + 1000, *about[2:10]), times)
+
+    with here.disk.using(source):
+        with monkeypatch.context() as mounted_again:
+            mounted_again.setattr(os, "stat", renumbered)
+            assert (here.held(source, here.state(source)) is not None) is stays
+        assert here.held(source, here.state(source)) is not None
+        os.utime(store / NAME / WEIGHTS)
+        assert here.held(source, here.state(source)) is None, "a change is seen"
 
 
 @pytest.mark.parametrize("place", ["store", "catalog"])

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from mint_contracts.claims import local_path, named_path
@@ -25,12 +26,24 @@ def place_of(source: Source) -> str:
 
 
 # A file's name, size, mtime, ctime and inode. Copying programs may set the mtime, even of different content; no
-# program can set the ctime, which is the time of any change.
+# program can set the ctime, which is the time of any change. The inode is 0 where the same file may get another:
+# mounted object stores number files anew when they are mounted, and when the kernel has forgotten them.
 FileState = tuple[str, int, int, int, int]
+MOUNTS = Path("/proc/self/mountinfo")  # see proc_pid_mountinfo(5)
 
 
 def _state(name: str, about: os.stat_result) -> FileState:
-    return name, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+    inode = 0 if _is_fuse(about.st_dev) else about.st_ino
+    return name, about.st_size, about.st_mtime_ns, about.st_ctime_ns, inode
+
+
+@cache
+def _is_fuse(device: int) -> bool:
+    """Whether a program mounts this device, as gcsfuse and Mountpoint for Amazon S3 do. Local disks are fuseblk."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = (line.partition(" - ") for line in MOUNTS.read_text(errors="replace").splitlines())
+    kinds = {kind.split()[0] for mount, _, kind in mounts if mount.split()[2] == number}
+    return any(kind == "fuse" or kind.startswith("fuse.") for kind in kinds)
 
 
 def state_of(location: Location, names: Sequence[str], subject: str) -> list[FileState]:
