@@ -146,11 +146,12 @@ class Catalog(_Spec, frozen=True):
 
 
 class Tenant(_Spec, frozen=True):
-    """A namespace that may hold adapters on a base: its weight against others, and the slots that it may have."""
+    """A namespace that may hold adapters on a base: its weight against others, slots, and highest priority."""
 
     namespace: str
     weight: int = 1
     device_slots: int = 0  # 0: as many as there are
+    max_priority: int | None = None  # a higher one counts as this; None: any may be had
 
 
 class BaseModelSpec(_Spec, frozen=True):

@@ -128,6 +128,7 @@ ACCEPTED = [
     adapters(volumeClaims=["more-adapters", "more.adapters"]),
     adapters(store={"uri": "gs://adapters/all"}),
     adapters(store={"uri": "hf://acme/adapters", "revision": "v1", "secretRef": {"name": "hub"}}),
+    {"tenants": [{"namespace": "acme", "maxPriority": 0}, {"namespace": "other", "maxPriority": -1_000_000}]},
     training(uri="pvc://training/runs"),
     training(uri="s3://bucket/runs", secretRef={"name": "aws"}),
     catalog(uri="s3://bucket/catalog"),
@@ -245,6 +246,8 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (adapters(deviceSlots=1025), "spec.adapters.deviceSlots"),
     (adapters(targetModules=["q_proj", "q_proj"]), "spec.adapters.targetModules[1]: Duplicate value"),
     (adapters(volumeClaims=["Not_A_Claim"]), "spec.adapters.volumeClaims[0]"),
+    ({"tenants": [{"namespace": "acme", "maxPriority": 1_000_001}]}, "spec.tenants[0].maxPriority"),
+    ({"tenants": [{"namespace": "acme", "maxPriority": "high"}]}, "spec.tenants[0].maxPriority"),
 ]
 
 

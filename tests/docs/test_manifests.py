@@ -18,7 +18,7 @@ from tests.docs.pages import PAGES, blocks, name, spans
 
 SAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "crds" / "samples").glob("*.yaml")}
 # The sample into which a part of a spec is merged, by the part's only field.
-WHOLE = {"engine": SAMPLES["basemodel"], "train": SAMPLES["adapterwave-train"]}
+WHOLE = {"engine": SAMPLES["basemodel"], "tenants": SAMPLES["basemodel"], "train": SAMPLES["adapterwave-train"]}
 # Where a GitOps tool's resource holds the chart's values in its spec.
 GITOPS = {"Application": ("source", "helm", "valuesObject"), "HelmRelease": ("values",)}
 VALUES = yaml.safe_load((ROOT / "charts" / "mint" / "values.yaml").read_text())

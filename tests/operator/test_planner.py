@@ -327,6 +327,25 @@ def test_namespaces_take_turns_in_proportion_to_their_weights_and_within_their_q
     }
 
 
+@pytest.mark.parametrize(
+    ("most", "first"), [(None, "acme/late"), (5, "acme/late"), (0, "team/early"), (-1, "team/early")]
+)
+def test_a_namespace_ranks_as_high_as_the_base_allows_it(most: int | None, first: str) -> None:
+    of = base(slots=1)
+    tenants = [Tenant(namespace="acme", max_priority=most)]
+    of = msgspec.structs.replace(of, spec=msgspec.structs.replace(of.spec, tenants=tenants))
+    late = wave("late", ["b/b"], namespace="acme", priority=1_000_000, created="2026-01-02T00:00:00Z")
+    seen = snapshot(of, [wave("early", ["a/a"]), late])
+    found = plan(seen)
+    assert list(found.known[KEY].admission.turns) == [first]
+    told = [each.message for each in found.wave_statuses["acme/late"].conditions if each.type == "Admitted"]
+    lower = f"; spec.priority counts as {most}, the most that spec.tenants of the BaseModel allows namespace acme"
+    assert [lower in message for message in told] == [most is not None]
+    again = plan(seen, found.known)
+    asks = [each.known[KEY].admission.asks.by_wave["acme/late"] for each in (found, again)]
+    assert asks[0] is asks[1], "nothing has changed"
+
+
 def test_nothing_is_disclosed_about_a_base_that_may_not_be_used() -> None:
     stranger = wave("stranger", ["a/b"], namespace="strangers")
     found = plan(snapshot(base(), [stranger])).wave_statuses["strangers/stranger"]

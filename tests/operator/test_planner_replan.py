@@ -20,7 +20,7 @@ from tests.operator.worlds import KEY, NOW, base, engine, snapshot, unread, wave
 
 KINDS = ["wave", "wave", "gone", "unread", "engine", "lost", "size", "bounds", "demand", "time", "nothing"]
 SLOTS = 3
-TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4)]]
+TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4, max_priority=0)]]
 DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", stamp(NOW - 60)]
 TTLS = ["", "", "30s", "90s", "3m"]
 STEP_S = 60.0

@@ -38,6 +38,19 @@ def test_served_adapters_count_in_a_namespaces_quota_for_training() -> None:
     assert len(world.leases) == 3
 
 
+def test_a_namespaces_training_ranks_as_high_as_the_base_allows_it() -> None:
+    low = Tenant(namespace="acme", max_priority=0)
+    late = training_wave("w", 8, namespace="acme", priority=9, created="2026-01-02T00:00:00Z")
+    world = World(base(slots=8, tenants=[low]), [training_wave("v", 8), late], engines(1))
+    world.step()
+    assert {name.partition("/")[0] for name in world.leases} == {"team"}
+    assert admitted(world, "w") == ("False", "WaitingForCapacity")
+    message = next(each.message for each in world.status("w").conditions if each.type == "Admitted")
+    assert message.endswith(
+        "; spec.priority counts as 0, the most that spec.tenants of the BaseModel allows namespace acme"
+    )
+
+
 def test_an_elastic_wave_trains_as_much_as_its_quota_allows() -> None:
     elastic = training_wave("w", 6, namespace="acme", admission="Elastic", serve=Serve(residency="Host"))
     world = World(base(slots=8, tenants=[ACME]), [elastic], engines(1))

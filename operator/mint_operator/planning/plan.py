@@ -18,6 +18,7 @@ from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use_base
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared, left_by
+from mint_operator.planning.priorities import ranked
 from mint_operator.planning.recall import recalled
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
@@ -63,7 +64,7 @@ def plan(
         elif wave.expired(snapshot.now):
             expired[wave.base].append(wave)
         else:
-            waves[wave.base].append(wave)
+            waves[wave.base].append(ranked(wave, base))
     bases = {key: base for key, base in sorted(snapshot.bases.items()) if not base.meta.deleting}
     bases = with_catalog_owners(bases, snapshot.maps)
     parts, defects = _parts(snapshot, bases, waves, expired, before, broken or {})

@@ -71,6 +71,7 @@ class Listed(msgspec.Struct, frozen=True, gc=False):
 class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` provides the substitute.
 
+    `too_high`: it asks for a higher priority than the base allows, and `spec` has what is allowed (see `ranked`).
     `listed` are the adapters that had to be looked up, as last read; `unread` says why they cannot be read now, or
     why some are left out. Both are None if the spec says everything, or nothing was ever read. `from_map`: `listed`
     is what the map has for the wave, which may now ask for more.
@@ -86,12 +87,18 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     from_map: bool = False
     record: WaveRecord | None = None  # the map's, if it stands in for a spec that cannot be used
     shared_with: Mapping[str, tuple[str, ...]] = {}  # with `record`: adapter -> other waves for which the map has it
+    too_high: bool = False
 
     @cached_property
     def base(self) -> str:
         """The "namespace/name" of the base model that it names."""
         named = self.spec.base_model_ref
         return f"{named.namespace or self.meta.namespace}/{named.name}"
+
+    @cached_property
+    def lowered(self) -> dict[int, "ObservedWave"]:
+        """This wave by the most priority that it may have, so that plans see the same object as long as it is."""
+        return {}
 
     @cached_property
     def named(self) -> frozenset[str]:

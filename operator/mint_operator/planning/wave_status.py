@@ -22,6 +22,7 @@ from mint_operator.planning.adapters import asked, unread, unreadable
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, status_of, truth
 from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, STARTING, Copy, Standing
+from mint_operator.planning.priorities import told
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedWave
 
@@ -59,11 +60,12 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
     adapters = asked(wave)
     wanted = adapters * wave.spec.serve.replicas
     waiting = truth(not refusal.terminal)
+    message = refusal.message if refusal.terminal else told(refusal.message, wave)
     findings = [
-        Finding("Ready", "False", refusal.reason, refusal.message),
-        Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message),
+        Finding("Ready", "False", refusal.reason, message),
+        Finding(conditions.ADMITTED, "False", refusal.reason, message),
         Finding(conditions.PLACED, "False", conditions.NOT_ADMITTED, "the wave is not admitted"),
-        Finding("Progressing", waiting, refusal.reason, refusal.message),
+        Finding("Progressing", waiting, refusal.reason, message),
     ]
     findings += conditions.stalled(findings[0], terminal=refusal.terminal)
     return AdapterWaveStatus(
@@ -165,6 +167,7 @@ def _admitted(wave: ObservedWave, facts: WaveFacts) -> str:
     message = f"{len(facts.ask.wants)} adapters, {facts.ask.copies} copies, {facts.ask.slots} device slots"
     if wave.expires is not None:
         message += f", until {conditions.stamp(wave.expires)} (spec.serve.ttl)"
+    message = told(message, wave)
     return message if wave.unread is None else f"{message}, as last read; {wave.unread.message}"
 
 

@@ -20,6 +20,7 @@ from mint_contracts.training_reports import eta_s
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import Finding, Truth, span, truth
 from mint_operator.planning.engines import Engine
+from mint_operator.planning.priorities import told
 from mint_operator.planning.refusal import NO_NAMES, Refusal, together
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.planning.wave_status import eta_of, list_failures
@@ -66,7 +67,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[
     ready = _ready(facts, phase, verdict)
     findings = [
         ready,
-        _admitted(facts, counts),
+        _admitted(wave, facts, counts),
         _placed(facts, counts),
         Finding("Progressing", truth(phase in {"Training", "Placing", "Queued"}), verdict.reason, verdict.message),
         verdict,
@@ -189,12 +190,13 @@ def _alive(policy: PolicyStanding, facts: TrainFacts) -> bool:
     return engine is not None and engine.alive
 
 
-def _admitted(facts: TrainFacts, counts: PolicyCounts) -> Finding:
+def _admitted(wave: ObservedWave, facts: TrainFacts, counts: PolicyCounts) -> Finding:
     refusal = facts.refusal
     if refusal is not None:
-        return Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message)
+        message = refusal.message if refusal.terminal else told(refusal.message, wave)
+        return Finding(conditions.ADMITTED, "False", refusal.reason, message)
     message = f"{counts.total} policies, {len(facts.standing.wants_slot)} device slots for training"
-    return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, message)
+    return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, told(message, wave))
 
 
 def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
