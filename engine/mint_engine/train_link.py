@@ -18,7 +18,7 @@ class TrainBody(msgspec.Struct, frozen=True):
     confirm: Callable[[], None]  # called when the map has not changed
     progress: Callable[[], dict[str, Progress]]
     rewards: Callable[[], dict[str, Sequence[float]]]
-    curves: Callable[[], dict[str, Curve]]  # they change with the rewards only, and are reported with them
+    curves: Callable[[], dict[str, Curve]]
 
 
 class TrainLink:
@@ -29,6 +29,7 @@ class TrainLink:
         self._reporter = TrainReporter(redis, base, engine)
         self._base, self._engine, self._body = base, engine, body
         self._reported: dict[str, Progress] = {}
+        self._curves: dict[str, Curve] = {}  # as last reported
         self._sent: dict[str, int] = {}  # number of rewards that the map has, by policy
         self._untaken: dict[str, int] = {}  # policies whose rewards the map had no lease for -> _pulls at that time
         self._pulls = 0
@@ -59,10 +60,14 @@ class TrainLink:
         rewards = {policy: list(values) for policy, values in self._body.rewards().items()}
         sent = {policy: 0 if full or policy in again else self._sent.get(policy, 0) for policy in rewards}
         lists = {policy: (sent[policy], values[sent[policy] :]) for policy, values in rewards.items()}
-        lists = {policy: each for policy, each in lists.items() if each[1] or full}
-        curves = {policy: curve for policy, curve in self._body.curves().items() if policy in lists}
+        curves = self._body.curves()
+        new_curves = {policy for policy, curve in curves.items() if self._curves.get(policy, ()) != curve}
+        due = new_curves | again  # also if they have no new rewards
+        lists = {policy: each for policy, each in lists.items() if each[1] or full or policy in due}
         if full or changed or gone or lists:
-            lacking = await self._reporter.report(incarnation, changed, gone, lists, full=full, curves=curves)
+            lacking = await self._reporter.report(
+                incarnation, changed, gone, lists, full=full, curves={p: curves[p] for p in lists}
+            )
             if lacking is None:
                 return  # the next report after the engine's own will be a full one
             if lacking.short:
@@ -74,4 +79,5 @@ class TrainLink:
                 if policy in rewards and policy not in lists
             }
             self._untaken = left | dict.fromkeys(lacking.unleased, pulls)
-        self._reported, self._sent, self._full = progress, {p: len(v) for p, v in rewards.items()}, False
+        self._reported, self._curves, self._full = progress, curves, False
+        self._sent = {policy: len(values) for policy, values in rewards.items()}

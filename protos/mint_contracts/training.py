@@ -218,7 +218,7 @@ class Policies(_Camel, frozen=True):
 
 
 class Evaluation(_Camel, frozen=True):
-    """Greedy answers, scored by the reward, every `every_steps` steps."""
+    """Greedy answers, scored by the reward, before the first step, every `every_steps` steps and after the last."""
 
     every_steps: int = 10
     prompts: int = 16

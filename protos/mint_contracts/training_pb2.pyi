@@ -1017,7 +1017,7 @@ class PolicyProgress(_message.Message):
 
     @_builtins.property
     def curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepFigures]:
-        """Only with `curves`: of at most 64 finished steps, evenly spaced, and the last."""
+        """Only with `curves`: of at most 64 finished steps, evenly spaced but for the last."""
 
     def __init__(
         self,
@@ -1071,8 +1071,8 @@ Global___PolicyProgress: _TypeAlias = PolicyProgress  # noqa: Y015
 
 @_typing.final
 class StepFigures(_message.Message):
-    """What a step tells of itself besides its reward; unset where it has no such figure. SFT has only the last two, `kl`
-    and `grad_norm`, and a step without any signal neither of these nor `clipped`.
+    """What a step tells of itself besides its reward; unset where it has no such figure. SFT has only `kl` and `grad_norm`,
+    and a step without any signal neither of these nor `clipped`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1083,8 +1083,9 @@ class StepFigures(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     KL_FIELD_NUMBER: _builtins.int
     GRAD_NORM_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Counted from 1."""
+    """Counted from 1; 0 only tells of the evaluation before the first step."""
     clipped: _builtins.float
     """Share of tokens whose ratio was clipped."""
     completion_length: _builtins.float
@@ -1093,6 +1094,8 @@ class StepFigures(_message.Message):
     kl: _builtins.float
     """k3 to the base, mean over tokens; 0 without a coefficient. And the gradient's norm before it was clipped."""
     grad_norm: _builtins.float
+    evaluation: _builtins.float
+    """Mean reward of the last evaluation until after this step."""
     def __init__(
         self,
         *,
@@ -1102,15 +1105,18 @@ class StepFigures(_message.Message):
         truncated: _builtins.float | None = ...,
         kl: _builtins.float | None = ...,
         grad_norm: _builtins.float | None = ...,
+        evaluation: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "grad_norm", b"grad_norm", "kl", b"kl", "truncated", b"truncated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_evaluation", b"_evaluation", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "evaluation", b"evaluation", "grad_norm", b"grad_norm", "kl", b"kl", "truncated", b"truncated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "grad_norm", b"grad_norm", "kl", b"kl", "step", b"step", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_evaluation", b"_evaluation", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "evaluation", b"evaluation", "grad_norm", b"grad_norm", "kl", b"kl", "step", b"step", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clipped: _TypeAlias = _typing.Literal["clipped"]  # noqa: Y015
     _WhichOneofArgType__clipped: _TypeAlias = _typing.Literal["_clipped", b"_clipped"]  # noqa: Y015
     _WhichOneofReturnType__completion_length: _TypeAlias = _typing.Literal["completion_length"]  # noqa: Y015
     _WhichOneofArgType__completion_length: _TypeAlias = _typing.Literal["_completion_length", b"_completion_length"]  # noqa: Y015
+    _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
+    _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
     _WhichOneofReturnType__grad_norm: _TypeAlias = _typing.Literal["grad_norm"]  # noqa: Y015
     _WhichOneofArgType__grad_norm: _TypeAlias = _typing.Literal["_grad_norm", b"_grad_norm"]  # noqa: Y015
     _WhichOneofReturnType__kl: _TypeAlias = _typing.Literal["kl"]  # noqa: Y015
@@ -1121,6 +1127,8 @@ class StepFigures(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clipped) -> _WhichOneofReturnType__clipped | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_length) -> _WhichOneofReturnType__completion_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__grad_norm) -> _WhichOneofReturnType__grad_norm | None: ...
     @_typing.overload

@@ -290,6 +290,8 @@ def test_curves_are_smoothed_backwards() -> None:
 def test_a_picture_without_a_step_is_empty_not_an_error(tmp_path: Path) -> None:
     progress = WaveProgress(wave="demo/w", policies=[PolicyProgress(policy="demo/w-0", stage="Waiting")])
     assert plot(progress, tmp_path / "empty.svg") == 0
+    progress.policies[0].curve.add(step=0, evaluation=0.25)
+    assert plot(progress, tmp_path / "baseline.svg") == 0
 
 
 def test_a_picture_begins_at_the_first_step_whatever_is_known_of_the_last(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mint_contracts.awaiting import wait_uncancelled
 from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
-from mint_contracts.step_figures import Curve, figures_of_step, followed_by
+from mint_contracts.step_figures import Curve, evaluated, figures_of_step, followed_by
 from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Published, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
@@ -284,7 +284,7 @@ class Course:
             published = min(await keeping.take_up(record), record.step)
             self._standing = msgspec.structs.replace(self._standing, published=published)
         else:
-            self._standing = Standing(saved=-1 if terms.start_from else 0)
+            self._standing = Standing(saved=-1 if terms.start_from or self.train.evaluation else 0)
         self._label = label = label_of(terms.policy, self._number, self._standing.step)
 
         def begin(trainer: Trainer) -> None:
@@ -331,6 +331,7 @@ class Course:
     async def _evaluate(self) -> None:
         with metrics.SECONDS.labels("evaluate").time():
             self._evaluation = await self._running().evaluate(self._standing.step, self._label)
+        self.curve = evaluated(self.curve, self._standing.step, self._evaluation)
         self._standing = msgspec.structs.replace(self._standing, evaluated=self._standing.step)
 
     async def _save(self) -> None:

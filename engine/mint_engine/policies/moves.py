@@ -25,7 +25,7 @@ class Standing(msgspec.Struct, frozen=True):
     step: int = 0
     saved: int = -1
     published: int = 0
-    evaluated: int = 0
+    evaluated: int = -1
     writing: bool = False
 
 

@@ -16,6 +16,7 @@ PANELS = {
     "clipped": "tokens clipped (share)",
     "kl": "KL to the base",
     "grad_norm": "gradient norm",
+    "evaluation": "evaluation (mean reward)",
 }
 
 
@@ -44,8 +45,9 @@ def plot(progress: WaveProgress, path: Path) -> int:
     for place, name in enumerate(panels):
         row, column = divmod(place, COLUMNS)
         _draw_figure(figure.add_subplot(grid[1 + row, column]), policies, name)
+    left, right = zip(*(each.get_xlim() for each in figure.axes), strict=True)
     for each in figure.axes:
-        each.set_xlim(axes.get_xlim())
+        each.set_xlim(min(left), max(right))
         each.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         each.grid(alpha=0.25)
         each.spines[["top", "right"]].set_visible(False)
@@ -86,7 +88,9 @@ def _draw_figure(axes: Any, policies: Sequence[PolicyProgress], name: str) -> No
     for number, policy in enumerate(policies):
         points = [each for each in policy.curve if each.HasField(name)]  # type: ignore[arg-type]
         at, values = [each.step for each in points], [getattr(each, name) for each in points]
-        axes.plot(at, values, linewidth=1.2, color=_colour(number), marker=_marker(values))
+        look = {"color": _colour(number), "marker": _marker(values)}
+        # An evaluation counts until the next.
+        axes.plot(at, values, linewidth=1.2, drawstyle="steps-post" if name == "evaluation" else "default", **look)
     axes.set_title(PANELS[name], fontsize="small")
     axes.tick_params(labelsize="small")
 

@@ -77,7 +77,9 @@ def test_the_moves_of_a_short_course() -> None:
     while isinstance(move := next_move(standing, train, Order.RUN, sure=True), Move):
         taken.append(move)
         standing = after(standing, move)
-    assert taken == ["step", "step", "evaluate", "save", "step", "evaluate", "save", "publish", "settle"]
+    assert taken == [
+        *("evaluate", "step", "step", "evaluate", "save", "step", "evaluate", "save", "publish", "settle")
+    ]
 
 
 def test_a_cancelled_policy_publishes_nothing_more() -> None:

@@ -26,8 +26,10 @@ ORDERS = [(Order.PAUSE, Stage.PAUSED), (Order.CANCEL, Stage.CANCELLED)]
 class Judge(training_pb2_grpc.RewardServicer):
     """A reward service that pays for late letters of the alphabet, and hangs from one step on until it is mended."""
 
-    def __init__(self, *, evaluations: bool) -> None:
+    def __init__(self, *, evaluations: bool, hangs_at: int) -> None:
         self._evaluations = evaluations  # whether evaluations hang instead of steps
+        self._hangs_at = hangs_at
+        self.evaluated: list[int] = []  # the finished steps at each evaluation
         self.asked = asyncio.Event()  # a call arrived that it does not answer
         self.given_up = asyncio.Event()
         self.mended = asyncio.Event()
@@ -36,7 +38,8 @@ class Judge(training_pb2_grpc.RewardServicer):
         self, request: training_pb2.ScoreRequest, _: Any
     ) -> training_pb2.ScoreResponse:
         evaluates = len(request.completions) == 1
-        if request.step >= HANGS_AT and evaluates is self._evaluations and not self.mended.is_set():
+        self.evaluated += [request.step] * evaluates
+        if request.step >= self._hangs_at and evaluates is self._evaluations and not self.mended.is_set():
             self.asked.set()
             try:
                 await asyncio.wait_for(self.mended.wait(), PATIENCE_S)
@@ -47,9 +50,9 @@ class Judge(training_pb2_grpc.RewardServicer):
 
 
 @asynccontextmanager
-async def judged(*, evaluations: bool = False) -> AsyncIterator[tuple[Judge, Train]]:
+async def judged(*, evaluations: bool = False, hangs_at: int = HANGS_AT) -> AsyncIterator[tuple[Judge, Train]]:
     """Run a reward service and yield it with a wave that uses it, with the longest timeout and the most retries."""
-    judge, server = Judge(evaluations=evaluations), grpc.aio.server()
+    judge, server = Judge(evaluations=evaluations, hangs_at=hangs_at), grpc.aio.server()
     training_pb2_grpc.add_RewardServicer_to_server(judge, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -106,6 +109,22 @@ async def test_a_step_that_was_given_up_for_an_order_is_taken_as_if_nothing_had_
             await scene.ended("acme/one")
         assert began(logs) == [HANGS_AT]
         assert saved(scene, "acme/one") == whole
+
+
+async def test_a_policy_that_is_paused_in_its_first_step_keeps_its_baseline(base: Path, tmp_path: Path) -> None:
+    async with judged(hangs_at=0) as (judge, told), training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
+        baseline = scene.roster.progress()["acme/one"].evaluation
+        assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == 0
+        judge.mended.set()
+        scene.want(assignment("acme/one"))
+        ended = (await scene.ended("acme/one"))["acme/one"].evaluation
+        assert judge.evaluated == [0, 2, 4]
+        curve = scene.roster.curves()["acme/one"]
+    assert baseline is not None
+    assert [each.step for each in curve] == [0, 1, 2, 3, 4]
+    assert [curve[0].evaluation, curve[-1].evaluation] == [baseline, ended]
 
 
 async def test_a_pause_that_is_taken_back_at_once_takes_the_same_steps(

@@ -26,6 +26,7 @@ class Trainer:
 
     redis: Redis
     rewards: dict[str, Sequence[float]] = field(default_factory=dict)
+    evaluation: float | None = None
 
     def __post_init__(self) -> None:
         want = lambda _, trains: self._keep(set(trains))  # noqa: E731
@@ -36,7 +37,8 @@ class Trainer:
         self.rewards = {policy: values for policy, values in self.rewards.items() if policy in leased}
 
     def curves(self) -> dict[str, Curve]:
-        return {policy: tuple(map(StepFigures, range(1, len(of) + 1))) for policy, of in self.rewards.items()}
+        steps = {policy: range(1, len(of) + 1) for policy, of in self.rewards.items()}
+        return {p: tuple(StepFigures(step, evaluation=self.evaluation) for step in of) for p, of in steps.items()}
 
     async def begin(self) -> None:
         """Report the engine's own record, as at its start and after a loss of the map."""
@@ -73,6 +75,15 @@ async def lease(redis: Redis) -> None:
 async def end(redis: Redis) -> None:
     gone = TrainChange(del_training=("demo/w",), del_trains={ENGINE: (POLICY,)}, del_rewards=(POLICY,))
     await TrainWriter(redis, 1).apply(BASE, gone)
+
+
+async def test_what_is_evaluated_between_steps_is_reported_without_a_new_reward(
+    redis_client: Redis, trainer: Trainer
+) -> None:
+    trainer.evaluation = 0.75
+    assert await trainer.told() == [0.1, 0.2]
+    [*_, last] = (await TrainReader(redis_client).curves(BASE, [POLICY]))[POLICY]
+    assert last == StepFigures(2, evaluation=0.75)
 
 
 async def test_a_step_that_ends_after_its_wave_was_deleted_leaves_nothing(

@@ -72,7 +72,9 @@ def told(scene: Scene) -> tuple[list[float], int]:
 async def test_steps_rewards_tokens_and_times_are_those_of_the_courses(
     base: Path, tmp_path: Path, grown: Grown
 ) -> None:
-    wave = train(steps=3, evaluation=Evaluation(every_steps=10, prompts=2))  # also made at the end
+    wave = train(
+        steps=3, evaluation=Evaluation(every_steps=10, prompts=2)
+    )  # also made before the first step and after the last
     with capture_logs() as lines:
         async with training(base, tmp_path, wave) as scene:
             scene.want(*[assignment(name) for name in NAMES])
@@ -87,7 +89,7 @@ async def test_steps_rewards_tokens_and_times_are_those_of_the_courses(
     assert grown["mint_train_reward_count"] == 6
     assert grown["mint_train_reward_sum"] == pytest.approx(sum(rewards))
     updates = len(learnt)
-    counts = {"load": 2, "rollout": 6, "reward": 6, "update": updates, "step": 6, "evaluate": 2, "save": 6}
+    counts = {"load": 2, "rollout": 6, "reward": 6, "update": updates, "step": 6, "evaluate": 4, "save": 8}
     assert grown.phases() == counts | {"publish": 2}
     seconds = grown.phases("sum")
     assert seconds["step"] == pytest.approx(sum(line["seconds"] for line in steps), abs=0.0005 * 6 + 1e-9)
