@@ -16,7 +16,7 @@ import grpc
 from mint_contracts.errors import InvalidRequest, MintError, Overloaded, Unavailable
 from mint_contracts.shares import Shares
 from mint_contracts.wire import to_status
-from mint_gateway.field_count import counted
+from mint_gateway.field_count import parsed
 from mint_gateway.guard import OPEN
 from mint_gateway.keys import caller
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_Parse = Callable[[bytes], Any]
 _Answer = Callable[[Any, _Context], Awaitable[Any]]
 
 
@@ -104,7 +105,7 @@ class _Room:
     def __init__(self, count: int, arrival_s: float) -> None:
         self._places, self._arrival_s = Places(count), arrival_s
 
-    async def receive(self, context: _Context) -> Any:
+    async def receive(self, context: _Context, parse: _Parse) -> Any:
         """Return the call's next request, or EOF.
 
         Raises Overloaded, Unavailable if it takes too long, and InvalidRequest for too many fields.
@@ -113,7 +114,8 @@ class _Room:
         async with self._places.place(client):
             try:
                 async with asyncio.timeout(self._arrival_s):
-                    return await context.read()
+                    data = await context.read()
+                    return data if data is grpc.aio.EOF else await parsed(parse, data)
             except TimeoutError:
                 message = f"did not arrive in full within {self._arrival_s:g} s; send it again, and fewer at a time"
                 raise Unavailable("request", message, retry_after_s=1.0) from None
@@ -140,20 +142,31 @@ class Arrivals(grpc.aio.ServerInterceptor):
         is_open = handler_call_details.method.startswith(OPEN)
         room = self._open if is_open else self._keyed
         parse, register = cast("Any", handler.request_deserializer), cast("Any", handler.stream_unary)
-        codec = (counted(parse), handler.response_serializer)
+        codec = (None, handler.response_serializer)
         if handler.request_streaming and not is_open:
-            return grpc.stream_unary_rpc_method_handler(register, *codec)
+            return grpc.stream_unary_rpc_method_handler(_streaming(register, parse), *codec)
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room), *codec)
+            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse), *codec)
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(_single(answer, room), *codec)
-        return grpc.stream_unary_rpc_method_handler(_single(answer, room), *codec)
+            return grpc.stream_stream_rpc_method_handler(_single(answer, room, parse), *codec)
+        return grpc.stream_unary_rpc_method_handler(_single(answer, room, parse), *codec)
 
 
-def _single(answer: _Answer, room: _Room) -> Any:
+def _streaming(register: _Answer, parse: _Parse) -> Any:
+    async def requests(arriving: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for data in arriving:
+            yield await parsed(parse, data)
+
+    async def streaming(arriving: AsyncIterator[bytes], context: _Context) -> Any:
+        return await register(requests(arriving), context)
+
+    return streaming
+
+
+def _single(answer: _Answer, room: _Room, parse: _Parse) -> Any:
     async def single(_: object, context: _Context) -> Any:
-        request = await _received(context, room)
+        request = await _received(context, room, parse)
         if request is grpc.aio.EOF:
             await context.abort_with_status(to_status(InvalidRequest("request", "is missing; send one")))
         return await answer(request, context)
@@ -161,14 +174,14 @@ def _single(answer: _Answer, room: _Room) -> Any:
     return single
 
 
-def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Room) -> Any:
+def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Room, parse: _Parse) -> Any:
     async def requests(context: _Context) -> AsyncIterator[Any]:
-        request = await _received(context, room)
+        request = await _received(context, room, parse)
         while request is not grpc.aio.EOF:
             yield request
             try:
                 async with asyncio.timeout(IDLE_S):
-                    request = await _received(context, room)
+                    request = await _received(context, room, parse)
             except TimeoutError:
                 return
 
@@ -179,10 +192,10 @@ def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Ro
     return conversing
 
 
-async def _received(context: _Context, room: _Room) -> Any:
+async def _received(context: _Context, room: _Room, parse: _Parse) -> Any:
     """Return the call's next request, or EOF. Aborts the call if it is not received."""
     try:
-        return await room.receive(context)
+        return await room.receive(context, parse)
     except MintError as error:
         await context.abort_with_status(to_status(error))
         raise  # unreachable: abort raises

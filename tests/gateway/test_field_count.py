@@ -1,6 +1,7 @@
 """Messages of many empty elements: a few bytes each on the wire, a hundred times that once they are parsed."""
 
 import asyncio
+import threading
 from typing import Any
 
 import grpc
@@ -15,12 +16,13 @@ from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, Sampling
 from mint_contracts.training_pb2 import ForwardBackwardRequest
 from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.wire import from_rpc_error
-from mint_gateway import answering
+from mint_gateway import answering, field_count
 from mint_gateway.catalog.registration import PART_ENTRIES, Registration
-from mint_gateway.field_count import ELEMENT_BYTES, MOST_FIELDS, counted, memory
+from mint_gateway.field_count import ELEMENT_BYTES, MOST_FIELDS, elements_of, memory, parsed
 from mint_gateway.trainer import servicer as trainer
-from tests.gateway.http_requests import CHAT, post
+from tests.gateway.http_requests import CHAT, TEXT, get, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene
+from tests.waiting import until
 
 MANY = MOST_FIELDS + 1
 TOO_MANY = "are too many: with them, the message has more than 65,536 fields; send fewer in one message"
@@ -71,7 +73,7 @@ async def test_a_message_of_too_many_fields_is_refused(scene: Scene, method: str
     assert str(error) == f"{subject}: {TOO_MANY}"
 
 
-def test_it_is_refused_before_it_is_parsed() -> None:
+async def test_it_is_refused_before_it_is_parsed() -> None:
     class Parsed(Exception):
         pass
 
@@ -83,9 +85,9 @@ def test_it_is_refused_before_it_is_parsed() -> None:
             raise Parsed
 
     with pytest.raises(InvalidRequest):
-        counted(Refusing.FromString)(CHATS)
+        await parsed(Refusing.FromString, CHATS)
     with pytest.raises(Parsed):
-        counted(Refusing.FromString)(element(5, element(1) * (MOST_FIELDS - 1)))
+        await parsed(Refusing.FromString, element(5, element(1) * (MOST_FIELDS - 1)))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,8 @@ def test_it_is_refused_before_it_is_parsed() -> None:
         ListRequest(labels={"tier": "gold"}),
     ],
 )
-def test_what_programs_send_is_parsed(message: Any) -> None:
-    assert counted(type(message).FromString)(message.SerializeToString()) == message
+async def test_what_programs_send_is_parsed(message: Any) -> None:
+    assert await parsed(type(message).FromString, message.SerializeToString()) == message
 
 
 @pytest.mark.parametrize(
@@ -113,24 +115,27 @@ def test_what_programs_send_is_parsed(message: Any) -> None:
         pytest.param(b"\xf9\x06" + bytes(8) + b"\xfd\x06" + bytes(4), id="fixed numbers"),
     ],
 )
-def test_no_field_before_hides_elements(before: bytes) -> None:
+async def test_no_field_before_hides_elements(before: bytes) -> None:
     GenerateRequest.FromString(before)  # is valid
     with pytest.raises(InvalidRequest, match=r"^chat\.messages: "):
-        counted(GenerateRequest.FromString)(before + CHATS)
+        await parsed(GenerateRequest.FromString, before + CHATS)
 
 
 @pytest.mark.parametrize("data", [b"\x2a", b"\xff" * 100, b"\x2a\x05a", b"\x2a\xff\xff\xff\xff\xff\x7f", b"\x07"])
-def test_what_is_no_message_is_left_to_the_parser(data: bytes) -> None:
+async def test_what_is_no_message_is_left_to_the_parser(data: bytes) -> None:
     with pytest.raises(DecodeError):
-        counted(GenerateRequest.FromString)(data)
+        await parsed(GenerateRequest.FromString, data)
 
 
-def test_the_memory_of_a_message_is_that_of_its_elements_and_of_what_is_sent() -> None:
+async def test_the_memory_of_a_message_is_that_of_its_elements_and_of_what_is_sent() -> None:
     call, sampling = ToolCall(id="1", name="f"), SamplingParams(stop=["a", "b"], logit_bias={1: 1.0})
     request = GenerateRequest(chat=Chat(messages=[Message(tool_calls=[call]), Message()]), sampling=sampling)
     elements = ["chat", "message", "call", "message", "sampling", "stop", "stop", "bias"]
-    assert memory(request) == request.ByteSize() + len(elements) * ELEMENT_BYTES
-    assert memory(GenerateRequest(text="a" * 1000)) == 1003
+    assert elements_of(request) == len(elements)
+    arrived = await parsed(GenerateRequest.FromString, request.SerializeToString())
+    assert memory(arrived) == request.ByteSize() + len(elements) * ELEMENT_BYTES
+    arrived = await parsed(GenerateRequest.FromString, GenerateRequest(text="a" * 1000).SerializeToString())
+    assert memory(arrived) == 1003
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
@@ -177,3 +182,46 @@ async def test_others_take_turns_while_many_entries_are_added() -> None:
     other.cancel()
     assert registration.refused == PART_ENTRIES * 4
     assert turns > 1
+
+
+@pytest.mark.parametrize("path", ["Sampler/Generate", "Catalog/Register"])
+async def test_others_take_turns_while_many_fields_are_counted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    counting, others_had_turns = threading.Event(), threading.Event()
+
+    def count(data: bytes, kind: Any, most: int = MOST_FIELDS) -> int:
+        if most == MOST_FIELDS:
+            counting.set()
+            assert others_had_turns.wait(LIMIT_S)
+        return original(data, kind, most)
+
+    original = field_count.count
+    monkeypatch.setattr(field_count, "count", count)
+    await scene.open()
+    async with grpc.aio.insecure_channel(scene.target) as channel:
+        call: grpc.aio.StreamUnaryCall[bytes, bytes] = channel.stream_unary(f"/mint.v1.{path}")()
+        await call.write(CHATS if path == "Sampler/Generate" else element(3) * MANY)
+        await until(counting.is_set)
+        assert (await get(scene, "/live"))[0] == 200
+        others_had_turns.set()
+        with pytest.raises(grpc.aio.AioRpcError, match="are too many"):
+            await asyncio.wait_for(call, LIMIT_S)
+
+
+async def test_a_chat_by_http_has_no_more_messages_than_one_by_grpc(scene: Scene) -> None:
+    await scene.with_engine()
+    status, body, _ = await post(scene, CHAT, {"model": BASE, "messages": [{"role": "user", "content": ""}] * MANY})
+    assert (status, body["error"]["message"]) == (400, f"chat.messages: {TOO_MANY}")
+
+
+async def test_each_prompt_of_several_counts_with_the_memory_it_takes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "MOST_BYTES", 1 << 20)
+    await scene.with_engine()
+    bias = {str(token): 1.0 for token in range(300)}
+    prompts = {"model": BASE, "prompt": ["Ahoy"] * 2, "logit_bias": bias}
+    assert (await post(scene, TEXT, prompts))[0] == 200
+    monkeypatch.setattr(field_count, "ELEMENT_BYTES", (1 << 20) // 150)
+    assert (await post(scene, TEXT, prompts))[0] == 429

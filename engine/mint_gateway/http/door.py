@@ -20,6 +20,7 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.choose import not_served
+from mint_gateway.field_count import elements, elements_of
 from mint_gateway.http import models, openai_request, openai_response, prompt_batch
 from mint_gateway.http.auth_middleware import HEALTH, LIVE
 from mint_gateway.http.buffered_answer import BufferedAnswer
@@ -111,21 +112,25 @@ class Door:
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.views_in_scope()
 
-        def read(body: bytes) -> tuple[openai_request.TextRequest, Sequence[GenerateRequest]]:
+        def read(body: bytes) -> tuple[openai_request.TextRequest, Sequence[GenerateRequest], int]:
             wanted = openai_request.read(body, openai_request.TextRequest)
-            return wanted, openai_request.text_requests(wanted, bases)
+            requests = openai_request.text_requests(wanted, bases)
+            return wanted, requests, elements_of(requests[0])  # the others have as many
 
-        wanted, requests = await self._parsed(http, read)
+        wanted, requests, count = await self._parsed(http, read)
+        elements.set(count)
         return await self._answer(http, wanted, requests, openai_response.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.views_in_scope()
 
-        def read(body: bytes) -> tuple[openai_request.ChatRequest, GenerateRequest, Tools]:
+        def read(body: bytes) -> tuple[openai_request.ChatRequest, GenerateRequest, Tools, int]:
             wanted = openai_request.read(body, openai_request.ChatRequest)
-            return wanted, openai_request.chat_request(wanted, bases), wanted.called()
+            request = openai_request.chat_request(wanted, bases)
+            return wanted, request, wanted.called(), elements_of(request)
 
-        wanted, request, tools = await self._parsed(http, read)
+        wanted, request, tools, count = await self._parsed(http, read)
+        elements.set(count)
         shows = wanted.include_reasoning
         return await self._answer(http, wanted, [request], openai_response.CHAT, tools, shows_thoughts=shows)
 
