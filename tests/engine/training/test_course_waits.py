@@ -71,8 +71,8 @@ def scorers(monkeypatch: pytest.MonkeyPatch) -> list[Scorer]:
     made: list[Scorer] = []
 
     class Noted(Scorer):
-        def __init__(self, reward: Reward) -> None:
-            super().__init__(reward)
+        def __init__(self, reward: Reward, wave: str = "") -> None:
+            super().__init__(reward, wave)
             made.append(self)
 
     monkeypatch.setattr(course, "Scorer", Noted)
