@@ -201,7 +201,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             check_adapter(request.adapter)
             if self._settings.store is None:
                 raise SourceNotFound(f"engine {self.engine}", "has no adapter store")
-            found = await look_for(child(self._settings.store, request.adapter))
+            found = await look_for(child(self._settings.store, request.adapter), "requests")
         except MintError as error:
             await context.abort_with_status(to_status(error))
             raise  # unreachable: abort raises

@@ -1,6 +1,6 @@
 """Threads that clients share, so that none waits long for others, however many or long their works are."""
 
-from asyncio import wrap_future
+from asyncio import CancelledError, wrap_future
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +31,12 @@ class SharedThreads:
 
     async def run(self, client: str, work: Callable[[], T]) -> T:
         """Return the work's result. If cancelled, it does not begin, or ends unheard."""
-        return await wrap_future(self._submit(client, work))
+        future = self._submit(client, work)
+        try:
+            return await wrap_future(future)
+        except CancelledError:
+            self._leave(client, future)
+            raise
 
     def _submit(self, client: str, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -40,6 +45,14 @@ class SharedThreads:
             self._waiting.setdefault(client, deque()).append((future, work))
             self._begin()
         return future
+
+    def _leave(self, client: str, future: Future[Any]) -> None:
+        """Keep a cancelled work no longer: those before it may never end."""
+        with self._lock:
+            if left := deque(each for each in self._waiting.get(client, ()) if each[0] is not future):
+                self._waiting[client] = left
+            else:
+                self._waiting.pop(client, None)
 
     def _begin(self) -> None:
         """Begin what may begin; with the lock."""

@@ -82,6 +82,7 @@ async def test_a_work_that_nobody_waits_for_does_not_begin(works: Works) -> None
     await until(lambda: works.begun)
     dropped.cancel()
     await asyncio.wait([dropped])
+    assert sum(map(len, threads._waiting.values())) == 1, "nothing is kept of it, however long the others take"
     works.may_end.set()
     await asyncio.gather(running, last)
     assert works.begun == ["a", "c"]

@@ -56,7 +56,7 @@ class NameConflicts:
         if self._store is None:
             return ""
         try:
-            known = await look_for(child(self._store, policy))
+            known = await look_for(child(self._store, policy), "policies")
         except MintError:  # nobody could load it now
             return ""
         return f"adapter {policy!r} in the store of {self._base} has its name" if known else ""
