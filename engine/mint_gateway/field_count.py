@@ -17,6 +17,8 @@ from mint_gateway.keys import caller
 
 MOST_FIELDS = 65_536  # of a message, with those of its elements
 BRIEF_FIELDS = 2048  # counted in two milliseconds, so at once
+MOST_BYTES = 64 << 10  # of a message, except where there may be many elements or long texts:
+_LONG = frozenset(f"mint.v1.{call}Request" for call in ("Generate", "ForwardBackward", "Register", "Retire"))
 ELEMENT_BYTES = 170  # the most memory of one, as measured: an element of a catalog with a label counts as two
 
 # Of the current request, as counted before this was set.
@@ -33,9 +35,12 @@ _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 async def parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
     """Return what a message class's `FromString` makes of the data, with its elements noted for `memory`.
 
-    Others take turns meanwhile. Raises InvalidRequest, before it is parsed, for more than MOST_FIELDS.
+    Others take turns meanwhile. Raises InvalidRequest, before it is parsed, beyond MOST_FIELDS, or its MOST_BYTES.
     """
     kind: Descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
+    if len(data) > MOST_BYTES and kind.full_name not in _LONG:
+        problem = f"has {len(data):,} bytes, and a {kind.name} may have {MOST_BYTES:,}"
+        raise InvalidRequest("request", f"{problem}; shorten its texts")
     try:
         found = count(data, kind, BRIEF_FIELDS)
     except InvalidRequest:

@@ -7,7 +7,7 @@ from mint_contracts.byte_budget import OWN_BYTES
 from mint_contracts.transport import MOST_TOKEN_BYTES
 from mint_gateway import answering, arrivals
 from mint_gateway.catalog import servicer as catalog
-from mint_gateway.field_count import ELEMENT_BYTES, MOST_FIELDS
+from mint_gateway.field_count import ELEMENT_BYTES, MOST_BYTES, MOST_FIELDS
 from mint_gateway.http import door
 from mint_gateway.server import Limits
 from mint_gateway.trainer import servicer as trainer
@@ -30,6 +30,8 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "HTTP answers that are not streamed": door.MOST_KEPT,
         "their own allowances": (Limits().connections + Limits().requests) * OWN_BYTES,
         "calls of the Trainer": trainer.MOST_BYTES,
+        "names that are retired": catalog.MOST_RETIRING,
+        "other calls": (Limits().calls + Limits().watches) * MOST_BYTES,
         "messages of registrations": catalog.STREAMS * (MOST_TOKEN_BYTES + MOST_FIELDS * ELEMENT_BYTES),
     }
     resources = yaml.safe_load((CHART / "values.yaml").read_text())["gateway"]["resources"]

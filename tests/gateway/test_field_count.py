@@ -17,9 +17,11 @@ from mint_contracts.training_pb2 import ForwardBackwardRequest
 from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.wire import from_rpc_error
 from mint_gateway import answering, field_count
+from mint_gateway.catalog import servicer as catalog
 from mint_gateway.catalog.registration import PART_ENTRIES, Registration
-from mint_gateway.field_count import ELEMENT_BYTES, MOST_FIELDS, elements_of, memory, parsed
+from mint_gateway.field_count import ELEMENT_BYTES, MOST_BYTES, MOST_FIELDS, elements_of, memory, parsed
 from mint_gateway.trainer import servicer as trainer
+from tests.gateway.catalogs import opened
 from tests.gateway.http_requests import CHAT, TEXT, get, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.waiting import until
@@ -57,7 +59,6 @@ CHATS, CALLS, STOPS, BIASES = (
         ("Catalog/Register", element(3) * MANY, "entries"),
         ("Catalog/Register", element(3, element(4) * MANY), "entries.labels"),
         ("Catalog/Retire", element(2) * MANY, "names"),
-        ("Catalog/List", element(3) * MANY, "labels"),
     ],
 )
 async def test_a_message_of_too_many_fields_is_refused(scene: Scene, method: str, data: bytes, subject: str) -> None:
@@ -71,6 +72,38 @@ async def test_a_message_of_too_many_fields_is_refused(scene: Scene, method: str
     error = from_rpc_error(refused.value)
     assert isinstance(error, InvalidRequest)
     assert str(error) == f"{subject}: {TOO_MANY}"
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("Waves/WatchWave", "WatchWaveRequest"),
+        ("Placement/Explain", "ExplainRequest"),
+        ("Catalog/List", "ListRequest"),
+        ("Trainer/GetPolicy", "GetPolicyRequest"),
+    ],
+)
+async def test_only_calls_that_need_it_take_long_messages(scene: Scene, method: str, kind: str) -> None:
+    """A watch would hold its request for hours, with whatever fields of no meaning it came with."""
+    await scene.open()
+    async with grpc.aio.insecure_channel(scene.target) as channel:
+        call: Any = channel.unary_stream if method.endswith("WatchWave") else channel.unary_unary
+        answer = call(f"/mint.v1.{method}")(element(15, bytes(MOST_BYTES - 3)))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asyncio.wait_for(answer.read() if method.endswith("WatchWave") else answer, LIMIT_S)
+    error = from_rpc_error(refused.value)
+    assert isinstance(error, InvalidRequest)
+    assert str(error) == f"request: has 65,537 bytes, and a {kind} may have 65,536; shorten its texts"
+
+
+async def test_names_that_are_retired_count_with_the_memory_they_take(
+    scene: Scene, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "MOST_RETIRING", 1 << 20)
+    client = await opened(scene, local)
+    with pytest.raises(Overloaded, match="catalog: 1 MiB of names are being retired; retry later"):
+        await client.retire([f"a/{number}" for number in range(7000)])
+    assert await client.retire(["a/1"]) == ["a/1"]
 
 
 async def test_it_is_refused_before_it_is_parsed() -> None:

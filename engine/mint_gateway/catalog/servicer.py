@@ -12,6 +12,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mint_contracts import catalog_pb2, catalog_pb2_grpc
+from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.catalog_calls import retired
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import PAGE_MAX
@@ -26,6 +27,7 @@ from mint_gateway.catalog.listing import page_of
 from mint_gateway.catalog.pace import Pace
 from mint_gateway.catalog.registration import Registration
 from mint_gateway.catalog.writable import Writable
+from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller
 from mint_gateway.route import Router
@@ -35,6 +37,7 @@ from mint_gateway.servicers import answered
 STREAMS = 4  # registering at the same time
 OF_ONE_KEY = STREAMS - 1  # of one key at the same time, so that one stream is always left for other keys
 RETIRED_AT_ONCE = 10_000
+MOST_RETIRING = 16 << 20  # bytes of calls in flight
 PAGE = 100
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -54,6 +57,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         self._catalogs = catalogs
         self._writer = CatalogWriter(redis)
         self._registering: Counter[str] = Counter()  # streams by key name
+        self._retiring = ByteBudget(MOST_RETIRING, "catalog", f"{MOST_RETIRING >> 20} MiB of names are being retired")
 
     async def Register(  # noqa: N802 - the proto's name
         self, request_iterator: AsyncIterator[catalog_pb2.RegisterRequest], context: _Context
@@ -115,10 +119,12 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
                 raise InvalidRequest("names", f"must have 1 to {RETIRED_AT_ONCE} entries in one call")
             names = list(dict.fromkeys(check_adapter(name) for name in request.names))
-            registration = await self._registration(request.base_model)
-            unknown = await self._catalogs.reader.absent(registration.base, names)
-            await registration.add(Entry(name, retired=True) for name in names)
-            await registration.finish()
+            with self._retiring.share(client=caller.get()) as share:
+                share.fill(memory(request))
+                registration = await self._registration(request.base_model)
+                unknown = await self._catalogs.reader.absent(registration.base, names)
+                await registration.add(Entry(name, retired=True) for name in names)
+                await registration.finish()
             counts = {"adapters": len(names), "unknown": len(unknown)}
             _log.info("retired", base_model=registration.base, **counts, client=caller.get())
             return catalog_pb2.RetireResponse(unknown=unknown)
