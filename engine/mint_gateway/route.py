@@ -23,7 +23,7 @@ from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import candidate_bases, choose_base, possible_bases, resolve
 from mint_gateway.retries import Patience, Retries, another_may_do_better, is_away
 from mint_gateway.scope import granted
-from mint_gateway.stores import without
+from mint_gateway.stores import Stores
 from mint_gateway.view import MapView, unread
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Router:
         self._catalog = catalog
         self._patience = patience or Patience()
         self._on_retry = on_retry
+        self._stores = Stores(channels, in_flight, self.now)
 
     def find(self, base: str) -> MapView:
         """Return the view of `base`, or of the only base if it is empty. Raises as `resolve` does.
@@ -105,9 +106,11 @@ class Router:
         entries = await asyncio.gather(*(self._catalog.find(each, adapter) for each in asked))
         said = dict(zip(asked, entries, strict=True))
         known, storing = possible_bases(found, adapter, said)
+        storing = [
+            view for view in storing if view.scope.adapter(adapter)
+        ]  # else its key is told of no store's names
         if len(storing) > 1 and not known:
-            lacking = await without(storing, adapter, self._channels, self.now)
-            storing = [view for view in storing if view.base not in lacking]
+            storing = await self._stores.having(storing, adapter)
         return choose_base(views, known or storing, adapter, said)
 
     @contextmanager
@@ -142,10 +145,10 @@ class Router:
         trail.adapter, trail.base_model = request.adapter, request.base_model
         request.cache_salt = granted.get().salt(request.cache_salt)
         with self._in_flight.admit():
-            view, trail.source = await self.locate(request.base_model, request.adapter)
-            trail.base_model = view.base
             loop = asyncio.get_running_loop()
             deadline = None if remaining_s is None else loop.time() + remaining_s
+            view, trail.source = await self.locate(request.base_model, request.adapter)
+            trail.base_model = view.base
             retries = Retries(self._patience, deadline)
             while True:
                 candidate, source = await self._next(trail, retries)

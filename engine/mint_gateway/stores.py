@@ -1,39 +1,69 @@
-"""Asking engines which bases' stores lack an adapter: gateways cannot read the stores themselves."""
+"""Asking engines whether bases' stores have an adapter: gateways cannot read the stores themselves."""
 
 import asyncio
 from collections.abc import Callable, Collection
+from enum import Enum
 
 import grpc
 
 from mint_contracts.engine_pb2 import LookForAdapterRequest
+from mint_contracts.errors import Unavailable
+from mint_gateway.answers import Answers
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Now, candidates
+from mint_gateway.inflight import InFlight
 from mint_gateway.view import MapView
 
 ASK_S = 6.0  # an engine gives its store five
+REMEMBERED = 16_384
 
 
-async def without(
-    views: Collection[MapView], adapter: str, channels: Channels, now: Callable[[MapView], Now]
-) -> frozenset[str]:
-    """Return those of the bases whose stores certainly lack the adapter, as an engine of each says.
+class Told(Enum):
+    """What a base's engine tells of its store."""
 
-    A base of which no engine can tell counts as one that may have it; a name that the caller's key does not open, as
-    one that no store has.
-    """
+    HAS = "has"  # or may have, if engines of its version cannot tell
+    LACKS = "lacks"
+    CANNOT_TELL = "cannot tell"  # now, since no engine or store answers
 
-    async def lacks(view: MapView) -> bool:
-        if not view.scope.adapter(adapter):
-            return True
-        able = candidates(view, "", now(view))
+
+class Stores:
+    """The stores of bases. `now` returns what the gateway knows of a base's engines."""
+
+    def __init__(self, channels: Channels, in_flight: InFlight, now: Callable[[MapView], Now]) -> None:
+        self._channels, self._in_flight, self._now = channels, in_flight, now
+        self._answers: Answers[tuple[str, str], Told] = Answers(REMEMBERED)
+
+    async def having(self, views: Collection[MapView], adapter: str) -> list[MapView]:
+        """Return those of several bases whose stores have the adapter, or the only one that may have it.
+
+        Raises Unavailable if it depends on a store that cannot be asked now.
+        """
+        answers = await asyncio.gather(*(self._ask(view, adapter) for view in views))
+        told = {view.base: answer for view, answer in zip(views, answers, strict=True)}
+        left = [view for view in views if told[view.base] is not Told.LACKS]
+        if len(left) > 1 and answers.count(Told.HAS) < 2:
+            names = ", ".join(sorted(view.base for view in left))
+            untold = ", ".join(sorted(view.base for view in left if told[view.base] is Told.CANNOT_TELL))
+            message = f"could be on several base models, but {untold} cannot tell now; retry, or name one of {names}"
+            raise Unavailable(f"adapter {adapter!r}", message, retry_after_s=1.0)
+        return left
+
+    async def _ask(self, view: MapView, adapter: str) -> Told:
+        key = view.base, adapter
+        known = self._answers.known(key)
+        if known is not None and known.fresh:
+            return known.value
+        return await self._answers.asked(key, lambda: self._look(view, adapter))
+
+    async def _look(self, view: MapView, adapter: str) -> Told:
+        able = candidates(view, "", self._now(view))
         if not able:
-            return False
-        async with channels.use(able[0].address) as stubs:
-            try:
-                return not (await stubs.engine.LookForAdapter(asked, timeout=ASK_S)).found
-            except grpc.aio.AioRpcError:
-                return False
-
-    asked = LookForAdapterRequest(adapter=adapter)
-    answers = await asyncio.gather(*map(lacks, views))
-    return frozenset(view.base for view, lacking in zip(views, answers, strict=True) if lacking)
+            return Told.CANNOT_TELL
+        address = able[0].address
+        with self._in_flight.at(address):
+            async with self._channels.use(address) as stubs:
+                try:
+                    answer = await stubs.engine.LookForAdapter(LookForAdapterRequest(adapter=adapter), timeout=ASK_S)
+                except grpc.aio.AioRpcError as error:
+                    return Told.HAS if error.code() is grpc.StatusCode.UNIMPLEMENTED else Told.CANNOT_TELL
+        return Told.HAS if answer.found else Told.LACKS

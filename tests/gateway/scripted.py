@@ -43,6 +43,8 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
         self.trainer: ScriptedTrainer | None = None  # to be set before it starts
         self.held: dict[str, Held] = {}
         self.stored: set[str] | None = None  # what its base's store has; None: it does not answer
+        self.before_stores = False  # whether it is of a version that does not know that call
+        self.looked: list[str] = []  # names that it was asked to look for in the store
         self.address = ""
         self._incarnation, self._sequence = next(_incarnations), 0
         self._server: grpc.aio.Server | None = None
@@ -99,6 +101,9 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
     async def LookForAdapter(  # noqa: N802
         self, request: engine_pb2.LookForAdapterRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> engine_pb2.LookForAdapterResponse:
+        self.looked.append(request.adapter)
+        if self.before_stores:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         if self.stored is None:
             await context.abort_with_status(to_status(SourceUnavailable("store", "does not answer")))
             raise AssertionError("abort raises")

@@ -1,6 +1,7 @@
 """A name alone means the one base that knows it, through either door and whatever engines hold."""
 
 import asyncio
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ import pytest
 from mint_contracts import keys
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.entries import Entry
-from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable
+from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable, Unavailable
 from mint_contracts.records import BaseRecord, MapChange, Tier
 from mint_contracts.source import Source
+from mint_gateway import answers
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import question
+from mint_gateway.door_security import DoorSecurity
+from mint_gateway.scopes import SCOPES_FILE
+from mint_gateway.server import OPEN
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import followed, lines
-from tests.gateway.scene import BASE, PATIENT, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, PATIENT, STORE, Scene
 from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.secrets import mount
 from tests.gateway.tenants import SHARED, Tenants, stream
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -37,14 +43,14 @@ class Two:
         self.scene, self._folder = scene, folder
         self.engines: dict[str, ScriptedEngine] = {}
 
-    async def begin(self, *stores: str) -> None:
+    async def begin(self, *stores: str, security: DoorSecurity = OPEN, key: str = "") -> None:
         """Start; the bases in `stores` also have a store."""
         for number, base in enumerate((BASE, OTHER)):
             store = Source(f"{STORE}/{number}") if base in stores else None
             record = BaseRecord(base, store, catalog=Source(f"file://{self._folder}/{base}"))
             self.scene.versions[base] = await self.scene.writer.apply(base, MapChange(base=record))
             self.engines[base] = await self.scene.engine(f"e-{number}", base)
-        await self.scene.open(PATIENT)
+        await self.scene.open(PATIENT, security, key=key)
         await self.scene.seen(*self.engines.values())
         for base in self.engines:
             await until(partial(self._complete, base))
@@ -111,6 +117,8 @@ async def test_a_waves_adapter_over_two_bases_is_told_of_the_one_that_is_named(t
 
 async def test_what_two_stores_may_have_means_no_other_base_as_engines_fetch_and_drop_it(two: Two) -> None:
     await two.begin(BASE, OTHER)
+    for engine in two.engines.values():
+        engine.before_stores = True
     for holder in (None, BASE, OTHER):
         for number, (base, engine) in enumerate(two.engines.items()):
             engine.held.clear()
@@ -137,6 +145,47 @@ async def test_a_name_that_both_stores_have_needs_the_base_beside_it(two: Two) -
         engine.stored = {ADAPTER}
     with pytest.raises(InvalidRequest, match=DOUBT):
         await two.ask()
+
+
+@pytest.mark.parametrize("others", [set(), {ADAPTER}])
+async def test_a_name_is_neither_guessed_nor_doubted_for_good_while_a_store_that_could_decide_does_not_answer(
+    two: Two, others: set[str]
+) -> None:
+    await two.begin(BASE, OTHER)
+    two.engines[BASE].stored, two.engines[OTHER].stored = None, others
+    if not others:
+        assert await two.ask() == BASE, "the only one that may have it"
+        return
+    problem = f"could be on several base models, but {BASE} cannot tell now; retry, or name one of {OTHER}, {BASE}"
+    with pytest.raises(Unavailable, match=problem) as error:
+        await two.ask()
+    assert error.value.retry_after_s == 1.0
+    assert (await two.model())[0] == 503
+    assert await two.ask(OTHER) == OTHER
+
+
+async def test_stores_are_asked_once_for_all_that_ask_for_a_name_within_a_moment(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "FRESH_S", LIMIT_S)
+    await two.begin(BASE, OTHER)
+    for engine in two.engines.values():
+        engine.stored = set()
+    for _ in range(2):
+        for each in await asyncio.gather(*(two.ask() for _ in range(8)), return_exceptions=True):
+            assert isinstance(each, AdapterNotFound)
+    assert [engine.looked for engine in two.engines.values()] == [[ADAPTER], [ADAPTER]]
+
+
+async def test_no_store_is_asked_for_a_name_that_the_key_does_not_open(two: Two, tmp_path: Path) -> None:
+    scopes = mount(tmp_path / "scopes", {SCOPES_FILE: json.dumps({"acme": {"adapters": ["acme/"]}}).encode()})
+    security = DoorSecurity.by(None, mount(tmp_path / "keys", {"acme": b"key-of-acme"}), scopes)
+    await two.begin(BASE, OTHER, security=security, key="key-of-acme")
+    for engine in two.engines.values():
+        engine.stored = {ADAPTER}
+    with pytest.raises(AdapterNotFound, match="no base model serves it"):
+        await two.ask()
+    assert [engine.looked for engine in two.engines.values()] == [[], []]
 
 
 async def test_a_name_that_no_store_has_is_no_model(two: Two) -> None:
