@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from mint_gateway.keys import Keys, caller, read_keys
+from mint_gateway.keys import Keys, caller, read_keys, sharer
 from mint_gateway.mounted import Mounted
 from mint_gateway.scope import EVERYTHING, granted
 from mint_gateway.scopes import Scopes, no_scopes, read_scopes
@@ -32,13 +32,15 @@ class Access:
         return self._scopes is not None
 
     def admit(self, authorization: str | None) -> None:
-        """Check a request's key and set `caller` and `granted` for the rest of its context.
+        """Check a request's key and set `caller`, `sharer` and `granted` for the rest of its context.
 
         Raises Unauthenticated.
         """
-        name = self._keys.now.bearer(authorization)
+        keys = self._keys.now
+        name = keys.bearer(authorization)
         scope = EVERYTHING if self._scopes is None else self._scopes.now.of(name)
         caller.set(name)
+        sharer.set(name if len(keys.digests) > 1 else "")
         granted.set(scope)
 
     async def run(self) -> None:

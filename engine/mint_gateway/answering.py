@@ -10,7 +10,7 @@ from mint_contracts import sampling_pb2
 from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import InvalidRequest, MintError
 from mint_gateway.field_count import memory
-from mint_gateway.keys import caller
+from mint_gateway.keys import caller, sharer
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
 
@@ -43,7 +43,7 @@ class Answering:
         try:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
-            with self._budget.share(client=caller.get()) as share:
+            with self._budget.share(client=sharer.get()) as share:
                 share.fill(max(memory(request), TOKEN_BYTES * len(request.tokens.ids)))
                 await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
             code = grpc.StatusCode.OK

@@ -18,7 +18,7 @@ from mint_contracts.shares import Shares
 from mint_contracts.wire import to_status
 from mint_gateway.field_count import parsed
 from mint_gateway.guard import OPEN
-from mint_gateway.keys import caller
+from mint_gateway.keys import sharer
 
 # Together 144 MiB at most; tests/chart/test_gateway_memory.py compares all such bounds with the chart.
 PLACES = 8  # of at most 8 MiB each
@@ -110,7 +110,7 @@ class _Room:
 
         Raises Overloaded, Unavailable if it takes too long, and InvalidRequest for too many fields.
         """
-        client = caller.get() or context.peer().rpartition(":")[0]
+        client = sharer.get() or context.peer().rpartition(":")[0]
         async with self._places.place(client):
             try:
                 async with asyncio.timeout(self._arrival_s):

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.shared_threads import SharedThreads
-from mint_gateway.keys import caller
+from mint_gateway.keys import sharer
 
 MOST_FIELDS = 65_536  # of a message, with those of its elements
 BRIEF_FIELDS = 2048  # counted in two milliseconds, so at once
@@ -44,7 +44,7 @@ async def parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
     try:
         found = count(data, kind, BRIEF_FIELDS)
     except InvalidRequest:
-        found = await _threads.run(caller.get(), lambda: count(data, kind))
+        found = await _threads.run(sharer.get(), lambda: count(data, kind))
     elements.set(found)
     return parse(data)
 

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 from mint_contracts.errors import Overloaded
 from mint_contracts.shares import Shares
-from mint_gateway.keys import caller
+from mint_gateway.keys import sharer
 
 
 class InFlight:
     """Counts of requests in flight, or of other `things`; `limit` bounds the total, and keys share it.
 
-    Without keys, clients cannot be told apart, as they may have a proxy's address, and any may have all.
+    Without keys, or with only one, clients cannot be told apart, as they may have a proxy's address, and any may have
+    all.
     """
 
     def __init__(self, limit: int, things: str = "requests", retry_after_s: float = 1.0) -> None:
@@ -33,7 +34,7 @@ class InFlight:
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Count one during the block. Raises Overloaded at the limit, or if the caller's key has its share."""
-        client = caller.get()
+        client = sharer.get()
         if not self._shares.may_take(client):
             raise Overloaded("gateway", f"{self._problem(client)}; retry later", retry_after_s=self._retry_after_s)
         self._shares.take(client)

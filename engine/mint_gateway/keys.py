@@ -18,6 +18,8 @@ from mint_gateway.mounted import Files
 
 # The name of the current request's key; empty if the gateway requires none.
 caller: ContextVar[str] = ContextVar("caller", default="")
+# The same, but also empty if it is the only key: then there is nobody to leave a share of the gateway to.
+sharer: ContextVar[str] = ContextVar("sharer", default="")
 
 _log = structlog.get_logger()
 

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from mint_contracts.byte_budget import ByteBudget
-from mint_contracts.errors import CapacityExceeded, Overloaded
+from mint_contracts.errors import CapacityExceeded, MintError, Overloaded, Unauthenticated
 from mint_gateway import answering
 from mint_gateway.client import Client, question
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import caller
+from mint_gateway.keys import sharer
 from mint_gateway.server import Limits
 from tests.gateway.http_requests import TEXT, post
 from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
@@ -104,7 +104,7 @@ def test_the_first_key_has_half_and_each_later_one_half_of_what_is_left() -> Non
     requests, had = InFlight(16), dict[str, int]()
     with_all = []
     for client in ("a", "b", "c"):
-        token = caller.set(client)
+        token = sharer.set(client)
         while True:
             admitting = requests.admit()
             try:
@@ -113,7 +113,7 @@ def test_the_first_key_has_half_and_each_later_one_half_of_what_is_left() -> Non
                 break
             with_all.append(admitting)
             had[client] = had.get(client, 0) + 1
-        caller.reset(token)
+        sharer.reset(token)
     assert had == {"a": 8, "b": 4, "c": 2}
 
 
@@ -153,3 +153,22 @@ def test_a_request_that_a_key_never_has_memory_for_is_refused_for_good() -> None
         share.fill(4 << 20)
         share.fill(0)
         nameless.fill(8 << 20)
+
+
+async def test_the_only_key_may_have_all(scene: Scene, engine: ScriptedEngine, tmp_path: Path) -> None:
+    mount(tmp_path / "keys", {"greedy": KEYS["greedy"]})
+
+    async def is_only() -> bool:
+        async with Client(scene.target, patience_s=0.0, key=KEYS["modest"].decode()) as client:
+            try:
+                await client.explain("nobody")
+            except MintError as error:
+                return isinstance(error, Unauthenticated)
+        return False
+
+    await until(is_only)
+    running = [asyncio.create_task(asked(scene, KEYS["greedy"], each)) for each in ("http", "grpc") * (MOST // 2)]
+    await until(lambda: len(engine.seen) == MOST)
+    assert engine.hold_before is not None
+    engine.hold_before.set()
+    await asyncio.wait_for(asyncio.gather(*running), LIMIT_S)

@@ -29,7 +29,7 @@ from mint_gateway.catalog.registration import Registration
 from mint_gateway.catalog.writable import Writable
 from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import caller
+from mint_gateway.keys import caller, sharer
 from mint_gateway.route import Router
 from mint_gateway.scope import OUT_OF_SCOPE, granted
 from mint_gateway.servicers import answered
@@ -154,7 +154,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
     @contextmanager
     def _place(self) -> Iterator[None]:
         """Occupy one stream during the block. Raises Overloaded if none is free, or none for this caller's key."""
-        key = caller.get()
+        key = sharer.get()
         if self._registering.total() >= STREAMS:
             raise Overloaded("catalog", f"{STREAMS} streams are registering; retry later", retry_after_s=2.0)
         if key and self._registering[key] >= OF_ONE_KEY:

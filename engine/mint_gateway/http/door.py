@@ -32,7 +32,7 @@ from mint_gateway.http.send_middleware import send_middleware, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import caller
+from mint_gateway.keys import sharer
 from mint_gateway.mirror import Mirror
 from mint_gateway.page.answers import Page
 from mint_gateway.route import Router
@@ -136,7 +136,7 @@ class Door:
 
     async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
         """Read and parse a request's body, which is not kept."""
-        with self._arriving.share(client=caller.get()) as share:
+        with self._arriving.share(client=sharer.get()) as share:
             body = await _body(http, share)
             return await self._offload.do(len(body), lambda: read(body))
 
@@ -156,7 +156,7 @@ class Door:
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created, shows_thoughts=shows_thoughts)
             return await stream.run(self._answering, requests)
-        with self._kept.share(client=caller.get()) as share:
+        with self._kept.share(client=sharer.get()) as share:
             kept = BufferedAnswer(share)
 
             def whole() -> bytes:

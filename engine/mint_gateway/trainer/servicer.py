@@ -15,7 +15,7 @@ from mint_contracts.wire import to_status
 from mint_gateway.answering import LOGGED_ERROR_LENGTH, TOKEN_BYTES
 from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import caller
+from mint_gateway.keys import caller, sharer
 from mint_gateway.metrics import Metrics
 from mint_gateway.servicers import answered, pass_on
 from mint_gateway.trainer.forwarding import CallTrail, Forwarding, Request
@@ -86,7 +86,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         trail, code, failure = CallTrail(call), grpc.StatusCode.UNKNOWN, ""
         began = asyncio.get_running_loop().time()
         try:
-            with self._in_flight.admit(), self._budget.share(0, caller.get()) as share:
+            with self._in_flight.admit(), self._budget.share(0, sharer.get()) as share:
                 share.fill(_taken(request))
                 response = await self._forwarding.forward(request, context.time_remaining(), trail)
             code = grpc.StatusCode.OK
