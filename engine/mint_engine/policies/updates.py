@@ -24,6 +24,7 @@ from mint_engine.policies.defects import Defects
 from mint_engine.policies.patience import ATTEMPTS, AWAY, FIRST_RETRY_S, LONGEST_RETRY_S
 from mint_engine.policies.steps import Due, Steps
 from mint_engine.policies.turns import Waiting, next_turn
+from mint_engine.residency.copies import fresh_error
 from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.training.example import PolicyBatch, with_old
 from mint_engine.training.optimizer import StepOutcome
@@ -352,7 +353,7 @@ class Updates:
             if job.stepped and isinstance(error, AWAY):
                 job.resolve(Internal(error.subject, f"{_without_advice(error)}; given up"))
             else:
-                job.resolve(type(error)(error.subject, error.message))
+                job.resolve(fresh_error(error, error.retry_after_s))
 
 
 def _without_advice(error: MintError) -> str:

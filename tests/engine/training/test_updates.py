@@ -237,6 +237,22 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
         assert saved_of(trainer, name) == saved_of(other, name)
 
 
+def test_a_callers_error_says_when_to_retry() -> None:
+    trainer, told = trainer_of(), list[Learnt | MintError]()
+    policies(trainer, 1)
+
+    def full(_: Trainer) -> None:
+        raise Overloaded("slot 1", "is taken; retry later", retry_after_s=7.0)
+
+    updates = Updates(trainer)
+    updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), None, full, told.append, gone=lambda: True))
+    while updates.busy:
+        updates.advance(0, 0.0)
+    (failed,) = told
+    assert isinstance(failed, Overloaded)
+    assert failed.retry_after_s == 7.0
+
+
 def test_a_step_that_is_taken_is_handed_off_once_that_can_be() -> None:
     """Nothing is learnt again for that: the policy has the same step as with an immediate hand-off."""
     trainer, other = trainer_of(), trainer_of()
