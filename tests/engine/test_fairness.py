@@ -72,12 +72,63 @@ def test_what_an_adapters_training_gets_is_not_charged_to_its_tenants() -> None:
     assert asked[0].computed > asked[1].computed, "it came first, and both had been served equally"
 
 
+def test_a_newcomer_shares_evenly_with_a_tenant_that_ran_beside_training() -> None:
+    """Training gets few rows beside tenants, so its counter stays far behind theirs."""
+    books = scheduler(Limits(running=8, step_tokens=64), pages=1000)
+    numbers = itertools.count()
+
+    def had(steps: int, **parties: bool) -> dict[str, int]:
+        """Advance with six requests of each party in flight, and return the tokens computed by adapter."""
+        tokens = dict.fromkeys(parties, 0)
+        for _ in range(steps):
+            for name, background in parties.items():
+                for _ in range(6 - books.fairness.active.get(Party(name, background), 0)):
+                    prompt = range(at := next(numbers) * 100, at + 20)
+                    books.add(completion(prompt, 20, name, background=background))
+            for share in advance(books, check=False)[0]:
+                tokens[share.completion.request.adapter] += share.length
+        return tokens
+
+    had(1500, a=False, policy=True)
+    tokens = had(500, a=False, new=False, policy=True)
+    assert abs(tokens["a"] - tokens["new"]) < 0.1 * tokens["a"]
+
+
+def test_a_newcomer_after_the_last_tenant_left_starts_with_what_that_had() -> None:
+    fair = served(a=100)
+    policy = Party("policy", True)
+    fair.enter(policy)
+    fair.charge(tenants("a"), 900)
+    fair.leave(tenants("a"))
+    fair.enter(tenants("b"))
+    assert fair.service(tenants("b")) == 1000, "training's 100 are not the measure"
+    fair.leave(tenants("b"))
+    fair.charge(policy, 5000)
+    fair.enter(tenants("c"))
+    assert fair.service(tenants("c")) == 5100, "nor does training pay for what it had while it was alone"
+    fair.leave(tenants("c"))
+    fair.charge(policy, 5000)
+    fair.leave(policy)
+    fair.enter(tenants("d"))
+    assert fair.service(tenants("d")) == 10100, "also if it has no request at the moment"
+
+
+def test_counters_of_tenants_outlive_those_of_any_number_of_trained_adapters() -> None:
+    fair = served(a=100, b=70)
+    fair.leave(tenants("a"))
+    for at in range(5000):
+        fair.enter(Party(str(at), True))
+        fair.leave(Party(str(at), True))
+    fair.enter(tenants("a"))
+    assert fair.service(tenants("a")) == 100
+
+
 def test_counters_of_parties_that_left_are_bounded() -> None:
     fair = FairShare()
     for at in range(5000):
         fair.enter(tenants(str(at)))
         fair.leave(tenants(str(at)))
-    assert len(fair._left) <= 1024
+    assert len(fair._left[False]) <= 1024
     assert not fair._service
 
 

@@ -199,7 +199,7 @@ def test_generated_tokens_become_prompt_and_are_charged_once() -> None:
     for each in (first, second):
         books.add(each)
     run(books)
-    assert books.fairness._left == {Party(name, False): 30 + 2 * 60 for name in "ab"}
+    assert books.fairness._left[False] == {Party(name, False): 30 + 2 * 60 for name in "ab"}
 
 
 def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:
