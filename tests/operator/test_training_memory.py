@@ -14,14 +14,23 @@ from mint_contracts.resources import Serve
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import Stage
 from mint_operator.planning.engines import Engine
-from mint_operator.planning.plan import Plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.memory import Memory, Starts, Taken, needs
 from mint_operator.training.place import Slots, fill
 from mint_operator.training.standing import PolicyStanding, WaveStanding
 from tests.operator import worlds
-from tests.operator.training_worlds import STEPS, World, base, condition, dead, engines, published, training_wave
+from tests.operator.training_worlds import (
+    STEPS,
+    World,
+    base,
+    condition,
+    dead,
+    engines,
+    published,
+    replicas,
+    training_wave,
+)
 
 WEIGHTS = {"self_attn.q_proj": 3, "self_attn.v_proj": 1, "mlp.up_proj": 6}
 ROOM = PolicyRoom(budget=1000, weights=WEIGHTS, own=2, copies=1)  # rank R needs 20 R itself, and 10 R to be copied
@@ -46,12 +55,6 @@ def wave(name: str, *ranks: int, gang: bool = False) -> ObservedWave:
 
 def leased(world: World) -> dict[str, str]:
     return {name: engine for name, (engine, _) in world.leases.items()}
-
-
-def replicas(found: Plan) -> int:
-    """Return the number of engines that the plan runs."""
-    specs = [each.body["spec"] for each in found.manifests if each.kind == "StatefulSet"]
-    return int(specs[0]["replicas"])
 
 
 def complete(world: World, *names: str) -> None:

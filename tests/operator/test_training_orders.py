@@ -7,16 +7,19 @@ import pytest
 from mint_contracts.records import Tier
 from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Order, Stage
+from mint_operator.planning.engines import AWAY_GRACE_S
 from tests.operator import worlds
 from tests.operator.training_worlds import (
     STEPS,
     World,
     base,
     condition,
+    dead,
     engines,
     named,
     orders,
     published,
+    replicas,
     training,
     training_wave,
 )
@@ -259,3 +262,37 @@ def test_a_resumed_elastic_wave_runs_only_policies_that_have_slots() -> None:
     world.change("w", paused=False)
     world.step()
     assert [world.leases[name][1].order for name in named("w", [0, 1])] == [Order.RUN, Order.PAUSE]
+
+
+def above_a_lowered_maximum() -> World:
+    """Return a wave on each of three engines just when two may be left and all are to leave the third."""
+    names = ("v", "w", "x")
+    world = World(base(1, 3), [training_wave(name, 8) for name in names], engines(3), replicas=3)
+    world.step()
+    world.say(Stage.RUNNING, 7)
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1", "smol-2"}
+    world.base = base(1, 2)
+    assert replicas(world.step()) == 3
+    return world
+
+
+def test_an_engine_above_a_lowered_maximum_goes_once_the_policies_that_it_trains_are_saved() -> None:
+    world = above_a_lowered_maximum()
+    saving = sorted(name for name, (engine, _) in world.leases.items() if engine == "smol-2")
+    assert {world.leases[name][1].order for name in saving} == {Order.PAUSE}
+    world.say(Stage.PAUSED, 8, *saving[1:], saved=8)
+    found = world.step()
+    assert replicas(found) == 3
+    told = next(each for each in found.base_statuses[worlds.KEY].conditions if each.type == "Progressing")
+    assert (told.status, told.reason) == ("True", "ScalingDown")
+    assert told.message.endswith(f"smol-2 is removed once {saving[0]} is saved")
+    world.say(Stage.PAUSED, 8, saving[0], saved=8)
+    assert replicas(world.step()) == 2
+
+
+def test_an_engine_above_a_lowered_maximum_that_is_lost_saves_nothing_and_goes_at_once() -> None:
+    world = above_a_lowered_maximum()
+    world.engines[2] = dead(world.engines[2])
+    world.away_s = {"smol-2": AWAY_GRACE_S + 1}
+    assert replicas(world.step()) == 2

@@ -31,6 +31,7 @@ from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import (
     BaseMap,
+    Child,
     EnginePod,
     Inputs,
     Meta,
@@ -105,6 +106,7 @@ class World(msgspec.Struct):
     pods: tuple[EnginePod, ...] = ()
     inputs: Inputs = Inputs()
     sizes: Mapping[str, Size] = {}
+    replicas: int = 0  # of its StatefulSet; 0: there is none yet
     now: float = NOW
     redis_ok: bool = True
 
@@ -118,6 +120,7 @@ class World(msgspec.Struct):
             unready_s=self.unready_s,
             sizes=self.sizes,
         )
+        child = Child(*self.base.workload, replicas=self.replicas)
         return plan(
             Snapshot(
                 now=self.now,
@@ -127,6 +130,7 @@ class World(msgspec.Struct):
                 redis_ok=self.redis_ok,
                 maps={KEY: known} if self.redis_ok else {},
                 pods={KEY: self.pods},
+                children={child.key: child} if self.replicas else {},
                 training={KEY: TrainKnown(self.training, self.training)},
                 inputs=self.inputs,
             )
@@ -251,3 +255,9 @@ def training(world: World) -> TrainingStatus:
 
 def orders(world: World) -> set[Order]:
     return {lease.order for _, lease in world.leases.values()}
+
+
+def replicas(found: Plan) -> int:
+    """Return the number of engines that the plan runs."""
+    specs = [each.body["spec"] for each in found.manifests if each.kind == "StatefulSet"]
+    return int(specs[0]["replicas"])

@@ -102,7 +102,7 @@ def plan_base(
     task = None if known is None else _task(base, admission, engines, known, training)
     placed = None if task is None else place(task, before.placed if before else None)
     flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
-    sized = _sized(flock, placed, engines, known, admission.limits.high, now)
+    sized = _sized(flock, placed, engines, known, training.saving, admission.limits.high, now)
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), sized.count, sized.partition)
     left = backlogs(placed.given, engines, before.backlogs if before else {}, known) if placed and known else {}
     facts = BaseFacts(
@@ -231,12 +231,18 @@ def _unread(admission: Admission) -> bool:
 
 
 def _sized(
-    flock: Fleet, placed: Placed | None, engines: Sequence[Engine], known: BaseMap | None, most: int, now: float
+    flock: Fleet,
+    placed: Placed | None,
+    engines: Sequence[Engine],
+    known: BaseMap | None,
+    saving: Mapping[str, str],
+    most: int,
+    now: float,
 ) -> Settled:
     """Return the engines to run and the partition of a rolling update; neither moves while the map is not known."""
     if placed is None or known is None:
         return Settled(flock.count, 0 if flock.rolling is None else flock.rolling + 1)
-    return settled(flock, placed, engines, known.away_s, most, now)
+    return settled(flock, placed, engines, known.away_s, saving, most, now)
 
 
 def _assigned(placed: Placed | None, before: Known | None) -> Assigned:

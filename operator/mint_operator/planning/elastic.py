@@ -1,11 +1,11 @@
 """Decides how many engines a base runs, and which are about to be removed or restarted, without a gap in serving.
 
 Pure. Engines are added at once when waves or traffic need them. They are removed, the highest first, only once fewer
-have been enough for a while (those beyond the allowed maximum at once), nothing is left to be placed, and every copy
-that they held is ready elsewhere (or, for engines beyond the maximum, cannot be). Until then an engine to be removed
-is *leaving*, and is given nothing new. An engine whose pod must restart, because the base's revision or settings
-changed, leaves in the same way, one at a time, and comes back. An only engine first gets a second one, if the base
-may have two, which goes again afterwards.
+have been enough for a while (those beyond the allowed maximum at once), nothing is left to be placed, every policy
+that they trained is saved, and every copy that they held is ready elsewhere (or, for engines beyond the maximum,
+cannot be). Until then an engine to be removed is *leaving*, and is given nothing new. An engine whose pod must
+restart, because the base's revision or settings changed, leaves in the same way, one at a time, and comes back. An
+only engine first gets a second one, if the base may have two, which goes again afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,21 +136,31 @@ def _lacks_room(placed: Placed, name: str) -> bool:
 
 
 def settled(
-    of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float], most: int, now: float
+    of: Fleet,
+    placed: Placed,
+    engines: Sequence[Engine],
+    away_s: Mapping[str, float],
+    saving: Mapping[str, str],
+    most: int,
+    now: float,
 ) -> Settled:
     """Return how far the fleet may change now. `away_s`: how long each engine without a heartbeat has been without.
 
+    `saving` has a policy of each engine that has yet to save what it is to train no more.
+
     Neither count nor partition moves before what the leaving engine holds is ready elsewhere. Copies that fit nowhere
     else or cannot be loaded there do not hold up a rolling update, which would never end; copies that cannot be
-    loaded elsewhere do not hold up removing engines beyond `most`. A copy that fails elsewhere for now is waited for
-    PATIENCE_S.
+    loaded elsewhere do not hold up removing engines beyond `most`. A copy that fails elsewhere for now, and a policy
+    that is being saved, are waited for PATIENCE_S.
     """
-    count, shrinking = _count(of, placed, engines, most, now)
+    count, shrinking = _count(of, placed, engines, saving, most, now)
     partition, rolling = _partition(of, placed, engines, away_s, now)
     return Settled(count, partition, rolling, shrinking)
 
 
-def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now: float) -> tuple[int, str]:
+def _count(
+    of: Fleet, placed: Placed, engines: Sequence[Engine], saving: Mapping[str, str], most: int, now: float
+) -> tuple[int, str]:
     """Return how many engines keep running, and what the next to be removed waits for."""
     by_name = {engine.name: engine for engine in engines}
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
@@ -169,6 +179,8 @@ def _count(of: Fleet, placed: Placed, engines: Sequence[Engine], most: int, now:
             }
         if awaited or (count <= most and placed.given.get(last.name)):
             return count, _once(f"{last.name} is removed", awaited)
+        if last.name in saving and patient and not last.lost:
+            return count, f"{last.name} is removed once {saving[last.name]} is saved"
     return of.fewest, ""
 
 

@@ -37,7 +37,8 @@ class Training(msgspec.Struct, frozen=True):
     """A base's waves, with their standing if they train, and what training takes of the base.
 
     `reserved` counts policies' slots per engine, `held` per namespace; `demand` counts all of them plus those that
-    waves wait for and should get; `engines` is how many engines policies train on, or need for their memory.
+    waves wait for and should get; `engines` is how many engines policies train on, or need for their memory. `saving`
+    names a policy of each engine that is to save it and train it no more.
     """
 
     waves: Sequence[ObservedWave]
@@ -45,6 +46,7 @@ class Training(msgspec.Struct, frozen=True):
     held: Mapping[str, int] = {}
     demand: int = 0
     engines: int = 0
+    saving: Mapping[str, str] = {}
 
     def claims(self, there: Mapping[str, Placement]) -> dict[str, Claim]:
         """Return the claims on policies' names: of waves that have begun, and of those that are kept as they are.
@@ -111,6 +113,12 @@ def prepared(
         held=dict(capacity.held),
         demand=capacity.demand,
         engines=max(capacity.engines, *(ordinals[name] + 1 for name in reserved), 0),
+        saving={
+            policy.engine: policy.name
+            for standing in standings.values()
+            for policy in standing.policies
+            if standing.is_saving(policy)
+        },
     )
 
 

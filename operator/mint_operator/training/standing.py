@@ -109,6 +109,10 @@ class WaveStanding(msgspec.Struct, frozen=True):
         """Whether a policy has nothing left to train, or rests and is not to continue."""
         return policy.ended(self.train.steps) or (self.stopped and not policy.holds)
 
+    def is_saving(self, policy: PolicyStanding) -> bool:
+        """Whether a policy is to be saved where it is, since it has no slot any more."""
+        return policy.holds and not self.ended(policy) and policy.name not in self.pins and not self.kept
+
     @property
     def refused(self) -> Refusal | None:
         """Why the rest is not trained; None also if there is nothing left to train."""
