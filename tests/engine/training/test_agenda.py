@@ -1,6 +1,7 @@
 """How an update is cut into turns depends on the update alone: each row once, in order, and no turn too long."""
 
 from dataclasses import astuple
+from functools import partial
 from itertools import groupby, pairwise, zip_longest
 
 import numpy as np
@@ -28,7 +29,7 @@ def same(one: Piece, other: Piece) -> bool:
         one.trees == other.trees
         and np.array_equal(one.tokens, other.tokens)
         and np.array_equal(one.positions, other.positions)
-        and all(map(np.array_equal, astuple(one.entries), astuple(other.entries)))
+        and all(map(partial(np.array_equal, equal_nan=True), astuple(one.entries), astuple(other.entries)))
     )
 
 
