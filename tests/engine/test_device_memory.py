@@ -261,6 +261,8 @@ async def test_calls_with_an_example_that_the_gpu_cannot_keep_are_refused_and_ot
         assert "has an example of 4 tokens, of which an update keeps 64 MiB in GPU memory" in str(error)
         shorter = pb.Example(tokens=[5, 6, 7], targets=[6, 7, 8], weights=[0, 1, 1])
         assert (await stub.ForwardBackward(lesson("acme/one", 1, examples=[shorter]))).tokens == 2
+        masked = pb.Example(tokens=[5] * 50, targets=[6] * 50, weights=[0, 1, 1] + [0] * 47)
+        assert (await stub.ForwardBackward(lesson("acme/one", 2, examples=[masked]))).tokens == 2
 
 
 def test_what_indexers_hand_on_is_kept_too_once_they_choose() -> None:

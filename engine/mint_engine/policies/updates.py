@@ -28,6 +28,7 @@ from mint_engine.residency.copies import fresh_error
 from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.training.example import PolicyBatch, with_old
 from mint_engine.training.optimizer import StepOutcome
+from mint_engine.training.pieces import rows_of
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome, Share, Work
 
@@ -70,18 +71,18 @@ class Job:
 
     @cached_property
     def rows(self) -> int:
-        """Tokens of one epoch; a prompt that completions share counts for each of them."""
-        return sum(len(each.tokens) for each in self.batch.examples)
+        """Tokens computed in one epoch; a prompt that completions share counts for each of them."""
+        return sum(map(rows_of, self.batch.examples))
 
     @cached_property
     def turn_rows(self) -> int:
         """Tokens of one turn, at most."""
         return min(self.rows, max(TURN_ROWS, self.longest))
 
-    @property
+    @cached_property
     def longest(self) -> int:
-        """Tokens of the longest example."""
-        return max((len(each.tokens) for each in self.batch.examples), default=0)
+        """Tokens computed of the example of which most are."""
+        return max(map(rows_of, self.batch.examples), default=0)
 
 
 class Updates:

@@ -77,13 +77,18 @@ def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> Iterator[Piece]:
         if not found.size:
             continue
         trunk = _trunk_of(example, int(found[0]) + 1)
-        branch = example.tokens[found[0] + 1 : found[-1] + 1]
+        branch = example.tokens[found[0] + 1 : rows_of(example)]
         if draft.tokens and len(draft.tokens) + draft.cost(trunk, branch) > most:
             yield draft.finish()
             draft = _Draft(batch)
         draft.add(number, trunk, branch, found)
     if draft.tokens:
         yield draft.finish()
+
+
+def rows_of(example: Example) -> int:
+    """Return how many rows an example takes by itself: what follows its last weighted token is not computed."""
+    return next((count for count in range(len(example.weights), 0, -1) if example.weights[count - 1]), 0)
 
 
 def add_up(one: str, other: str) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mint_contracts.training import Loss
 from mint_engine.training.agenda import Agenda
 from mint_engine.training.example import Example, PolicyBatch
-from mint_engine.training.pieces import Piece, plan_pieces
+from mint_engine.training.pieces import Piece, plan_pieces, rows_of
 
 PLAIN = Loss(type="cross_entropy")
 _EXAMPLES = st.lists(
@@ -61,3 +61,10 @@ def test_without_a_bound_one_turn_is_all_of_it(examples: list[Example], piece_ro
     assert agenda.done is not any(any(each.weights) for each in examples)
     assert sum(1 for _ in agenda.turn(0)) == len(list(plan_pieces(PolicyBatch("p", examples, PLAIN), piece_rows)))
     assert agenda.done
+
+
+@given(_EXAMPLES)
+def test_an_example_counts_as_the_rows_that_are_computed_of_it(examples: list[Example]) -> None:
+    """Nothing after its last weighted token, and nothing of one that has none (a masked completion)."""
+    for each in examples:
+        assert rows_of(each) == sum(piece.rows for piece in plan_pieces(PolicyBatch("p", [each], PLAIN)))
