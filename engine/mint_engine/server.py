@@ -45,6 +45,7 @@ from mint_engine.requests.thoughts import Markers, ahead, find_markers, read_tho
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.life import run_request
+from mint_engine.scheduling.request import Party
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.sources.looking import look_for
 
@@ -241,7 +242,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:
             routed.check_kept(parts.routes, kept=self._settings.training_store is not None)
-        parts.stepper.check_room(adapter, wanted.n)
+        parts.stepper.check_room(Party(adapter, background=False), wanted.n)
         tokenizer, context_length = parts.base.tokenizer, parts.context_length
         nbytes = 0 if request.HasField("tokens") else request.ByteSize()
         prompt = await self._prompts.run(nbytes, read_prompt, request, tokenizer, vocabulary, context_length)

@@ -195,13 +195,13 @@ def test_a_prompt_comes_to_its_end_beside_newcomers_without_end() -> None:
 
 @given(places=st.integers(1, 400), asks=st.lists(st.sampled_from("abcdefgh"), max_size=500))
 def test_one_adapter_cannot_take_every_place_of_the_queue(places: int, asks: list[str]) -> None:
-    counter = PlaceCounter(places)
+    counter = PlaceCounter[str](places)
     for name in asks:
         if counter.has_room(name, 1):
             counter.enter(name, 1)
     assert counter.total <= places
     if places >= 5:
-        hog = PlaceCounter(places)
+        hog = PlaceCounter[str](places)
         while hog.has_room("hog", 1):
             hog.enter("hog", 1)
         assert 0.7 * places <= hog.total < places, "it gets most, and not all"
@@ -211,7 +211,7 @@ def test_one_adapter_cannot_take_every_place_of_the_queue(places: int, asks: lis
 
 
 def test_room_is_for_all_siblings_or_none() -> None:
-    counter = PlaceCounter(20)
+    counter = PlaceCounter[str](20)
     assert counter.has_room("a", 16)
     counter.enter("a", 16)
     assert not counter.has_room("a", 1)

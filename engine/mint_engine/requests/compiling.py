@@ -27,7 +27,7 @@ class Compiling:
     def __init__(self, engine: str) -> None:
         self._engine = engine
         self._threads = ThreadPoolExecutor(AT_ONCE, "shape")
-        self._counter = PlaceCounter(MOST)
+        self._counter = PlaceCounter[str](MOST)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by adapter, while in use
 
     async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:

@@ -145,7 +145,7 @@ def _of_users(books: Books) -> Iterator[str]:
     served = sum(copy.serving for copy in books.copies.values())
     if served != books.serving:
         yield f"{books.serving} requests are told to have a slot, and copies count {served}"
-    for adapter in books.of_adapter.keys() | books.awaiting.adapters:
+    for adapter in books.of_adapter.keys() | books.awaiting.parties:
         copies = books.of_adapter.get(adapter, ())
         users, known = sum(copy.users for copy in copies), sum(map(_known, copies))
         waiting = books.awaiting.of(adapter) - books.awaiting_open_slot.of(adapter)

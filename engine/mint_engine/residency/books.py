@@ -40,9 +40,9 @@ class Books:
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that use their slot
-        self.awaiting = PlaceCounter(requests_waiting)  # requests that wait for theirs
+        self.awaiting = PlaceCounter[str](requests_waiting)  # requests that wait for theirs
         # Those of them that have no copy yet, because its slot is closed.
-        self.awaiting_open_slot = PlaceCounter(requests_waiting)
+        self.awaiting_open_slot = PlaceCounter[str](requests_waiting)
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()

@@ -20,7 +20,7 @@ from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
-from mint_engine.scheduling.request import Completion, Request
+from mint_engine.scheduling.request import Completion, Party, Request
 
 IDLE_S = 0.05  # idle time after which the books are checked
 
@@ -58,7 +58,7 @@ class Stepper:
         self._cancelled: list[Completion] = []
         self._stopping = self._doubted = False
         limits = self._scheduler.limits
-        self._counter = PlaceCounter(limits.running + limits.waiting)
+        self._counter = PlaceCounter[Party](limits.running + limits.waiting)
         self._demand = Demand()
         self._tenants: Counter[Tenant] = Counter()  # requests in flight, by what they expect in their slots
         self._pace = Pace()
@@ -70,13 +70,13 @@ class Stepper:
         """Start the step thread."""
         self._thread.start()
 
-    def check_room(self, adapter: str, count: int) -> None:
+    def check_room(self, party: Party, count: int) -> None:
         """Raise Overloaded if the queue has no room for `count` more, so that nothing is loaded in vain.
 
         Raises InvalidRequest if it can never have.
         """
         with self._wake:
-            self._check_room(adapter, count)
+            self._check_room(party, count)
 
     def submit(self, request: Request, sink: Sink) -> Completion:
         """Queue a request for one completion; return that, for `cancel`. Raises Overloaded or Draining."""
@@ -92,13 +92,13 @@ class Stepper:
         for request, sink in zip(requests, sinks, strict=True):
             completions.append(self._generation.begin(request, sink, leader))
             leader = leader or completions[0]
-        adapter = requests[0].adapter
+        party = requests[0].party
         with self._wake:
             if self._stopping:
                 raise Draining("engine", "is shutting down and takes no new requests")
-            self._check_room(adapter, len(completions))
-            self._counter.enter(adapter, len(completions))
-            self._demand.enter(adapter, len(completions), time.monotonic())
+            self._check_room(party, len(completions))
+            self._counter.enter(party, len(completions))
+            self._demand.enter(party.adapter, len(completions), time.monotonic())
             self._tenants.update(map(_tenant, completions))
             self._inbox += completions
             self._call()
@@ -166,18 +166,19 @@ class Stepper:
             self._idle, self._beat = False, time.monotonic()
         self._wake.notify()
 
-    def _check_room(self, adapter: str, count: int) -> None:
+    def _check_room(self, party: Party, count: int) -> None:
         # Running and waiting requests count together: those that wait while places are free are about to run.
         counter = self._counter
         if count > counter.places:
             raise InvalidRequest("sampling.n", f"is {count}; this engine has {counter.places} places")
-        if counter.has_room(adapter, count):
+        if counter.has_room(party, count):
             return
-        load, own = self.load, counter.of(adapter)
+        who = f"{'training ' if party.background else ''}{party.adapter or 'the bare base'}"
+        load, own = self.load, counter.of(party)
         retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
         raise Overloaded(
             "engine",
-            f"{load.running} requests run and {load.waiting} wait, {own} of them for {adapter or 'the bare base'}; "
+            f"{load.running} requests run and {load.waiting} wait, {own} of them for {who}; "
             f"retry in {retry_after_s:.1f} s",
             retry_after_s=retry_after_s,
         )
@@ -264,7 +265,7 @@ class Stepper:
             with self._wake:
                 for completion in ended:
                     self._pace.ended(now)
-                    self._counter.leave(completion.request.adapter)
+                    self._counter.leave(completion.request.party)
                     self._demand.leave(completion.request.adapter, now)
                     self._tenants[_tenant(completion)] -= 1
                 self._tenants = +self._tenants

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+from mint_contracts.errors import Overloaded
 from mint_engine.build import build
 from mint_engine.requests.events import Done, Event
 from mint_engine.requests.parameters import Sampling
-from mint_engine.scheduling.request import Request
+from mint_engine.scheduling.request import Party, Request
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.running import settings_for
@@ -34,6 +37,19 @@ class Countdown:
         self.timed.append(step_s > 0)
         self.threads.add(threading.current_thread().name)
         self.left -= 1  # last, so that a reader that sees none left also sees all of the above
+
+
+def test_rollouts_leave_room_in_the_queue_to_their_adapters_tenants(base: Path) -> None:
+    """What an adapter's training gets counts apart, also in what a refusal says."""
+    _, _, generation = build(settings_for(base), base, Limits(running=2, waiting=8, step_tokens=64))
+    stepper, sampling = Stepper(generation, lambda deliver: None), Sampling(max_tokens=1, seed=0)  # does not start
+    stepper.submit_all([Request((5, 6), sampling, "a", background=True)] * 8, [lambda event: None] * 8)
+    for _ in range(2):
+        stepper.check_room(Party("a", background=False), 1)
+        stepper.submit(Request((5, 6), sampling, "a"), lambda event: None)
+    for background, own in ((False, "2 of them for a;"), (True, "8 of them for training a;")):
+        with pytest.raises(Overloaded, match=own):
+            stepper.check_room(Party("a", background), 1)
 
 
 async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(base: Path) -> None:
