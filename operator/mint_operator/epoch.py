@@ -12,6 +12,7 @@ each write to it.
 """
 
 import asyncio
+import math
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,7 @@ from mint_operator.kube import Kube, KubeError
 
 LEASE_S = 10
 RENEW_EVERY_S = 3.0
-RENEW_WITHIN_S = 7.0
+RENEW_WITHIN_S = 8.0  # so each renewal may take half of it: the next one is sent when it has been answered
 RETRY_S = 1.0
 
 log = structlog.get_logger()
@@ -65,13 +66,18 @@ class Leadership:
         self._version = ""
         self._seen: tuple[str | None, str | None] = (None, None)
         self._seen_at = 0.0
-        self._until = 0.0  # the Lease is surely ours, by `now`
+        self._sent = -math.inf  # when the renewal was sent by which the Lease is ours, by `now`
         self.epoch = 0
 
     def check(self) -> None:
         """Raise LeadershipLost if another may lead by now."""
-        if now() > self._until:
+        if self._left_s < 0.0:
             raise self._not_renewed("this process may have stood still")
+
+    @property
+    def _left_s(self) -> float:
+        """For how long the Lease is surely ours."""
+        return self._sent + RENEW_WITHIN_S - now()
 
     def _not_renewed(self, why: str) -> LeadershipLost:
         return LeadershipLost(f"lease {self._lease} was not renewed for {RENEW_WITHIN_S:.0f} s ({why})")
@@ -85,9 +91,11 @@ class Leadership:
             except KubeError as error:
                 log.warning("lease not read", lease=self._lease, error=str(error))
                 holder = ""
-            if holder is None and now() < self._until:  # else the answer came too late
+            if holder is None and self._left_s > 0.0:
                 log.info("leading", lease=self._lease, epoch=self.epoch, identity=self._identity)
                 return self.epoch
+            if holder is None:
+                log.warning("lease acquired too late to lead by it", lease=self._lease, epoch=self.epoch)
             if holder and not waiting:
                 log.info("standing by", lease=self._lease, holder=holder)
                 waiting = True
@@ -95,16 +103,19 @@ class Leadership:
 
     async def renew_forever(self) -> None:
         """Renew the Lease forever. Raises LeadershipLost."""
+        retry_s = 0.0
         while True:
-            due_s = self._until - RENEW_WITHIN_S + RENEW_EVERY_S - now()
-            await asyncio.sleep(max(due_s, RETRY_S))
+            await asyncio.sleep(max(self._sent + RENEW_EVERY_S - now(), retry_s))
+            self.check()
             try:
-                async with asyncio.timeout(self._until - now()):
+                async with asyncio.timeout(self._left_s):
                     await self._write_ours(self._identity)
+                retry_s = 0.0
             except (KubeError, TimeoutError) as error:
-                if now() > self._until - RETRY_S:
+                if self._left_s < RETRY_S:
                     raise self._not_renewed(str(error) or "the API server did not answer") from None
                 log.warning("lease not renewed", lease=self._lease, error=str(error))
+                retry_s = RETRY_S
 
     async def _write_ours(self, holder: str) -> None:
         """Write the Lease while it is ours. Raises LeadershipLost if somebody else holds it, and KubeError.
@@ -131,7 +142,7 @@ class Leadership:
 
     async def release(self) -> None:
         """Let the next candidate lead at once. Only called by a leader that has stopped writing."""
-        self._until = 0.0
+        self._sent = -math.inf
         try:
             await self._write_ours("")
         except (KubeError, LeadershipLost) as error:
@@ -179,4 +190,4 @@ class Leadership:
         raw = await (self._kube.create(body) if create else self._kube.replace(body))
         self._version = msgspec.json.decode(raw, type=_Lease).metadata.resource_version
         if holder:
-            self._until = sent + RENEW_WITHIN_S
+            self._sent = sent

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from mint_operator import epoch
 from mint_operator.epoch import Leadership, LeadershipLost
@@ -14,6 +15,7 @@ from tests.operator.stage import Stage, base_model, until
 from tests.waiting import PATIENCE_S
 
 LEASE = "mint-operator"
+USUAL = {name: getattr(epoch, name) for name in ("RENEW_EVERY_S", "RETRY_S", "RENEW_WITHIN_S")}
 
 
 @pytest.fixture(autouse=True)
@@ -138,19 +140,68 @@ async def test_a_candidate_whose_answer_comes_when_the_lease_may_have_run_out_do
 ) -> None:
     clock, leader = Clock(monkeypatch), candidate(stage)
     monkeypatch.setattr(stage.kube, "create", clock.late(stage.kube.create))
-    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+    with capture_logs() as logs:
+        await asyncio.wait_for(leader.acquire(), PATIENCE_S)
     assert clock.ahead_s, "the first answer was late"
+    assert [each["event"] for each in logs] == ["lease acquired too late to lead by it", "leading"]
     leader.check()
 
 
 async def test_a_leader_whose_renewal_is_answered_when_the_lease_may_have_run_out_leads_no_more(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The time that a renewal may take would have run out before, had this process not stood still."""
     clock, leader = Clock(monkeypatch), candidate(stage)
     await asyncio.wait_for(leader.acquire(), PATIENCE_S)
     monkeypatch.setattr(stage.kube, "replace", clock.late(stage.kube.replace))
+    with pytest.raises(LeadershipLost, match=r"was not renewed for .* s \(this process may have stood still\)"):
+        await asyncio.wait_for(leader.renew_forever(), PATIENCE_S)
+
+
+async def test_a_leader_whose_renewal_is_not_answered_while_the_lease_is_surely_its_own_leads_no_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, leader = Clock(monkeypatch), candidate(stage)
+    await asyncio.wait_for(leader.acquire(), PATIENCE_S)
+
+    async def unanswered(_: Mapping[str, Any]) -> bytes:
+        clock.ahead_s += epoch.RENEW_WITHIN_S
+        raise TimeoutError
+
+    monkeypatch.setattr(stage.kube, "replace", unanswered)
     with pytest.raises(LeadershipLost, match=r"was not renewed for .* s \(the API server did not answer\)"):
         await asyncio.wait_for(leader.renew_forever(), PATIENCE_S)
+
+
+async def test_a_leader_keeps_its_lease_while_each_renewal_takes_nearly_four_seconds(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed_s, answers = 0.0, 0
+    for name, seconds in USUAL.items():
+        monkeypatch.setattr(epoch, name, seconds)
+    monkeypatch.setattr(epoch, "now", lambda: passed_s)
+    leader, replace, sleep = candidate(stage), stage.kube.replace, asyncio.sleep
+    await leader.acquire()
+
+    async def slept(seconds: float) -> None:
+        nonlocal passed_s
+        passed_s += max(seconds, 0.0)
+        await sleep(0)
+
+    async def slow(body: Mapping[str, Any]) -> bytes:
+        nonlocal passed_s, answers
+        raw = await replace(body)
+        passed_s, answers = passed_s + 3.9, answers + 1
+        leader.check()
+        if answers == 5:
+            raise asyncio.CancelledError
+        return raw
+
+    monkeypatch.setattr(stage.kube, "replace", slow)
+    monkeypatch.setattr(asyncio, "sleep", slept)
+    with suppress(asyncio.CancelledError):
+        await leader.renew_forever()
+    assert answers == 5
 
 
 async def test_a_leader_that_stood_still_writes_nothing_more_to_the_api_server(
