@@ -23,6 +23,6 @@ changes under a step, and no step reads a slot that is about to change, they kee
   step may not even have begun, if nothing made rank 0 wait for its end. So each change carries the number of steps
   that rank 0 has launched, and each rank waits until it has launched as many. It does not wait for later steps.
 - A request gets a slot only once every rank has changed it.
-- Waits end: a rank that does not launch its steps refuses the change after `rank.ANSWER_S`, and a rank whose
+- Waits end: a rank that does not launch its steps refuses the change after `rank.LAUNCH_S`, and a rank whose
   connections have been closed ends with all of its threads.
 """

@@ -35,7 +35,7 @@ from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Passes, Ready, Refused, SlotChange, Step, Wipe
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
-from mint_engine.parallel.rank import ANSWER_S, refusal
+from mint_engine.parallel.rank import LAUNCH_S, refusal
 from mint_engine.parallel.steps import spans_of
 from mint_engine.preflight import check_config
 from mint_engine.residency.policy_device import room_on
@@ -232,8 +232,8 @@ def _follow_slots(changes: socket.socket, slots: Slots, launched: _Launched) -> 
 def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, launched: _Launched, opener: Opener) -> str:
     """Change a slot, after the steps that may read its tenant; return what went wrong, or ""."""
     try:
-        if not launched.wait_for(change.after, ANSWER_S):
-            return f"a rank has not launched step {change.after} within {ANSWER_S:.0f} s"
+        if not launched.wait_for(change.after, LAUNCH_S):
+            return f"a rank has not launched step {change.after} within {LAUNCH_S:.0f} s"
         if isinstance(change, Load):
             path = Path(f"/proc/self/fd/{descriptors[0]}")
             opener.trust(path)  # rank 0 has checked it

@@ -18,6 +18,7 @@ from mint_engine.parallel.messages import Passes, Refused, SlotChange
 
 START_S = 1800.0  # limit for loading a base: a large one comes from a disk
 ANSWER_S = 60.0  # limit for putting an adapter in its slot
+LAUNCH_S = ANSWER_S / 2  # of which for launching earlier steps: a rank must refuse while its starter still listens
 TELL_S = 60.0  # limit for leaving a message unread
 _END_S = 1.0  # the most time between the end of its connections and that of its process
 

@@ -24,7 +24,7 @@ from mint_engine.model.span import Span
 from mint_engine.parallel import follow, messages
 from mint_engine.parallel.fork_client import ForkClient
 from mint_engine.parallel.messages import Begin, Clear
-from mint_engine.parallel.rank import ANSWER_S, Rank
+from mint_engine.parallel.rank import ANSWER_S, LAUNCH_S, Rank
 from mint_engine.parallel.shared_memory import PATIENCE_S, SharedMemory
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT
@@ -185,9 +185,10 @@ def test_a_slot_changes_on_each_rank_after_the_steps_that_read_it(of: str, reque
 
 
 def test_a_rank_that_does_not_launch_its_steps_refuses_to_change_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LAUNCH_S <= ANSWER_S / 2, "whoever listens until then takes a rank for lost"
     slots, launched = Watched(1), follow._Launched()
     slots.load(0, draw_adapter(slots, 4))
-    monkeypatch.setattr(follow, "ANSWER_S", 0.0)
+    monkeypatch.setattr(follow, "LAUNCH_S", 0.0)
     for _ in range(2):
         problem = follow._change(Clear(0, 2), [], slots, launched, Opener())
         assert problem == "a rank has not launched step 2 within 0 s"
