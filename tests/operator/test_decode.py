@@ -122,6 +122,12 @@ def test_a_pods_trouble_is_in_kubernetes_own_words(status: dict[str, Any], reaso
     assert (pod.trouble.reason if pod.trouble else None) == reason
 
 
+@pytest.mark.parametrize("phase", ["Pending", "Running"])
+def test_a_pod_is_pending_until_its_containers_have_been_started(phase: str) -> None:
+    _, pod = decode.engine_pod(json.dumps({"metadata": METADATA, "status": {"phase": phase}}).encode())
+    assert pod.pending == (phase == "Pending")
+
+
 def test_a_container_that_ends_again_and_again_says_how_it_ended() -> None:
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container=engine"}
     end = {"exitCode": 137, "reason": "OOMKilled", "startedAt": "2026-01-01T00:00:00Z"}

@@ -118,6 +118,15 @@ def test_a_wave_tells_an_engine_that_starts_from_one_that_does_not_answer(
     assert (found.reason, found.message) == (told[0], f"1 of 2 copies ready; {told[1]}: smol-1")
 
 
+@pytest.mark.parametrize(("pending", "reason"), [(True, "EnginesStarting"), (False, "EnginesAway")])
+def test_an_engine_that_had_reported_is_starting_only_until_its_containers_are(*, pending: bool, reason: str) -> None:
+    """A pod on a dead node is not ready any more, and has no trouble: its phase stays Running."""
+    views = [engine(0, {"a/0": Tier.DEVICE}), engine(1, alive=False)]
+    of = base(1, 2), [wave("w", ["a/0"], replicas=2)], views
+    planned = with_pods(snapshot(*of, placed(plan(snapshot(*of)))), EnginePod(name="smol-1", pending=pending))
+    assert ready(plan(planned).wave_statuses["team/w"].conditions) == ("False", reason)
+
+
 def test_a_wave_says_at_once_when_an_engine_that_started_does_not() -> None:
     of = snapshot(base(1, 2), [wave("w", ["a/0"], replicas=2)], [engine(0, {"a/0": Tier.DEVICE})])
     first = plan(with_pods(of, EnginePod(name="smol-1")))

@@ -193,6 +193,7 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
         name=pod.metadata.name,
         ip=pod.status.pod_ip,
         ready=ready,
+        pending=pod.status.phase == "Pending",
         terminating=pod.metadata.deletion_timestamp is not None,
         trouble=_trouble(pod),
         waits=_waits(pod.status),

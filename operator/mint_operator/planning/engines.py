@@ -53,9 +53,14 @@ class Engine(msgspec.Struct, frozen=True):
 
     @property
     def starting(self) -> bool:
-        """Whether it has no heartbeat because its pod is being created, scheduled or started."""
-        pod, new = self.pod, self.view is None
-        return not (self.alive or pod.ready or pod.terminating or pod.trouble) and bool(pod.name or new)
+        """Whether it has no heartbeat because its pod is being created, scheduled or started.
+
+        A pod whose containers run says no more than that on a node that has died. Its engine reports within seconds,
+        also while it loads its base: it is starting only if none of that name ever has.
+        """
+        pod = self.pod
+        awaited = pod.pending or self.view is None
+        return awaited and not (self.alive or pod.ready or pod.terminating or pod.trouble)
 
     @property
     def unplaced(self) -> bool:

@@ -126,6 +126,7 @@ class EnginePod(msgspec.Struct, frozen=True):
     name: str
     ip: str = ""
     ready: bool = False
+    pending: bool = False  # not all of its containers have been started
     terminating: bool = False
     trouble: Failure | None = None
     settings: str = ""  # digest of the settings that its container was made from
