@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from mint_contracts.errors import UnsupportedBase
 from mint_engine.gpu import experts as gpu_experts
 from mint_engine.gpu import lora
 from mint_engine.gpu.expert_kernels import multiply
@@ -167,6 +168,23 @@ def test_no_expert_is_left_out_however_rows_are_routed(rows: int) -> None:
             counts = torch.bincount(owners, minlength=experts).tolist()
             x = torch.randn(rows, 16, generator=draw)
             assert_alike(multiplied(product, x, counts), naive(weights, x, counts))
+
+
+@pytest.mark.parametrize("tile", [FEW, MANY])
+def test_products_are_proved_for_more_rows_than_experts_too(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then tiles are numbered by another rule, whatever their size."""
+
+    def too_few(rows: int, ends: torch.Tensor, given: Tile) -> int:
+        return tiles(rows, ends, given) if rows <= len(ends) or given is not tile else rows // given.rows
+
+    tiles = gpu_experts._tiles
+    with standing_in():
+        product, weights = product_of(["int8"], (32, 8, 16), torch.Generator().manual_seed(3))
+        proved: Any = weights.to(CUDA)
+        gpu_experts.prove(product, proved, transposed=False)
+        monkeypatch.setattr(gpu_experts, "_tiles", too_few)
+        with pytest.raises(UnsupportedBase, match="differs from plain torch"):
+            gpu_experts.prove(product, proved, transposed=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

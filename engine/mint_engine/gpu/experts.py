@@ -23,7 +23,7 @@ from mint_engine.model.quantised_experts import QuantisedWeight
 
 STEP = 64  # bytes of an output's codes that a program reads at once
 _WHOLE = 1 << 30  # more bytes than any row has: it shares a scale
-_PROVED = 5  # rows
+_FEW_ROWS = 5  # of each of three experts: most bases have more experts than 15
 
 
 @dataclass(frozen=True)
@@ -172,25 +172,28 @@ def _arrange(x: torch.Tensor, parts: int) -> torch.Tensor:
 
 
 def prove(product: ExpertProduct, weight: QuantisedWeight, *, transposed: bool) -> None:
-    """Compare products of a few rows, in tiles of either kind, with plain torch's on the same device.
+    """Compare products with plain torch's on the same device: of a few rows, and of more than there are experts.
 
     `transposed`: experts' weights are [I, O]. Raises UnsupportedBase if they differ by more than rounding.
     """
-    count, device = weight.shape[0], weight[0].device
-    owners = sorted({0, count // 2, count - 1})
-    ends = (torch.searchsorted(torch.tensor(owners), torch.arange(count), right=True) * _PROVED).int().to(device)
+    count, device, draw = weight.shape[0], weight[0].device, torch.Generator().manual_seed(4)
+    owners = sorted({0, count // 2, count - 1})  # the others have no rows
+    many = max(MANY.rows, count // len(owners)) + 1
+    before = torch.searchsorted(torch.tensor(owners), torch.arange(count), right=True)
     matrices = [weight[owner].float() if transposed else weight[owner].float().t() for owner in owners]  # [I, O]
-    x, dy = (
-        torch.randn(_PROVED * len(owners), size, generator=torch.Generator().manual_seed(4)).to(device, weight.dtype)
-        for size in matrices[0].shape
-    )
-    for tile in (FEW, MANY):
+    for tile, each in ((FEW, _FEW_ROWS), (FEW, many), (MANY, many)):
+        ends = (before * each).int().to(device)
+        # Drawn anew: memory that no program wrote to may still have the results of a previous one.
+        x, dy = (
+            torch.randn(each * len(owners), size, generator=draw).to(device, weight.dtype)
+            for size in matrices[0].shape
+        )
         for what, found, given, by in (
             ("the product", product.multiply(x, ends, tile), x, matrices),
-            ("the gradient's product", product.multiply_back(dy, ends, tile), dy, [each.t() for each in matrices]),
+            ("the gradient's product", product.multiply_back(dy, ends, tile), dy, [own.t() for own in matrices]),
         ):
-            rows = given.float().split(_PROVED)  # type: ignore[no-untyped-call]
-            expected = torch.cat([own @ each for own, each in zip(rows, by, strict=True)])
+            rows = given.float().split(each)  # type: ignore[no-untyped-call]
+            expected = torch.cat([own @ matrix for own, matrix in zip(rows, by, strict=True)])
             difference = float((found.float() - expected).norm() / expected.norm())
             if not difference <= TOLERANCE[x.dtype]:
                 raise UnsupportedBase(
