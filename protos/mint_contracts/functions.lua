@@ -70,15 +70,11 @@ local function train(keys, argv)
   return #ops.trains
 end
 
--- KEYS: epochs of bases   ARGV: epoch
--- Fence off whoever has written these bases before. Bases without an epoch stay so: nobody has written them, and those
--- with an epoch and no record count as removed (catalog.lua).
+-- KEYS: epoch   ARGV: epoch
+-- Fence off whoever has written the base before. One without an epoch stays so: nobody has written it, and one with an
+-- epoch and no record counts as removed (catalog.lua).
 local function claim(keys, argv)
-  for _, key in ipairs(keys) do
-    local refused = redis.call('GET', key) and fence(key, tonumber(argv[1]))
-    if refused then return refused end
-  end
-  return #keys
+  return redis.call('GET', keys[1]) and fence(keys[1], tonumber(argv[1])) or 1
 end
 
 -- KEYS: epoch, then other keys of the base   ARGV: epoch

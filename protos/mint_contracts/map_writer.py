@@ -13,7 +13,6 @@ from mint_contracts.functions import bounded, call, text
 from mint_contracts.records import Assignment, MapChange, MapState, Placement
 
 OPS_PER_CALL = 1000
-CLAIMED_PER_CALL = 1000  # bases
 FORGOTTEN_PER_CALL = 1000  # keys: a base's catalog may have tens of thousands
 
 T = TypeVar("T")
@@ -26,11 +25,9 @@ class MapWriter:
         self._redis = redis
         self.epoch = epoch
 
-    async def claim(self, bases: Sequence[str]) -> None:
-        """Fence off earlier writers of these bases, so that what is read from now on only this one changes."""
-        for start in range(0, len(bases), CLAIMED_PER_CALL):
-            names = [keys.epoch(base) for base in bases[start : start + CLAIMED_PER_CALL]]
-            await call(self._redis, "claim", names, [str(self.epoch)])
+    async def claim(self, base: str) -> None:
+        """Fence off earlier writers of a base, so that what is read from now on only this one changes."""
+        await call(self._redis, "claim", [keys.epoch(base)], [str(self.epoch)])
 
     async def apply(self, base: str, change: MapChange, over: MapState | None = None) -> int:
         """Write a change of `over`; the version grows once the complete change is there. Returns the version.

@@ -150,7 +150,7 @@ async def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def operator_works(redis: Redis) -> None:
     await functions.load(redis)
-    await MapWriter(redis, 1).claim([BASE])
+    await MapWriter(redis, 1).claim(BASE)
     await redis.ping()  # as its connections do from time to time
     reader, trains = MapReader(redis), TrainReader(redis)
     async with reader.changes() as wait:

@@ -100,7 +100,7 @@ async def test_an_operator_that_is_overtaken_ends_although_an_object_hangs(
     write = stage.applier.apply
 
     async def overtaken_before(*given: Any) -> Any:
-        await MapWriter(stage.redis, 7).claim([stage.base])
+        await MapWriter(stage.redis, 7).claim(stage.base)
         return await write(*given)
 
     monkeypatch.setattr(stage.applier, "apply", overtaken_before)

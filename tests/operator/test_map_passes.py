@@ -83,9 +83,13 @@ async def test_a_new_operator_fences_off_the_last_one_also_where_it_has_nothing_
 async def test_an_operator_that_was_overtaken_ends_before_it_has_anything_to_write(stage: Stage) -> None:
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await stage.once()
-    await MapWriter(stage.redis, 2).claim([stage.base])
+    await MapWriter(stage.redis, 2).claim(stage.base)
+
+    async def notices() -> None:
+        await stage.once()
+
     with pytest.raises(StaleEpoch):
-        await until("it to notice", stage.once)
+        await until("it to notice", notices)
 
 
 async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_taken_for_the_whole(

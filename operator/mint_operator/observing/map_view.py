@@ -97,7 +97,6 @@ class MapView:
             known = [base for base in await self._reader.bases() if self._watched(base)]
             gate = asyncio.Semaphore(AT_ONCE)
             names = sorted({*known, *engines})
-            await self._writer.claim([base for base in names if not self._claimed(base)])
             maps = await asyncio.gather(*[self._look_at(base, engines.get(base, ()), gate) for base in names])
         except ResponseError as error:  # Redis answers but is unusable: a read-only replica, or out of memory
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
@@ -110,10 +109,9 @@ class MapView:
         """Whether a base is this operator's; bases of other namespaces belong to others that share this Redis."""
         return not self._namespaces or base.partition("/")[0] in self._namespaces
 
-    def _claimed(self, base: str) -> bool:
+    def _claimed(self, memory: _Memory) -> bool:
         """Whether a base was last seen with this operator's epoch, or with none, as before the first write."""
-        memory = self._memory.get(base)
-        return memory is not None and memory.pulse is not None and memory.pulse.epoch in {None, self._writer.epoch}
+        return memory.pulse is not None and memory.pulse.epoch in {None, self._writer.epoch}
 
     async def _look_at(self, base: str, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap | None:
         memory = self._memory.setdefault(base, _Memory())
@@ -129,6 +127,8 @@ class MapView:
 
     async def _read(self, base: str, memory: _Memory, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap:
         async with gate:
+            if not self._claimed(memory):
+                await self._writer.claim(base)
             now = self._clock()
             pulse = await self._reader.pulse(base)
             last = memory.pulse
