@@ -57,10 +57,10 @@ def parse(header: bytes, subject: str, *, file_bytes: int | None = None, most: i
     BF16, or the tensors do not fill the file exactly, without overlap or gap; and, before it makes an object of any,
     UnsupportedAdapter if there may be far more than `most` tensors.
     """
-    if most is not None and _values(header) > _VALUES_A_TENSOR * most + _OTHER_VALUES:
+    if most is not None and (values := _values(header)) > _VALUES_A_TENSOR * most + _OTHER_VALUES:
         raise UnsupportedAdapter(
             subject,
-            f"has a safetensors header of {_values(header)} values, too many for the at most {most} tensors of an "
+            f"has a safetensors header of {values} values, too many for the at most {most} tensors of an "
             "adapter of the base model; save it without others",
         )
     try:
