@@ -8,7 +8,9 @@ from mint_contracts.records import Failure
 from mint_contracts.resources import Serve
 from mint_contracts.training import Algorithm, ConfigMapKey, Dataset, Loss, Policies, Policy
 from mint_contracts.training_records import Stage
+from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Inputs
+from mint_operator.training.fit import manifest_of
 from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
 
 
@@ -47,13 +49,15 @@ def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says
     world.say(Stage.RUNNING, 3, published=published(3))
     world.step()
     before, placed = world.leases, world.placements
-    for others in (
-        (Policy(name="team/x"),),
-        (Policy(name="team/x"), Policy(name="team/b", rank=8), Policy(name="team/c", rank=2)),
+    for others, told in (
+        ((Policy(name="team/x"),), "ManifestRewritten"),
+        ((Policy(name="team/x"), Policy(name="team/b", rank=8), Policy(name="team/c", rank=2)), ""),
     ):
         world.inputs = Inputs(manifests={"uid-w": others})
         assert world.step().training == {}
         assert (world.leases, world.placements) == (before, placed)
+        found = manifest_of(world.waves[0], world.inputs, world.training)
+        assert (found.reason if isinstance(found, Refusal) else "") == told
     world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
     world.step()
     assert world.leases["team/c"][1].settings.rank == 2, "which had not begun"

@@ -18,6 +18,7 @@ STARTING = ("EnginesStarting", "0 of 1 engines ready")
 PULLING = ("ImagePullBackOff", "smol-0: ImagePullBackOff: no such image")
 AWAITED = ("WaitingForCapacity", "3 slots are free, 4 needed")
 LOADING = ("AdaptersLoading", "0 of 3 copies ready")
+REWRITTEN = ("ManifestRewritten", "the manifest lacks some policies")
 
 
 def base_told(reason: str, message: str, ready: str = "False") -> BaseModelStatus:
@@ -45,6 +46,8 @@ def wave_told(reason: str, message: str) -> AdapterWaveStatus:
         (AdapterWaveStatus(), wave_told(*LOADING), None),
         (wave_told(*AWAITED), wave_told(*LOADING), None),
         (AdapterWaveStatus(), wave_told("CatalogUnread", "its adapters have not been looked up yet"), None),
+        (AdapterWaveStatus(), wave_told("ManifestUnread", "it has not been read yet"), None),
+        (AdapterWaveStatus(), wave_told(*REWRITTEN), ("Warning", *REWRITTEN)),
     ],
 )
 def test_a_new_reason_is_an_event(old: Any, new: Any, told: tuple[str, str, str] | None) -> None:

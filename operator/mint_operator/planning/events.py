@@ -26,6 +26,7 @@ _HELD = {"Ready", "Rolling", "Degraded"}
 # Reasons by which every object passes on its way, and nothing is wrong.
 _UNDER_WAY = {
     conditions.CATALOG_UNREAD,
+    conditions.MANIFEST_UNREAD,
     conditions.ADAPTERS_LOADING,
     conditions.POLICIES_LOADING,
     conditions.ENGINES_STARTING,

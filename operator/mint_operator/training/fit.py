@@ -194,7 +194,7 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
 
 
 _REWRITTEN = Refusal(
-    conditions.MANIFEST_UNREAD,
+    conditions.MANIFEST_REWRITTEN,
     "the manifest of its policies was rewritten after the wave began, and lacks some of them; restore those lines, "
     "or create a new wave",
     terminal=False,
