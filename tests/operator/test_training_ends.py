@@ -49,6 +49,17 @@ def test_published_revisions_stay_with_their_engine_and_are_served_as_asked_once
     assert condition(world, "w", "Ready")[0] == "True"
 
 
+def test_a_waves_record_counts_the_slots_that_it_trains_and_those_that_it_serves_in() -> None:
+    world = World(base(2, 2), [training_wave("w", 2, serve=Serve(replicas=2))], engines(2))
+    found = []
+    for stage, of in ((Stage.RUNNING, 2), (Stage.COMPLETE, 1), (Stage.COMPLETE, 2)):
+        world.step()
+        world.say(stage, STEPS, *named("w", range(of)), published=published(STEPS))
+        world.step()
+        found.append(world.recorded["team/w"].slots)
+    assert found == [2, 1 + 2, 2 + 2]
+
+
 def test_a_complete_wave_shows_its_last_counts_while_redis_is_away() -> None:
     world = World(base(1, 1), [training_wave("w", 2)], engines(1))
     world.step()

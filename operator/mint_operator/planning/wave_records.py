@@ -64,7 +64,8 @@ def expired_records(expired: Iterable[ObservedWave], known: Mapping[str, WaveRec
 def _active_record(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
     standing, chosen_by = each.wave.standing, _chosen_by(each.spec, kept=each.kept)
     adapters = len(standing.policies) if standing is not None else len(each.wants)
-    slots = len(standing.wants_slot) if standing is not None else each.slots
+    trained = len(standing.wants_slot) if standing is not None else 0
+    slots = each.slots + trained  # revisions are served in slots once their policies have ended
     if standing is None and each.refusal is not None:
         adapters, slots = asked(each.wave), _slots(each.wave, asked(each.wave))
     return _record(each.wave, chosen_by, adapters, slots, tenant, _refusal(each, refusal))
