@@ -139,6 +139,13 @@ def test_slots_are_used_as_soon_as_copies_are_reported_in_them() -> None:
     assert base_after([engine(0, {"a/0": Tier.DEVICE, "a/1": Tier.DEVICE}), engine(1)], []).slots.used == 2
 
 
+def test_slots_are_used_of_those_that_are_counted() -> None:
+    """What an engine that drains still reports to hold is in slots that the base cannot use."""
+    held = {f"a/{number}": Tier.DEVICE for number in range(8)}
+    slots = base_after([engine(0, held), engine(1, held, ready=False)], []).slots
+    assert (slots.used, slots.total) == (8, 8)
+
+
 def test_a_wave_is_as_ready_as_it_asked_for_even_if_another_wants_more_copies() -> None:
     waves = [wave("one", ["a/0"]), wave("two", ["a/0"], replicas=2)]
     of = snapshot(base(2, 2), waves, [engine(0, {"a/0": Tier.DEVICE}), engine(1)])

@@ -65,9 +65,9 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
 def _held(engines: Sequence[Engine]) -> tuple[SlotCounts, TierCounts]:
     """Return what engines report that they hold."""
     device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
-    records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
-    used, total = sum(record.slots_used for record in records), sum(record.slots_total for record in records)
-    used = max(used, device)  # copies are reported at once, slots with the next heartbeat
+    ready = [(engine.record, engine.tiers[0]) for engine in engines if engine.record is not None and engine.ready]
+    used = sum(max(record.slots_used, held) for record, held in ready)  # slots are reported later, by heartbeats
+    total = sum(record.slots_total for record, _ in ready)
     return SlotCounts(used=used, total=total), TierCounts(device=device, host=host, disk=disk)
 
 
