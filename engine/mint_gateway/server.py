@@ -102,7 +102,7 @@ async def serve(
     Then drain. `security` secures both doors. Health is SERVING once the map has been read for the first time.
     """
     channels, metrics, reader, draining = Channels(), Metrics(), MapReader(redis), asyncio.Event()
-    in_flight, calls = InFlight(limits.requests), InFlight(limits.calls)
+    in_flight, calls = InFlight(limits.requests), InFlight(limits.calls, "calls")
 
     def keep_channels() -> None:
         channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})

@@ -101,7 +101,7 @@ async def test_as_many_calls_as_are_answered_at_once_are_bounded_and_others_told
     others += [client.catalog_page(), client.resolve("demo/pirate"), client.retire(["demo/pirate"]), client.waves()]
     for refusal in await asyncio.gather(*others, return_exceptions=True):
         assert isinstance(refusal, errors.Overloaded)
-        assert str(refusal) == "gateway: 1 requests are in flight, its limit; retry later"
+        assert str(refusal) == "gateway: 1 calls are in flight, its limit; retry later"
         assert refusal.retry_after_s == 1.0
     async with aiohttp.ClientSession() as session:
         for path in ("/v1/models", "/v1/models/demo/pirate"):

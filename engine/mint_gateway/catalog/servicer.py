@@ -119,7 +119,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
                 raise InvalidRequest("names", f"must have 1 to {RETIRED_AT_ONCE} entries in one call")
             names = list(dict.fromkeys(check_adapter(name) for name in request.names))
-            with self._retiring.share(client=caller.get()) as share:
+            with self._retiring.share(client=sharer.get()) as share:
                 share.fill(memory(request))
                 registration = await self._registration(request.base_model)
                 unknown = await self._catalogs.reader.absent(registration.base, names)
