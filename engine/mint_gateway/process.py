@@ -1,6 +1,7 @@
 """The gateway process: serves until SIGTERM, then drains."""
 
 import asyncio
+import resource
 import signal
 
 from mint_contracts.functions import connect
@@ -15,6 +16,7 @@ async def run(port: int, http_port: int, metrics_port: int, security: DoorSecuri
 
     Raises the exception of a background task that ended early.
     """
+    _raise_limit_of_files()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -33,3 +35,9 @@ async def run(port: int, http_port: int, metrics_port: int, security: DoorSecuri
                 raise defect
     finally:
         await redis.aclose()
+
+
+def _raise_limit_of_files() -> None:
+    """Allow as many open files as the process may have: containers often begin with 1,024, and doors accept more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
