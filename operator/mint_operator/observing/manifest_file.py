@@ -1,6 +1,7 @@
 """Reads a manifest that a wave names: completely, over the network, within bounds, in one of a few separate threads.
 
-However slowly a manifest's server answers, it delays only other manifests of its namespace, never a pass.
+However slowly a manifest's server answers, it delays other manifests of its namespace before those of others, and
+never a pass.
 """
 
 import io
