@@ -6,7 +6,7 @@ never a pass.
 
 import io
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -70,7 +70,24 @@ def fetch(uri: str) -> bytes:
     return data
 
 
-def lines(uri: str, data: bytes) -> Iterable[bytes]:
+def numbered(uri: str, data: bytes, most: int, things: str, thing: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the entries of a manifest of `things` as lines of JSON, with their numbers, without empty ones.
+
+    Raises InvalidRequest if there is none, or more than `most`, and CorruptFile or CapacityExceeded.
+    """
+    left = most
+    for number, line in enumerate(_lines(uri, data), start=1):
+        if line.strip():
+            if not left:
+                raise InvalidRequest(f"manifest {uri}", f"has more than {most} {things}; split it over several waves")
+            left -= 1
+            yield number, line
+    if left == most:
+        message = f"has no {things}; write one {thing} per line, or delete the wave"
+        raise InvalidRequest(f"manifest {uri}", message)
+
+
+def _lines(uri: str, data: bytes) -> Iterable[bytes]:
     """Return its entries as lines of JSON, also if it is a Parquet file. Raises CorruptFile or CapacityExceeded."""
     if uri.endswith(PARQUET):
         return entry_lines(f"manifest {uri}", io.BytesIO(data), MOST_UNPACKED_BYTES)

@@ -9,7 +9,7 @@ import structlog
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
-from mint_operator.observing.manifest_file import lines, read_manifest
+from mint_operator.observing.manifest_file import numbered, read_manifest
 from mint_operator.observing.train_bounds import bounded
 
 MOST_POLICIES = 1024
@@ -75,20 +75,13 @@ async def read(namespace: str, uri: str) -> Read:
 def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
     """Parse one policy per line. Raises InvalidRequest naming the line, CorruptFile or CapacityExceeded."""
     found: list[Policy] = []
-    for number, line in enumerate(lines(uri, data), start=1):
-        if not line.strip():
-            continue
-        if len(found) == MOST_POLICIES:
-            message = f"has more than {MOST_POLICIES} policies; split it over several waves"
-            raise InvalidRequest(f"manifest {uri}", message)
+    for number, line in numbered(uri, data, MOST_POLICIES, "policies", "policy"):
         try:
             found.append(bounded(line))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is not a valid policy: {error}") from None
         if wrong := _wrong(found[-1]):
             raise InvalidRequest(f"manifest {uri}", f"line {number} {wrong}")
-    if not found:
-        raise InvalidRequest(f"manifest {uri}", "has no policies; write one policy per line, or delete the wave")
     return tuple(found)
 
 

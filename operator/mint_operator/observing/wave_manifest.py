@@ -5,7 +5,7 @@ import msgspec
 from mint_contracts.entries import Entry, check
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.names import check_asked
-from mint_operator.observing.manifest_file import lines
+from mint_operator.observing.manifest_file import numbered
 from mint_operator.planning.lookup import MOST_ADAPTERS
 
 # built on import: msgspec 0.22 crashes if several threads decode a type for the first time at once
@@ -19,19 +19,13 @@ def entries(uri: str, data: bytes) -> list[Entry]:
     """
     subject = f"manifest {uri}"
     found: list[Entry] = []
-    for number, line in enumerate(lines(uri, data), start=1):
-        if not line.strip():
-            continue
-        if len(found) == MOST_ADAPTERS:
-            raise InvalidRequest(subject, f"has more than {MOST_ADAPTERS} adapters; split it over several waves")
+    for number, line in numbered(uri, data, MOST_ADAPTERS, "adapters", "entry"):
         try:
             found.append(_checked(_ENTRY.decode(line)))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(subject, f"line {number} is not a valid entry: {error}") from None
         except InvalidRequest as error:
             raise InvalidRequest(subject, f"line {number}: {error}") from None
-    if not found:
-        raise InvalidRequest(subject, "has no adapters; write one entry per line, or delete the wave")
     return found
 
 
