@@ -32,9 +32,14 @@ class Clock:
         return self.now
 
 
+def seen_by(clock: Clock, redis: Redis) -> MapView:
+    """Return the map as the first operator sees it."""
+    return MapView(MapReader(redis), MapWriter(redis, 1), clock=clock)
+
+
 async def test_an_engine_is_away_since_its_last_heartbeat_or_since_it_was_wanted(redis_client: Redis) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
+    view = seen_by(clock, redis_client)
     engine = PlayedEngine(redis_client, KEY, "smol-0")
     await engine.report()
     engines = {KEY: ["smol-0", "smol-1"]}
@@ -54,7 +59,7 @@ async def test_an_engine_whose_next_start_reports_is_not_away_and_not_ready_befo
     redis_client: Redis,
 ) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
+    view = seen_by(clock, redis_client)
     other = PlayedEngine(redis_client, KEY, "smol-1")
     await PlayedEngine(redis_client, KEY, "smol-0").report()
     await other.report()
@@ -77,7 +82,7 @@ async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away
     redis_client: Redis, leaves: bool
 ) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
+    view = seen_by(clock, redis_client)
     engine = PlayedEngine(redis_client, KEY, "smol-0")
     await engine.report()
     engines = {KEY: ["smol-0", "smol-1"]}
@@ -94,7 +99,7 @@ async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away
 
 async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redis) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
+    view = seen_by(clock, redis_client)
     await MapWriter(redis_client, 1).apply(KEY, MapChange(base=BaseRecord(KEY), set_placements=(PLACEMENT,)))
     assert (await view.look({KEY: []}))[KEY].lost_s == 0.0
     await redis_client.flushall()
@@ -106,7 +111,7 @@ async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redi
 
 
 async def test_changes_by_others_are_seen_and_unchanged_records_are_not_read_again(redis_client: Redis) -> None:
-    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=Clock())
+    view = seen_by(Clock(), redis_client)
     writer = MapWriter(redis_client, 1)
     await writer.apply(KEY, MapChange(base=BaseRecord(KEY)))
     first = (await view.look({KEY: []}))[KEY].state
@@ -128,10 +133,7 @@ async def test_bases_of_other_namespaces_are_left_to_other_operators(redis_clien
 
 
 async def test_a_base_of_which_something_cannot_be_read_hinders_no_other(redis_client: Redis) -> None:
-    view, names = (
-        MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=Clock()),
-        {KEY: ["smol-0"], "team/other": ["other-0"]},
-    )
+    view, names = seen_by(Clock(), redis_client), {KEY: ["smol-0"], "team/other": ["other-0"]}
     engines = [PlayedEngine(redis_client, key, name) for key, (name,) in names.items()]
     for engine in engines:
         await engine.report()
@@ -197,10 +199,7 @@ async def test_sizes_of_what_only_passed_through_an_engine_are_forgotten_in_time
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(map_view, "MOST_SIZES", 4)
-    view, engine = (
-        MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=Clock()),
-        PlayedEngine(redis_client, KEY, "smol-0"),
-    )
+    view, engine = seen_by(Clock(), redis_client), PlayedEngine(redis_client, KEY, "smol-0")
     await MapWriter(redis_client, 1).apply(KEY, MapChange(base=BaseRecord(KEY), set_placements=(PLACEMENT,)))
     for number, name in enumerate(["a/b", *[f"c/{index}" for index in range(20)]]):
         held = Held(name, Source(uri=f"s3://c/{name}"), Tier.DISK, rank=8, bytes=number + 1)
@@ -214,7 +213,7 @@ async def test_sizes_of_what_only_passed_through_an_engine_are_forgotten_in_time
 
 async def test_demand_is_summed_over_engines_and_fades_after_one_that_died(redis_client: Redis) -> None:
     clock = Clock()
-    view = MapView(MapReader(redis_client), MapWriter(redis_client, 1), clock=clock)
+    view = seen_by(clock, redis_client)
     engines = [PlayedEngine(redis_client, KEY, f"smol-{ordinal}") for ordinal in range(2)]
     for engine, demand in zip(engines, ({"a": 41.0, "b": 1.1}, {"a": 25.0}), strict=True):
         await engine.report(demand=demand)
