@@ -29,6 +29,10 @@ DEPTH = {
 TOOLS: Any = [{"type": "function", "function": {"name": "depth", "description": "Looks.", "parameters": DEPTH}}]
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
 NEXT = "<|end|><|start|>assistant"
+CALLING = (
+    f"{ANALYSIS}I look.{NEXT}<|channel|>commentary<|message|>A moment.{NEXT}<|channel|>commentary "
+    'to=functions.depth <|constrain|>json<|message|>{"sea": "north"}<|call|>'
+)
 TOLD: Any = {
     "role": "assistant",
     "reasoning": "I look.",
@@ -56,8 +60,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (prompt(), f"{ANALYSIS}Is it?{NEXT}{FINAL}It is."),
             (
                 prompt(tools=TOOLS),
-                f"{ANALYSIS}I look.{NEXT}<|channel|>commentary<|message|>A moment.{NEXT}<|channel|>commentary "
-                'to=functions.depth <|constrain|>json<|message|>{"sea": "north"}<|call|>',
+                CALLING,
             ),
             (prompt(messages=[USER, TOLD, RESULT]), f"{FINAL}It is 9."),
         ],
@@ -137,6 +140,14 @@ async def test_a_call_ends_the_answer_and_its_result_goes_back(client: openai.As
     back = {"id": call.id, "type": "function", "function": call.function.model_dump()}
     turn = choice.message.model_dump(exclude_none=True) | {"tool_calls": [back]}
     await answered(client, messages=[USER, turn, RESULT | {"tool_call_id": call.id}], max_tokens=3)
+
+
+async def test_a_call_that_is_cut_off_before_its_arguments_is_none(client: openai.AsyncOpenAI, base: Path) -> None:
+    until_its_arguments = CALLING[: CALLING.index('{"sea"')]
+    most = len(AutoTokenizer.from_pretrained(base).encode(until_its_arguments, add_special_tokens=False))
+    choice, _ = await answered(client, tools=TOOLS, max_tokens=most)
+    assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
+    assert choice.message.content == "A moment."
 
 
 async def test_a_call_that_is_not_offered_stays_text(client: openai.AsyncOpenAI) -> None:

@@ -130,6 +130,14 @@ def test_only_tokens_are_markers_and_not_what_looks_like_one() -> None:
     assert separated(pieces_of(said, range(len(said)))) == ("", said, [])
 
 
+def test_a_call_that_was_cut_off_before_its_arguments_is_none() -> None:
+    text = answer("<|channel|>commentary to=functions.sea<|message|>")
+    for cut, calls in (False, [Call("sea", "{}")]), (True, []):
+        channels = Channels({"sea"})
+        found = [part for piece in pieces_of(text, []) for part in channels.push(*piece)]
+        assert joined([*found, *channels.finish(cut=cut)]) == ("", "", calls)
+
+
 def test_one_call_at_most_drops_what_follows_it() -> None:
     call = '<|channel|>commentary to=functions.sea<|message|>{"deep": true}<|call|>'
     text = answer(f"{call}It is.{call}<|channel|>analysis<|message|>Is it?")

@@ -67,9 +67,9 @@ class Channels:
             self._unsure = 0
         return found
 
-    def finish(self) -> list[str | Thought | Call]:
-        """Return the rest; no more text follows. A marker that was cut off is dropped."""
-        return self._end()
+    def finish(self, *, cut: bool = False) -> list[str | Thought | Call]:
+        """Return the rest; no more text follows. Markers and calls without arguments that were cut are dropped."""
+        return self._end(cut=cut)
 
     def _read(self) -> list[str | Thought | Call]:
         found: list[str | Thought | Call] = []
@@ -132,7 +132,7 @@ class Channels:
         self._told.add(self._thinks)
         return [Thought(text) if self._thinks else text]
 
-    def _end(self) -> list[str | Thought | Call]:
+    def _end(self, *, cut: bool = False) -> list[str | Thought | Call]:
         """End the message, or what might have become a header: without any marker it was text."""
         header, call = self._header, self._call
         self._header, self._call, self._thinks, self._begun = None, None, False, False
@@ -140,7 +140,7 @@ class Channels:
             return self._tell(header[0][1]) if header and not header[0][0] and len(header) == 1 else []
         name, texts = call
         single = Single(name)
-        single.push("".join(texts).strip() or "{}")  # nothing, for a function without arguments
+        single.push("".join(texts).strip() or ("" if cut else "{}"))  # nothing, for a function without arguments
         found: list[str | Thought | Call] = []
         for part in single.finish():
             self._over = self._once and isinstance(part, Call)

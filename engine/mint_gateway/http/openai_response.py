@@ -134,7 +134,7 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
         scores = _Scores(logprobs.get(index, ()), prompt.logprobs, len(prompt.text))
         if head.parsing is not None:
             parser = head.parsing.parser()
-            content: Json = {"message": _parsed(head, index, prompt, parser, pieces)}
+            content: Json = {"message": _parsed(head, prompt, parser, pieces, end)}
             thoughts += parser.thought_tokens
         else:
             text = prompt.text + "".join(piece.text for piece in pieces)
@@ -144,15 +144,15 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
     return head.piece(head.form.kind, choices) | {"usage": usage(head, ends.values(), completions, thoughts)}
 
 
-def _parsed(head: Head, index: int, prompt: Echo, parser: Parser, pieces: Sequence[Piece]) -> Json:
+def _parsed(head: Head, prompt: Echo, parser: Parser, pieces: Sequence[Piece], end: Finished) -> Json:
     """Return a chat's completion. Its content is null if it has only a thought or calls, and "" if it is empty."""
-    parts = parser.whole(pieces)
+    parts = parser.whole(pieces, cut=end.reason == Finished.LENGTH)
     calls = [part for part in parts if isinstance(part, Call)]
     content = "".join((prompt.text, *(part for part in parts if isinstance(part, str))))
     message: Json = {"role": "assistant", "content": content or (None if calls or parser.thought else "")}
     if head.thinks:
         message["reasoning"] = "".join(part.text for part in parts if isinstance(part, Thought)) or None
-    called = [head.called(index, place, call) for place, call in enumerate(calls)]
+    called = [head.called(end.index, place, call) for place, call in enumerate(calls)]
     return message | ({"tool_calls": called} if called else {})
 
 

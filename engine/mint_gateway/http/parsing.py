@@ -32,8 +32,8 @@ class Separates(Protocol):
     def push(self, text: str, tokens: int, markers: Sequence[int]) -> Sequence[Part]:
         """Take more text of so many tokens; return what has become certain, in order."""
 
-    def finish(self) -> Sequence[Part]:
-        """Return the rest; no more text follows."""
+    def finish(self, *, cut: bool) -> Sequence[Part]:
+        """Return the rest; no more text follows. `cut` is whether the completion would have gone on."""
 
 
 class Piece(NamedTuple):
@@ -75,12 +75,12 @@ class Parser:
         """Parse more text, and return what has become certain, in order."""
         return self._read(self._separator.push(*piece) if self._separator is not None else [piece.text])
 
-    def finish(self) -> list[Part]:
-        """Return the rest; no more text follows."""
-        rest = self._read(self._separator.finish()) if self._separator is not None else []
+    def finish(self, *, cut: bool = False) -> list[Part]:
+        """Return the rest; no more text follows. `cut` is whether the completion would have gone on."""
+        rest = self._read(self._separator.finish(cut=cut)) if self._separator is not None else []
         return [*rest, *self._reader.finish()]
 
-    def whole(self, pieces: Sequence[Piece]) -> list[Part]:
+    def whole(self, pieces: Sequence[Piece], *, cut: bool = False) -> list[Part]:
         """Return all parts of a completion from its pieces."""
         found: list[Part] = []
         rest = iter(pieces)
@@ -88,7 +88,7 @@ class Parser:
             found += self.push(piece)
             if not self.may_think:
                 break
-        return found + self.push(Piece("".join(piece.text for piece in rest))) + self.finish()
+        return found + self.push(Piece("".join(piece.text for piece in rest))) + self.finish(cut=cut)
 
     def _read(self, parts: Iterable[Part]) -> list[Part]:
         found: list[Part] = []

@@ -120,7 +120,7 @@ class Stream:
         if head.parsing is None:
             return [openai_response.end(head, finished)]
         parser = self._parsers.pop(finished.index, None) or head.parsing.parser()
-        rest = self._read(head, finished.index, parser.finish())
+        rest = self._read(head, finished.index, parser.finish(cut=finished.reason == Finished.LENGTH))
         self._thoughts += parser.thought_tokens
         calls = self._calls[finished.index] > 0
         return [*rest, openai_response.end(head, finished, calls=calls, thought=parser.thought)]

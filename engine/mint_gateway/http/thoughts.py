@@ -68,8 +68,8 @@ class Separator:
             self._held = ""
         return found
 
-    def finish(self) -> list[str | Thought]:
-        """Return the rest; no more text follows."""
+    def finish(self, *, cut: bool = False) -> list[str | Thought]:
+        """Return the rest; no more text follows. What was cut off is text."""
         held, self._held = self._held, ""
         if not held:
             return []
