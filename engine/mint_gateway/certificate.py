@@ -4,6 +4,7 @@ Each new connection uses the certificate that was read last; existing connection
 """
 
 import ssl
+from asyncio.sslproto import SSLProtocol
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mint_gateway.mounted import Files, Mounted
 from mint_gateway.pem import check_certificates
 
 CHAIN, KEY = "tls.crt", "tls.key"
+TLS_BUFFER = 32 << 10  # of each connection of asyncio's, whose own 256 KiB let clients without a key fill the memory
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def grpc_credentials(mounted: Mounted[Certificate]) -> grpc.ServerCredentials:
 
 
 def http_context(mounted: Mounted[Certificate]) -> ssl.SSLContext:
-    """Return an HTTP server's TLS context, which each new connection replaces with the newest one."""
+    """Return an HTTP server's TLS context, which each new connection replaces with the newest one.
+
+    Also gives TLS connections of the whole process smaller buffers.
+    """
+    SSLProtocol.max_size = TLS_BUFFER
 
     def give_way(connection: ssl.SSLSocket | ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
         connection.context = mounted.now.context

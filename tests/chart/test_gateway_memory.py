@@ -18,6 +18,8 @@ UNRECEIVED = 64 << 10  # what gRPC takes of a request that waits for a place, as
 # As measured, 70 MiB at rest, 100 more with 2,000 requests in flight, and 140 more with 64,000 adapters placed and
 # held; and 50 for the catalog's cache.
 PROCESS = 384 * MIB
+# Of an idle connection by TLS, as measured: 57 and 50 KiB.
+HTTP_CONNECTION, GRPC_CONNECTION = 58 << 10, 52 << 10
 
 
 def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
@@ -28,6 +30,8 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "HTTP requests that are arriving": door.MOST_ARRIVING,
         "requests in flight": answering.MOST_BYTES,
         "HTTP answers that are not streamed": door.MOST_KEPT,
+        "connections by HTTP": (Limits().connections + door.MOST_OUTSIDE) * HTTP_CONNECTION,
+        "connections by gRPC": Limits().connections * GRPC_CONNECTION,
         "their own allowances": (Limits().connections + Limits().requests) * OWN_BYTES,
         "calls of the Trainer": trainer.MOST_BYTES,
         "names that are retired": catalog.MOST_RETIRING,

@@ -1,10 +1,12 @@
 """Both doors over TLS: real certificates on real sockets, and new ones without a restart."""
 
 import asyncio
+import gc
 import os
 import ssl
 import subprocess
 import sys
+from asyncio.sslproto import SSLProtocol
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from mint_contracts import errors
-from mint_gateway.certificate import read_certificate
+from mint_gateway.certificate import TLS_BUFFER, read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
 from mint_gateway.door_security import DoorSecurity
@@ -83,6 +85,19 @@ async def test_both_doors_answer_by_tls_and_not_without(scene: Scene, authority:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ClientError):
             await session.get(f"{scene.url}/health")
+
+
+@pytest.mark.usefixtures("secret")
+async def test_a_connection_has_a_small_buffer(scene: Scene, authority: Authority) -> None:
+    """Nobody needs a key to open one."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", scene.gateway.http_port, ssl=ssl.create_default_context(cafile=str(authority.file))
+    )
+    buffers = [len(vars(each)["_ssl_buffer"]) for each in gc.get_objects() if isinstance(each, SSLProtocol)]
+    assert buffers
+    assert max(buffers) <= TLS_BUFFER
+    writer.close()
+    await reader.read()
 
 
 @pytest.mark.usefixtures("secret")
