@@ -63,6 +63,7 @@ SERVICES = (
 )
 
 OPEN = DoorSecurity()
+MOST_REQUESTS = 2048
 
 _log = structlog.get_logger()
 
@@ -70,12 +71,12 @@ _log = structlog.get_logger()
 class Limits(msgspec.Struct, frozen=True):
     """A gateway's bounds. Keys share all that are in flight: each has at most as many as it leaves free."""
 
-    requests: int = 2048  # in flight
+    requests: int = MOST_REQUESTS  # in flight
     training_calls: int = 256  # in flight, in addition to requests
     watches: int = 256  # in flight, of waves
     calls: int = 256  # in flight, of all others that are not streams
     patience: Patience = Patience()
-    connections: int = 2048  # at each door, twice what a key's requests can take
+    connections: int = MOST_REQUESTS  # at each door, so twice what the requests of one of several keys can take
     idle_s: float = IDLE_MS / 1000  # how long a connection may carry nothing
     silence_s: float = 60.0  # how long a client that registers adapters may send nothing
     farewell_s: float = 3.0  # how long to keep accepting while the Service's endpoints drop this pod
