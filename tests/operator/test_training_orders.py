@@ -7,6 +7,7 @@ import pytest
 from mint_contracts.records import Tier
 from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Order, Stage
+from mint_operator.planning.elastic import PATIENCE_S, SHRINK_AFTER_S
 from mint_operator.planning.engines import AWAY_GRACE_S
 from tests.operator import worlds
 from tests.operator.training_worlds import (
@@ -295,4 +296,13 @@ def test_an_engine_above_a_lowered_maximum_that_is_lost_saves_nothing_and_goes_a
     world = above_a_lowered_maximum()
     world.engines[2] = dead(world.engines[2])
     world.away_s = {"smol-2": AWAY_GRACE_S + 1}
+    assert replicas(world.step()) == 2
+
+
+def test_an_engine_above_a_lowered_maximum_is_not_waited_for_forever_if_it_saves_nothing() -> None:
+    world = above_a_lowered_maximum()
+    world.known = world.step().known
+    world.now += SHRINK_AFTER_S + PATIENCE_S - 2
+    assert replicas(world.step()) == 3
+    world.now += 2
     assert replicas(world.step()) == 2

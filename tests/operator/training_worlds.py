@@ -27,6 +27,7 @@ from mint_contracts.training_records import (
     TrainChange,
     TrainState,
 )
+from mint_operator.planning.base_plan import Known
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import (
@@ -107,6 +108,7 @@ class World(msgspec.Struct):
     inputs: Inputs = Inputs()
     sizes: Mapping[str, Size] = {}
     replicas: int = 0  # of its StatefulSet; 0: there is none yet
+    known: Mapping[str, Known] | None = None  # by the last plan, for a test that sets it
     now: float = NOW
     redis_ok: bool = True
 
@@ -133,7 +135,8 @@ class World(msgspec.Struct):
                 children={child.key: child} if self.replicas else {},
                 training={KEY: TrainKnown(self.training, self.training)},
                 inputs=self.inputs,
-            )
+            ),
+            self.known,
         )
 
     def step(self) -> Plan:
