@@ -30,7 +30,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import prompt_logprobs, routed
 from mint_engine.requests.answers import answer
-from mint_engine.requests.channels import Channels, find_channels, read_channels
+from mint_engine.requests.channels import read_channels
 from mint_engine.requests.compiling import Compiling
 from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.inbox import OWN_UNREAD, Inbox, budget
@@ -41,7 +41,7 @@ from mint_engine.requests.reading import Reading
 from mint_engine.requests.request import CheckedRequest
 from mint_engine.requests.spelling import Spelling
 from mint_engine.requests.tally import Tally
-from mint_engine.requests.thoughts import Markers, ahead, find_markers, read_thought
+from mint_engine.requests.thoughts import ahead, read_thought
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.life import run_request
@@ -76,16 +76,6 @@ class Parts:
     def spelling(self) -> Spelling:
         """The spelling of the base's tokens."""
         return Spelling(self.base.tokenizer)
-
-    @cached_property
-    def channels(self) -> Channels | None:
-        """The markers of the base's channels, if it has any."""
-        return find_channels(self.base.tokenizer)
-
-    @cached_property
-    def markers(self) -> Markers | None:
-        """The markers of the base's thoughts, if it has any."""
-        return find_markers(self.base.tokenizer)
 
 
 class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
@@ -252,9 +242,10 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         shape, grammars = sampling.shape, parts.grammars
-        thought = read_channels(request.chat, prompt, parts.channels, tokenizer)
-        thought = thought or read_thought(request.chat, prompt, parts.markers, tokenizer)
-        before = parts.channels if thought == sampling_pb2.Started.CHANNELS else ahead(thought, parts.markers)
+        channels, markers = parts.base.channels, parts.base.markers
+        thought = read_channels(request.chat, prompt, channels, tokenizer)
+        thought = thought or read_thought(request.chat, prompt, markers, tokenizer)
+        before = channels if thought == sampling_pb2.Started.CHANNELS else ahead(thought, markers)
         grammar = await self._shapes.run(adapter, grammars.compile, shape, before) if shape is not None else None
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +37,8 @@ from mint_engine.model.quantised_experts import every_weight, keep_experts, move
 from mint_engine.model.stored import Stored, counted
 from mint_engine.model.upcast import fit_products
 from mint_engine.model.weight_loader import LoadWeights, load_weights, with_loader
-from mint_engine.requests.channels import find_channels
+from mint_engine.requests.channels import Channels, find_channels
+from mint_engine.requests.thoughts import Markers, find_markers
 from mint_engine.sources.load_progress import LoadProgress
 
 
@@ -53,6 +54,16 @@ class Base:
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
+
+    @cached_property
+    def channels(self) -> Channels | None:
+        """The markers of its channels, if it has any."""
+        return find_channels(self.tokenizer)
+
+    @cached_property
+    def markers(self) -> Markers | None:
+        """The markers of its thoughts, if it has any."""
+        return find_markers(self.tokenizer)
 
     @property
     def end(self) -> int | None:

@@ -14,14 +14,13 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.greedy import greedy_tokens
 from mint_engine.model.routes import Routes
 from mint_engine.model.span import Span
-from mint_engine.requests.channels import find_channels
 from mint_engine.requests.events import Done, Event, Failed, PromptScored, Scored, Sink, Tokens
 from mint_engine.requests.masks import Late, mask
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
-from mint_engine.requests.thoughts import after, ahead, find_markers
+from mint_engine.requests.thoughts import after, ahead
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import NotArrived
 from mint_engine.residency.copies import fresh_error
@@ -45,8 +44,7 @@ class Generation:
         self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
-        self._markers = find_markers(forward.base.tokenizer)
-        self._channels = find_channels(forward.base.tokenizer) or ()
+        self._markers, self._channels = forward.base.markers, forward.base.channels or ()
         self._showing_decoder = choose_decoder(forward.base.tokenizer, shows_special=True)
         self.scheduler = Scheduler(limits, Pages(forward.cache.pages), windows=forward.cache.groups.windows)
 
