@@ -152,17 +152,13 @@ async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_noth
 async def test_a_defect_of_one_requests_sink_takes_no_events_from_others(tmp_path: Path) -> None:
     """The request itself is cancelled, since nobody gets its answer."""
     base, broken, ended = save_base(tmp_path), list[Event](), list[Event]()
-    loop = asyncio.get_running_loop()
     _, _, generation = build(settings_for(base), base, Limits())
 
     def breaking(event: Event) -> None:
         broken.append(event)
         raise KeyError("acme/one")
 
-    def post(deliver: Callable[[], None]) -> None:
-        loop.call_soon_threadsafe(deliver)
-
-    stepper = Stepper(generation, post)
+    stepper = Stepper(generation, lambda deliver: deliver())  # at once: otherwise all 60 tokens might come before it
     requests = [Request((5, 6), Sampling(max_tokens=new, seed=0, ignore_eos=True)) for new in (60, 3)]
     stepper.submit_all(requests, [breaking, ended.append])
     stepper.start()
