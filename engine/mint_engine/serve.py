@@ -227,7 +227,6 @@ class EngineServer:
         base, wake = parts.base, parts.stepper.wake
         rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
-        updates.device = residency.room.device
         ends = ends_of(base.tokenizer, base.end, base.eos)
         renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends)
         return TrainingContext(

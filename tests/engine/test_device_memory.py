@@ -29,7 +29,7 @@ from tests.engine.training.calling import refused as refusal_of
 from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
-MEMORY, OTHERS = 1000 << 20, 200 << 20
+MEMORY, OTHERS, ROW = 1000 << 20, 200 << 20, 10 << 20
 
 
 @pytest.fixture(autouse=True)
@@ -89,24 +89,60 @@ def test_policies_have_what_the_fullest_gpu_of_several_ranks_leaves(device: Seen
     assert PolicyDevice(CUDA, lambda _: activations, 1, activations - 1).budget == 0
 
 
-def test_an_example_is_refused_if_the_gpu_cannot_keep_what_its_update_needs(device: Seen) -> None:
-    """The whole example is computed at once; a piece of many short ones has its memory set aside."""
-    row, others = 10 << 20, 500 << 20
-    budget = PolicyDevice(CUDA, lambda rows: rows * row, 4, others)
-    budget.check_example("policy 'p'", 49)
-    with pytest.raises(CapacityExceeded) as refused:
-        budget.check_example("policy 'p'", 51)
-    assert str(refused.value).startswith(
-        "policy 'p': has an example of 51 tokens, of which an update keeps 510 MiB in"
+def test_an_update_is_refused_if_the_gpu_cannot_keep_what_it_needs_of_its_longest_example(device: Seen) -> None:
+    """The whole example is computed at once. What other updates keep meanwhile is free by the time it begins."""
+    room, budget, _ = room_on(activations=ROW)
+    room.take("policy 'p'", Needs(0, 10, 5, device=30 * ROW))
+    with room.updating("policy 'p'", 59):
+        pass
+    with pytest.raises(CapacityExceeded) as never, room.updating("policy 'p'", 61):
+        pass
+    assert str(never.value).startswith(
+        "policy 'p': has an example of 61 tokens, of which an update keeps 600 MiB more in GPU memory than is set "
+        f"aside, beside the 300 MiB that the policy takes; base, slots and cache leave {in_units(budget.most)} "
+        "for both; give shorter examples (in a wave, lower sampling.maxTokens), lower kvCacheMemory"
     )
-    assert "; base, slots and cache leave " in str(refused.value)
-    _policy = torch.zeros(MEMORY - int(RESERVE * MEMORY) - 20 * row, dtype=torch.uint8, device="cuda")
-    budget.check_example("policy 'p'", 20)
-    with pytest.raises(Overloaded, match="policies and other processes leave 200 MiB; retry later") as refused_now:
-        budget.check_example("policy 'p'", 21)
-    assert refused_now.value.retry_after_s
+    room.take("other", Needs(0, 10, 5, device=40 * ROW))
+    with room.updating("other", 19):
+        _kept = torch.zeros(18 * ROW, dtype=torch.uint8, device="cuda")
+        with room.updating("policy 'p'", 19):
+            pass
+        with (
+            pytest.raises(Overloaded, match=r"other policies have 400 MiB of .*; retry later") as now,
+            room.updating("policy 'p'", 21),
+        ):
+            pass
+    assert now.value.retry_after_s
     device.others = MEMORY
-    budget.check_example("policy 'p'", 4)
+    with room.updating("policy 'p'", 1):
+        pass
+
+
+def test_policies_keep_room_for_the_longest_example_of_any_of_them_so_that_no_update_waits_for_room(
+    device: Seen,
+) -> None:
+    room, _, _ = room_on(activations=ROW)
+    for name in ("one", "two"):
+        room.take(name, Needs(0, 10, 5, device=20 * ROW, longest=41))
+    with pytest.raises(Overloaded, match=r"updates may keep 400 MiB of their longest examples; .*maxTokens"):
+        room.take("three", Needs(0, 10, 5, device=20 * ROW, longest=1))
+    for name in ("one", "two"):
+        with room.updating(name, 41):
+            pass
+    room.leave("one")
+    room.take("three", Needs(0, 10, 5, device=20 * ROW, longest=49))
+
+
+def test_a_policy_whose_examples_may_be_longer_than_fits_trains_without_others(device: Seen) -> None:
+    """Most completions are shorter than they may be."""
+    room, _, _ = room_on(activations=ROW)
+    room.take("one", Needs(0, 10, 5, device=20 * ROW, longest=1000))
+    with pytest.raises(Overloaded):
+        room.take("two", Needs(0, 10, 5, device=ROW))
+    with room.updating("one", 69):
+        pass
+    with pytest.raises(CapacityExceeded), room.updating("one", 71):
+        pass
 
 
 def test_a_failed_gpu_has_the_budget_that_it_had(device: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +294,7 @@ async def test_calls_with_an_example_that_the_gpu_cannot_keep_are_refused_and_ot
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="acme/one", rank=4))
         error = await refusal_of(stub.ForwardBackward(lesson("acme/one", 1)))
         assert isinstance(error, CapacityExceeded)
-        assert "has an example of 4 tokens, of which an update keeps 64 MiB in GPU memory" in str(error)
+        assert "has an example of 4 tokens, of which an update keeps 32 MiB more in GPU memory" in str(error)
         shorter = pb.Example(tokens=[5, 6, 7], targets=[6, 7, 8], weights=[0, 1, 1])
         assert (await stub.ForwardBackward(lesson("acme/one", 1, examples=[shorter]))).tokens == 2
         masked = pb.Example(tokens=[5] * 50, targets=[6] * 50, weights=[0, 1, 1] + [0] * 47)

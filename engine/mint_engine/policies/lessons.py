@@ -18,6 +18,7 @@ from mint_contracts.errors import Internal
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.beginning import holder_of
 from mint_engine.policies.groups import Group, batch_of, figures_of, supervised
 from mint_engine.policies.halt import Halt
 from mint_engine.policies.handoff import hand_off
@@ -29,6 +30,7 @@ from mint_engine.policies.updates import Learnt
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.pieces import longest_of
 from mint_engine.training.schedule import with_rate
 
 # Log of the smallest positive float32: reported in place of a loss that is not finite.
@@ -85,7 +87,7 @@ class Lessons:
     async def take(self, step: int, steps: int, label: str, next_label: str) -> Taken:
         """Take step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold.
 
-        Raises Halted if an order to stop comes while it waits for completions or rewards; nothing is learnt then.
+        Raises Halted if an order to stop comes while it waits for completions, rewards or memory: nothing is learnt.
         """
         if self.terms.supervised:
             return await self._study(step, steps, next_label)
@@ -177,13 +179,19 @@ class Lessons:
 
     async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
         terms, slots = self.terms, self.context.slots
+        room, longest = self.context.residency.room, longest_of(batch)
+
+        async def learn() -> Learnt:
+            with room.updating(holder_of(terms.policy), longest):
+                return await self.context.step_thread.learn(
+                    batch,
+                    with_rate(terms.optimizer, step, steps),
+                    epochs=terms.train.inner_epochs,
+                    finish=lambda trainer: hand_off(slots, self.slot, trainer.policy(terms.policy), next_label),
+                )
+
         with _timed("update"):
-            learnt = await self.context.step_thread.learn(
-                batch,
-                with_rate(terms.optimizer, step, steps),
-                epochs=terms.train.inner_epochs,
-                finish=lambda trainer: hand_off(slots, self.slot, trainer.policy(terms.policy), next_label),
-            )
+            learnt = await self.patiently(learn, "update")  # by itself, so that completions and rewards are kept
         if learnt.step is not None and learnt.step.skipped:
             metrics.SKIPPED.labels("not finite").inc()
         return learnt

@@ -38,6 +38,7 @@ from mint_engine.policies.primitives import (
 from mint_engine.policies.register import Register
 from mint_engine.policies.series import Name
 from mint_engine.sources.blocking import run_blocking
+from mint_engine.training.pieces import longest_of
 
 MOST_LISTED = 1000  # resting policies per page
 
@@ -98,10 +99,11 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     ) -> pb.ForwardBackwardResponse:
         """Compute a loss over examples and add its gradients to the policy's."""
 
-        async def work(here: CallContext, _: Calls) -> pb.ForwardBackwardResponse:
+        async def work(here: CallContext, calls: Calls) -> pb.ForwardBackwardResponse:
             # On another thread: a batch may have millions of routes to check.
             batch = await asyncio.to_thread(batch_of_request, request, here.training.step_thread.routes)
-            return response_of((await here.training.step_thread.learn(batch, None)).outcome)
+            with here.room.updating(calls.holder, longest_of(batch)):
+                return response_of((await here.training.step_thread.learn(batch, None)).outcome)
 
         return await self._once(request, work, context)
 

@@ -25,10 +25,9 @@ from mint_engine.policies.patience import ATTEMPTS, AWAY, FIRST_RETRY_S, LONGEST
 from mint_engine.policies.steps import Due, Steps
 from mint_engine.policies.turns import Waiting, next_turn
 from mint_engine.residency.copies import fresh_error
-from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.training.example import PolicyBatch, with_old
 from mint_engine.training.optimizer import StepOutcome
-from mint_engine.training.pieces import rows_of
+from mint_engine.training.pieces import longest_of, rows_of
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome, Share, Work
 
@@ -77,12 +76,7 @@ class Job:
     @cached_property
     def turn_rows(self) -> int:
         """Tokens of one turn, at most."""
-        return min(self.rows, max(TURN_ROWS, self.longest))
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens computed of the example of which most are."""
-        return max(map(rows_of, self.batch.examples), default=0)
+        return min(self.rows, max(TURN_ROWS, longest_of(self.batch)))
 
 
 class Updates:
@@ -92,7 +86,6 @@ class Updates:
         self.trainer = trainer
         self.rollouts: Callable[[], int] = lambda: 0  # returns how many are in flight now
         self.later: Callable[[float, Callable[[], None]], None] = lambda _, work: work()  # after a delay
-        self.device: PolicyDevice | None = None  # the GPU's memory, if updates are computed there
         self.defects = Defects()
         self._clock = clock
         self._lock = threading.Lock()
@@ -218,7 +211,7 @@ class Updates:
     def _check(self) -> None:
         """Check a bounded part of the first unchecked job's examples. If they are invalid, that job alone fails."""
         job = self._unchecked[0]
-        checking = self._checking = self._checking or self._checks(job)
+        checking = self._checking = self._checking or self.trainer.check(job.batch)
         found = self.defects.attempt(lambda: next(checking, True), _subject(job), "could not be checked")
         if found is None:
             return
@@ -228,11 +221,6 @@ class Updates:
             self._fail([job], found)
         else:
             self._ready.append(job)
-
-    def _checks(self, job: Job) -> Iterator[None]:
-        yield from self.trainer.check(job.batch)
-        if self.device is not None:
-            self.device.check_example(_subject(job), job.longest)
 
     def _note_first(self) -> None:
         if not (self._ready or self._unchecked):

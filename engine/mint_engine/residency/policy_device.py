@@ -7,14 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-from mint_contracts.byte_counts import in_units
-from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_engine.model.device_memory import DeviceMemory, read_memory
 
 # The share of a GPU's memory that stays free for a step's activations, another state of a policy while it is loaded,
 # the runtime and the allocator's waste; as in `mint plan`.
 RESERVE = 0.1
-RETRY_S = 5.0
 _PARTS = 1024  # of the memory, to which the budget is rounded down: the operator plans anew whenever it changes
 
 
@@ -49,27 +46,12 @@ class PolicyDevice:
         self._look()
         return self._budget
 
-    def check_example(self, subject: str, tokens: int) -> None:
-        """Check that an update can keep what it needs of an example, all of whose tokens it computes at once.
+    def kept_of(self, tokens: int) -> int:
+        """Return the bytes that an update keeps of an example, all of whose tokens it computes at once.
 
-        Raises CapacityExceeded if it never could, and Overloaded if policies or other processes have the memory.
+        Only those beyond what is always left free count.
         """
-        more = self._kept(tokens) - self._activations
-        if more <= 0:
-            return
-        own = _room(read_memory(self._device)) - self._activations
-        left = max(0, min(own, own if self._others is None else self._others - self._activations))
-        if more <= left:
-            return
-        needed, hint = in_units(self._activations + more), "lower kvCacheMemory or deviceSlots, or use larger GPUs"
-        what = f"has an example of {tokens} tokens, of which an update keeps {needed} in GPU memory"
-        if more > self.most:
-            there = in_units(self._activations + self.most)
-            message = f"{what}; base, slots and cache leave {there}; give shorter examples, {hint}"
-            raise CapacityExceeded(subject, message)
-        there = in_units(self._activations + left)
-        message = f"{what}; policies and other processes leave {there}; retry later, give shorter examples, {hint}"
-        raise Overloaded(subject, message, retry_after_s=RETRY_S)
+        return max(0, self._kept(tokens) - self._activations)
 
     def _look(self) -> None:
         try:

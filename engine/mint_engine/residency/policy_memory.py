@@ -1,6 +1,7 @@
 """Accounts for the memory that policies take: host memory comes out of the host tier's budget, from cold adapters.
 
-On a GPU, policies' own tensors are in its memory instead, within its budget.
+On a GPU, policies' own tensors are in its memory instead, within its budget. So is what updates keep of their
+examples, with room for the largest, since they are computed one at a time.
 
 A policy's own tensors count for as long as it is here. Copies of them, made while it is saved, loaded or published,
 count while they exist. Room for the copies of the largest policy is always kept, so that any number of policies can
@@ -8,9 +9,9 @@ be saved, if need be one after another. Callers that find no room wait, or get O
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mint_contracts.byte_counts import in_units
@@ -20,6 +21,7 @@ from mint_engine.residency.policy_device import PolicyDevice
 
 RETRY_S = 5.0
 WAIT_S = 10.0  # how long to wait for others' copies before raising Overloaded
+_HINT = "lower kvCacheMemory or deviceSlots, or use larger GPUs"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Needs:
     copies: int  # in addition, while it is saved or another state of it is loaded
     published: int  # while it is published
     device: int = 0  # on a GPU, for as long as it is here
+    longest: int = 0  # tokens of the longest example that its updates may have: on a GPU, they keep much of it
 
 
 NOTHING = Needs(0, 0, 0)
@@ -132,6 +135,25 @@ class PolicyMemory:
             ) from None
         return partial(self._end_copy, nbytes)
 
+    @contextmanager
+    def updating(self, holder: str, tokens: int) -> Iterator[None]:
+        """Reserve what an update keeps on the GPU of a longest example of so many tokens, until the context ends.
+
+        Raises CapacityExceeded if the budget can never hold it, and Overloaded if others have taken the room.
+        """
+        # A policy that has reserved it has it, even if other processes now leave less: what is here already stays.
+        before = self.of(holder)
+        if self.device is None or (kept := self.device.kept_of(tokens)) <= self._kept(before, self.device.budget):
+            yield
+            return
+        self._check_update(holder, tokens, kept)
+        self._needs[holder] = replace(before, longest=tokens)
+        try:
+            yield
+        finally:
+            if holder in self._needs:
+                self._needs[holder] = replace(self._needs[holder], longest=before.longest)
+
     def imbalance(self, policies: int) -> str:
         """Describe an inconsistency, or return "". `policies` is the bytes that the trainer's policies have."""
         aside, taken = self._host.ledger.aside, self.policies + max(self._reserve, self._copied)
@@ -141,26 +163,57 @@ class PolicyMemory:
             return f"policies have {policies} bytes and have taken {self.policies}"
         return ""
 
+    def _kept(self, needs: Needs, budget: int) -> int:
+        """Return the bytes reserved on the GPU for what one policy's updates keep: at most what it leaves by itself.
+
+        Its examples may be shorter than they could be, so it trains in any case, if need be without others.
+        """
+        most = max(0, budget - needs.device)
+        return min(most, self.device.kept_of(needs.longest)) if self.device is not None else 0
+
     def _check_device(self, holder: str, needs: Needs) -> None:
         """Raise as `take` if the policies do not fit on the GPU once this one takes more there than before."""
-        others = [each.device for name, each in self._needs.items() if name != holder]
-        more = needs.device > self._needs.get(holder, NOTHING).device
-        if self.device is None or not more or sum(others) + needs.device <= (budget := self.device.budget):
+        before = self.of(holder)
+        if self.device is None or (needs.device <= before.device and needs.longest <= before.longest):
             return
-        most, hint = needs.device, "lower kvCacheMemory or deviceSlots, or use larger GPUs"
-        if most > self.device.most:
+        others = [each for name, each in self._needs.items() if name != holder]
+        held, budget = sum(each.device for each in others), self.device.budget
+        kept = max(self._kept(each, budget) for each in (*others, needs))
+        if held + needs.device + kept <= budget:
+            return
+        if needs.device > self.device.most:
             there = in_units(self.device.most)
             raise CapacityExceeded(
                 holder,
-                f"needs {in_units(most)} of GPU memory; base, slots and cache leave {there} for policies; {hint}",
+                f"needs {in_units(needs.device)} of GPU memory; base, slots and cache leave {there} for policies; "
+                f"{_HINT}",
             )
+        update = f", and updates may keep {in_units(kept)} of their longest examples" if kept else ""
         raise Overloaded(
             holder,
-            f"needs {in_units(most)} of GPU memory; {len(others)} other policies have "
-            f"{in_units(sum(others))} of {in_units(budget)} that are left for policies; "
-            f"retry later, train fewer at once, {hint}",
+            f"needs {in_units(needs.device)} of GPU memory; {len(others)} other policies have "
+            f"{in_units(held)} of {in_units(budget)} that are left for policies{update}; "
+            f"retry later, train fewer at once, {'lower sampling.maxTokens, ' * bool(kept)}{_HINT}",
             retry_after_s=RETRY_S,
         )
+
+    def _check_update(self, holder: str, tokens: int, kept: int) -> None:
+        """Raise as `updating` if the GPU has no room for `kept` bytes beside the policies."""
+        device = self.device
+        own, held = self.of(holder).device, sum(each.device for each in self._needs.values())
+        if device is None or held + kept <= (budget := device.budget):
+            return
+        what = (
+            f"has an example of {tokens} tokens, of which an update keeps {in_units(kept)} more in GPU memory than "
+        )
+        what += f"is set aside, beside the {in_units(own)} that the policy takes"
+        hint = f"give shorter examples (in a wave, lower sampling.maxTokens), {_HINT}"
+        if own + kept > device.most:
+            there = in_units(device.most)
+            raise CapacityExceeded(holder, f"{what}; base, slots and cache leave {there} for both; {hint}")
+        there = f"other policies have {in_units(held - own)} of {in_units(budget)} that are left for policies"
+        message = f"{what}; {there}; retry later, train fewer at once, {hint}"
+        raise Overloaded(holder, message, retry_after_s=RETRY_S)
 
     @property
     def _reserve(self) -> int:

@@ -91,6 +91,11 @@ def rows_of(example: Example) -> int:
     return next((count for count in range(len(example.weights), 0, -1) if example.weights[count - 1]), 0)
 
 
+def longest_of(batch: PolicyBatch) -> int:
+    """Return the rows of the example that takes the most by itself."""
+    return max(map(rows_of, batch.examples), default=0)
+
+
 def add_up(one: str, other: str) -> bool:
     """Whether gradients of two types of loss may be added before a step: their sums are divided by the same."""
     return _DIVISORS.get(one) == _DIVISORS.get(other)
