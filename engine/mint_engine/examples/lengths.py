@@ -15,16 +15,19 @@ RENDERED = 64  # examples of a data set, longest first
 _AT_ONCE = 256  # examples read at once, which are in memory with all of their texts
 
 
-def check_lengths(render: Renderer, examples: Iterable[Example], room: int, *, answers: bool = False) -> None:
-    """Raise BadExample if a prompt does not leave `room`, or (with `answers`) a training answer does not fit it."""
+def check_lengths(render: Renderer, examples: Iterable[Example], room: int, *, answers: bool = False) -> int:
+    """Return the tokens of the longest prompt that was rendered.
+
+    Raises BadExample if a prompt does not leave `room`, or (with `answers`) a training answer does not fit it.
+    """
     rest, longest, learnt = iter(examples), list[Example](), list[Example]()
     while some := list(islice(rest, _AT_ONCE)):
         longest = nlargest(RENDERED, longest + some, key=_characters)
         learnt = nlargest(RENDERED, learnt + some, key=_to_learn) if answers else []
-    for each in longest:
-        render.prompt(each, room)
+    tokens = max((len(render.prompt(each, room)) for each in longest), default=0)
     for each in learnt:
         render.answer(each, room)
+    return tokens
 
 
 def _characters(example: Example) -> int:

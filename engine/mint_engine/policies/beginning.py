@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from mint_engine.adapters.packed import Packed
 from mint_engine.background_threads import run_in_background
@@ -31,23 +32,25 @@ async def check_examples(
     scorer: Scorer | None,
     examples: Sequence[Example],
     held_out: Sequence[Example],
-) -> None:
-    """Raise BadExample if an example that steps or evaluations will use does not fit (see `check_lengths`).
+) -> int:
+    """Return how many tokens an example to learn from may have, i.e. the longest prompt with a completion.
 
-    Also if the reward cannot judge any completion of it.
+    Raises BadExample if an example that steps or evaluations will use does not fit (see `check_lengths`), or if the
+    reward cannot judge any completion of it.
     """
     room, places = terms.sampling.max_tokens, terms.train.steps * terms.train.prompts_per_step
 
-    def check() -> None:
+    def check() -> int:
         taken: Iterable[Example] = examples
         if places < len(examples):
             taken = (examples[at] for at in draw(len(examples), terms.draw_seed, 0, min(places, MOST_DRAWN)))
         if not terms.supervised:
             taken = _judged(taken, scorer)
-        check_lengths(context.renderer, taken, room, answers=terms.supervised)
+        prompt = check_lengths(context.renderer, taken, room, answers=terms.supervised)
         check_lengths(context.renderer, _judged(held_out, scorer), room)
+        return prompt + room
 
-    await run_in_background(check)
+    return await run_in_background(check)
 
 
 def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Example]:
@@ -58,14 +61,16 @@ def _judged(examples: Iterable[Example], scorer: Scorer | None) -> Iterator[Exam
         yield each
 
 
-async def reserve(context: TrainingContext, terms: Terms) -> int:
+async def reserve(context: TrainingContext, terms: Terms, longest: int) -> int:
     """Reserve memory and a slot for a new policy of these terms; returns the slot.
 
+    `longest`: the most tokens of an example, so that policies that are here need not wait for each other to update.
     Memory comes first: waiting for memory then occupies no slot, and a failed wait for a slot returns the memory.
     Raises as `TrainingResidency.reserve` and `PolicyMemory.take`.
     """
     residency, holder = context.residency, holder_of(terms.policy)
-    residency.room.take(holder, await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form))
+    needs = await asyncio.to_thread(context.step_thread.maker.needs, terms.policy, terms.form)
+    residency.room.take(holder, replace(needs, longest=longest))
     try:
         return await residency.reserve(terms.policy)
     except BaseException:
@@ -89,15 +94,16 @@ async def make(
     and whatever reading and making raise.
     """
     name, holder, room = terms.policy, holder_of(terms.policy), context.residency.room
+    longest = room.of(holder).longest
     await context.claim(name, since)
     await context.step_thread.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
         found = await run_blocking(checkpoints.newest, terms.saved)
         start = await context.residency.read(terms.start_from) if found is None and terms.start_from else None
         if start is not None:
-            room.take(holder, context.step_thread.maker.needs_from(start))
+            room.take(holder, replace(context.step_thread.maker.needs_from(start), longest=longest))
         policy = await _made(context, terms, found[1] if found is not None else None, start)
-        room.take(holder, context.step_thread.maker.needs_for(policy))
+        room.take(holder, replace(context.step_thread.maker.needs_for(policy), longest=longest))
     return policy, found[0] if found is not None else None
 
 

@@ -77,6 +77,7 @@ class Course:
         self._preparing: asyncio.Future[Lessons] | None = None  # waits for examples, memory and a slot
         self._was_stopped = False  # an order to stop cancelled `_preparing`
         self._readable = False  # its examples were checked, and have been readable since
+        self._longest = 0  # tokens that one of them with a completion may have
         self._slot: int | None = None
         self._label = ""
         self._keeping: Keeping | None = None
@@ -245,11 +246,11 @@ class Course:
             if self._scorer is not None:
                 await self._scorer.check()
             held = [await self._read(terms)]
-            await beginning.check_examples(context, terms, self._scorer, *held[0])
+            self._longest = await beginning.check_examples(context, terms, self._scorer, *held[0])
             asyncio.get_running_loop().call_later(HELD_S, held.clear)
             self._readable = True
         if self._slot is None:
-            self._slot = await beginning.reserve(context, terms)
+            self._slot = await beginning.reserve(context, terms, self._longest)
         try:
             examples, held_out = await self._read(terms)
         except MintError:

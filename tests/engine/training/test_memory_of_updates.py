@@ -16,6 +16,7 @@ from tests.waiting import until
 
 MEMORY, ROW = 64 << 20, 2 << 20
 STEPS, PROMPTS = 2, 2
+LONGEST = 12  # tokens of a prompt with its completion, at most
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,21 @@ async def test_an_update_that_never_fits_fails_its_policy_at_once(
         assert failure.message.startswith("policy 'acme/one': has an example of ")
         assert "sampling.maxTokens" in failure.message
         assert len(asked) == PROMPTS
+
+
+async def test_policies_whose_examples_would_not_fit_together_begin_one_after_another(
+    base: Path, tmp_path: Path, device: Seen
+) -> None:
+    names = ["acme/one", "acme/two"]
+    async with training(base, tmp_path, train(steps=1), device="cuda") as scene:
+        leave(scene, device, LONGEST)
+        with Gate() as updating:
+            hold_updates(scene, updating)
+            scene.want(*map(assignment, names))
+            await until(lambda: [each for each in scene.roster.progress().values() if each.failure])
+            (failure,) = [each.failure for each in scene.roster.progress().values() if each.failure]
+            assert "that are left for policies, and updates may keep " in failure.message
+            slots = scene.residency.slots
+            assert len(slots.free) == slots.count - 1, "the other waits without a slot"
+        ended = await scene.ended(*names)
+        assert {each.step for each in ended.values()} == {1}
