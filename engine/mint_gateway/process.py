@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import signal
+from contextlib import suppress
 
 from mint_contracts.functions import connect
 from mint_contracts.scraping import expose
@@ -40,4 +41,5 @@ async def run(port: int, http_port: int, metrics_port: int, security: DoorSecuri
 def _raise_limit_of_files() -> None:
     """Allow as many open files as the process may have: containers often begin with 1,024, and doors accept more."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError, OSError):  # a system may refuse a soft limit as high as its hard one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

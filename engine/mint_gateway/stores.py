@@ -8,7 +8,7 @@ import grpc
 
 from mint_contracts.engine_pb2 import LookForAdapterRequest
 from mint_contracts.errors import Unavailable
-from mint_gateway.answers import Answers
+from mint_gateway.answers import FRESH_S, Answers
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Now, candidates
 from mint_gateway.inflight import InFlight
@@ -45,7 +45,7 @@ class Stores:
             names = ", ".join(sorted(view.base for view in left))
             untold = ", ".join(sorted(view.base for view in left if told[view.base] is Told.CANNOT_TELL))
             message = f"could be on several base models, but {untold} cannot tell now; retry, or name one of {names}"
-            raise Unavailable(f"adapter {adapter!r}", message, retry_after_s=1.0)
+            raise Unavailable(f"adapter {adapter!r}", message, retry_after_s=FRESH_S)
         return left
 
     async def _ask(self, view: MapView, adapter: str) -> Told:

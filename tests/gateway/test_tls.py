@@ -20,11 +20,13 @@ from mint_gateway.certificate import TLS_BUFFER, read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
 from mint_gateway.door_security import DoorSecurity
+from mint_gateway.http.connections import PARTING_S
 from mint_gateway.http.door import listen
 from mint_gateway.mounted import Mounted
 from mint_gateway.server import serve
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, LIMITS, Scene
+from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import Authority, mount
 from tests.redis_process import free_port
 from tests.waiting import until
@@ -44,11 +46,15 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-async def secret(scene: Scene, authority: Authority, tmp_path: Path) -> Path:
+async def engine(scene: Scene) -> ScriptedEngine:
+    await scene.base()
+    return await scene.engine("e-0")
+
+
+@pytest.fixture
+async def secret(scene: Scene, engine: ScriptedEngine, authority: Authority, tmp_path: Path) -> Path:
     """A mounted Secret with the certificate of a gateway with one engine."""
     folder = mount(tmp_path / "tls", authority.certificate("first"))
-    await scene.base()
-    engine = await scene.engine("e-0")
     await scene.open(LIMITS, DoorSecurity.by(folder, None), Trust(authority.file.read_bytes()))
     await scene.seen(engine)
     return folder
@@ -88,16 +94,40 @@ async def test_both_doors_answer_by_tls_and_not_without(scene: Scene, authority:
 
 
 @pytest.mark.usefixtures("secret")
-async def test_a_connection_has_a_small_buffer(scene: Scene, authority: Authority) -> None:
-    """Nobody needs a key to open one."""
+async def test_a_connection_has_a_small_buffer_and_is_soon_let_go(scene: Scene, authority: Authority) -> None:
+    """Nobody needs a key to open one, nor has to end TLS when the gateway closes it."""
+    before = {id(each): each for each in _tls_connections()}
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", scene.gateway.http_port, ssl=ssl.create_default_context(cafile=str(authority.file))
     )
-    buffers = [len(vars(each)["_ssl_buffer"]) for each in gc.get_objects() if isinstance(each, SSLProtocol)]
-    assert buffers
-    assert max(buffers) <= TLS_BUFFER
+    own = writer.transport.get_extra_info("socket").fileno()
+    both = [vars(each) for each in _tls_connections() if id(each) not in before]
+    (theirs,) = [each for each in both if each["_transport"].get_extra_info("socket").fileno() != own]
+    assert len(theirs["_ssl_buffer"]) <= TLS_BUFFER
+    assert theirs["_ssl_shutdown_timeout"] == PARTING_S
     writer.close()
     await reader.read()
+
+
+def _tls_connections() -> list[SSLProtocol]:
+    """Return this process's TLS connections, clients' among them."""
+    return [each for each in gc.get_objects() if isinstance(each, SSLProtocol)]
+
+
+@pytest.mark.parametrize("word", ["word", "words"])
+@pytest.mark.usefixtures("secret")
+async def test_a_long_answer_arrives_whole(
+    scene: Scene, engine: ScriptedEngine, authority: Authority, word: str
+) -> None:
+    """Whether the gateway has written an even or an odd number of times when it waits for the client."""
+    engine.words = (word,) * 1_000  # some 230 KB of events: aiohttp waits after each 64
+    trusted = ssl.create_default_context(cafile=str(authority.file))
+    url = f"https://127.0.0.1:{scene.gateway.http_port}/v1/completions"
+    asked = {"model": BASE, "prompt": "Ahoy", "stream": True}
+    async with aiohttp.ClientSession() as session, session.post(url, json=asked, ssl=trusted) as answer:
+        text = await answer.text()
+    assert text.count(word) == 1_000
+    assert text.rstrip().endswith("[DONE]")
 
 
 @pytest.mark.usefixtures("secret")

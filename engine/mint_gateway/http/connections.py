@@ -12,6 +12,7 @@ from aiohttp import web
 
 HELLO_S = 10.0  # for a client to complete the TLS handshake
 FIRST_S = 20.0  # for it to send a complete request's head, if its place is needed
+PARTING_S = 2.0  # for a client to end TLS, too, once its connection is closed
 PAUSE_S = 0.2  # when accepting fails, for example for lack of file descriptors
 
 _Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -86,12 +87,19 @@ class Connections:
         return noted
 
     async def _receive(self, arrived: socket.socket, server: web.Server, handler: web.RequestHandler) -> None:
-        loop, hello_s = asyncio.get_running_loop(), HELLO_S if self._context else None
+        loop, context = asyncio.get_running_loop(), self._context
+        hello_s, parting_s = (HELLO_S, PARTING_S) if context else (None, None)
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: handler, arrived, ssl=self._context, ssl_handshake_timeout=hello_s
+                lambda: handler,
+                arrived,
+                ssl=context,
+                ssl_handshake_timeout=hello_s,
+                ssl_shutdown_timeout=parting_s,
             )
-            transport.set_write_buffer_limits(0)  # sent data counts as taken once the kernel has all of it
+            # Sent data counts as taken once the kernel has all of it. By TLS it has all but 64 KiB, and limits of 0
+            # would have asyncio wait with nothing left to send (`SSLProtocol._control_app_writing` compares by >=).
+            transport.set_write_buffer_limits(1 if context else 0)
         except OSError:
             pass  # the client went away, or does not speak TLS
         except Exception:  # noqa: BLE001 - one client's failure must not close the door
