@@ -4,7 +4,7 @@ So a trillion parameters take a quarter or half of their size in bfloat16. An ex
 numbers as if all were: answers and gradients are bit-identical, except where kernels for GPUs multiply by what is
 stored (`product`), and add up in another order.
 
-Letters in shapes: E experts, N of them that are dequantised at once, O outputs, I inputs.
+Letters in shapes: E experts, N of them that are dequantised at once, O outputs, I inputs, P rows.
 """
 
 import re
@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,9 +22,6 @@ from transformers import PreTrainedModel
 from mint_contracts.errors import CapacityExceeded, UnsupportedBase
 from mint_engine.kernels.expert_structs import Codes, Stack
 from mint_engine.model.stored import Stored
-
-if TYPE_CHECKING:
-    from mint_engine.gpu.experts import ExpertProduct
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _STACKS = ("gate_up_proj", "down_proj")
@@ -45,6 +42,18 @@ class Form(Protocol):
 
         They are [N, O, I] there, even if matrices are stored transposed.
         """
+        ...
+
+
+class Product(Protocol):
+    """The product of rows, sorted by expert, with one linear of all experts. Never waits for the device."""
+
+    def multiply(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Multiply x [P, I] -> [P, O]; rows of each expert end at `ends` [E] int32."""
+        ...
+
+    def multiply_back(self, dy: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Multiply the gradient of what `multiply` returns, dy [P, O], to that of x [P, I]."""
         ...
 
 
@@ -144,7 +153,7 @@ class QuantisedWeight:
     """One linear of a layer's experts, [E, O, I], of which some are dequantised at a time. It never changes."""
 
     ndim = 3
-    product: "ExpertProduct | None" = None  # by kernels for GPUs that dequantise by themselves, if they can be used
+    product: Product | None = None  # by kernels for GPUs that dequantise by themselves, if they can be used
     _is_hf_initialized = True  # so that transformers does not initialise it
 
     def __init__(self, linears: Sequence[_Linear], room: _Room) -> None:

@@ -13,7 +13,7 @@ Letters in shapes: T tokens, k experts per token, P = T k pairs, R rows, E exper
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -21,13 +21,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.expert_product import add_bias, multiply_each
-from mint_engine.model.quantised_experts import QuantisedWeight, by_expert
+from mint_engine.model.quantised_experts import Product, QuantisedWeight, by_expert
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
-
-if TYPE_CHECKING:
-    from mint_engine.gpu.experts import ExpertProduct
 
 NAME = "mint_training"
 
@@ -79,7 +76,7 @@ class Stack:
         return torch.cat(found)
 
     @property
-    def _product(self) -> "ExpertProduct | None":
+    def _product(self) -> Product | None:
         """By own kernels for GPUs, like the sampler's."""
         return self.weight.product if isinstance(self.weight, QuantisedWeight) else None
 
