@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 import msgspec
 
 from mint_contracts import placement_pb2
+from mint_contracts.listing import and_more
 from mint_contracts.records import Held, Placement, Tier
 from mint_gateway.choose import Now, candidates, leads, refusal
 from mint_gateway.first_names import first_names
@@ -89,8 +90,7 @@ def why_none_answers(view: MapView, adapter: str, now: Now) -> str:
     if not names:
         return "no engine of it can answer now: none has reported yet"
     states = [f"{name} {_state(view.engines.get(name), now)}" for name in names[:SHOWN]]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"no engine of it can answer now: {', '.join(states)}{more}"
+    return f"no engine of it can answer now: {', '.join(states)}{and_more(names, SHOWN)}"
 
 
 def _state(engine: Engine | None, now: Now) -> str:

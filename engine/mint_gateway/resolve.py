@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, InvalidRequest, MintError
+from mint_contracts.listing import and_more
 from mint_contracts.names import check_asked, check_base
 from mint_gateway.view import MapView, incomplete
 
@@ -93,5 +94,4 @@ def _unknown(views: Mapping[str, MapView], adapter: str) -> MintError:
 
 def _known(views: Mapping[str, MapView]) -> str:
     names = sorted(views)
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return f"available: {shown}" if names else "no base model is served yet"
+    return f"available: {', '.join(names[:10])}{and_more(names, 10)}" if names else "no base model is served yet"

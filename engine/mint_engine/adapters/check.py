@@ -13,6 +13,7 @@ from mint_contracts.errors import (
     UnsupportedAdapter,
     WrongBase,
 )
+from mint_contracts.listing import and_more
 from mint_contracts.targets import endings
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, pattern_name, targeted_parameters, tensor_paths, weight_of
@@ -358,7 +359,5 @@ def _unknown(names: list[str], fit: Fit) -> str:
     parts = [module.path.split(".") for module in fit.modules.values()]
     alike = {name.rpartition(".")[2] for name in names}  # the base may have these elsewhere: show more of the path
     offered = sorted({".".join(path[-2:] if path[-1] in alike else path[-1:]) for path in parts})
-    shown = ", ".join(name[:100] for name in sorted(names)[:3]) + (
-        f" and {len(names) - 3} more" if len(names) > 3 else ""
-    )
+    shown = ", ".join(name[:100] for name in sorted(names)[:3]) + and_more(names, 3)
     return f"targets {shown}; the base model offers {', '.join(offered)}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mint_contracts.listing import and_more
 from mint_contracts.records import Failure
 from mint_contracts.resources import BaseModelStatus, EngineCounts, LoadingStatus, SlotCounts, TierCounts
 from mint_operator.planning import conditions
@@ -142,8 +143,7 @@ def _with_troubles(text: str, facts: BaseFacts) -> str:
 
 
 def _several(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"{', '.join(names[:MOST_NAMED])}{more}"
+    return ", ".join(names[:MOST_NAMED]) + and_more(names, MOST_NAMED)
 
 
 def _unheard(engine: Engine) -> str:
