@@ -46,6 +46,8 @@ COPY --from=control-dependencies /opt/mint /opt/mint
 COPY --from=mint /made/opt/mint /opt/mint
 
 FROM runtime AS engine
+# Where GKE mounts a node's driver. It runs no hook of NVIDIA's, which elsewhere has the loader find libcuda by itself.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 # On GPUs, Triton compiles MinT's kernels and a few lines of C of its own.
 USER root
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*

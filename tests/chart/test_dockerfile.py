@@ -23,9 +23,15 @@ def needed() -> Iterator[str]:
     yield from build["targets"]["wheel"]["packages"]
 
 
+def stage_of(name: str) -> tuple[str, str]:
+    """Return what a stage of the Dockerfile begins from, and its text."""
+    [found] = re.findall(rf"^FROM (\S+) AS {name}$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    return found[0], found[1]
+
+
 def user_of(stage: str) -> str:
     """Return the user that a stage of the Dockerfile ends with, or the stage that it begins from."""
-    [(parent, text)] = re.findall(rf"^FROM (\S+) AS {stage}$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    parent, text = stage_of(stage)
     users = re.findall(r"^USER (.+)$", text, re.MULTILINE)
     return users[-1] if users else user_of(parent)
 
@@ -40,6 +46,12 @@ def test_pods_run_as_the_user_of_their_image() -> None:
     made = workloads(render(DEFAULTS))
     users = {pod(made[name])["securityContext"]["runAsUser"] for name in OURS} | {USER}
     assert [f"{user}:{user}" for user in users] == [user_of("control")] == [user_of("engine")]
+
+
+def test_engines_find_the_driver_where_gke_mounts_it() -> None:
+    """There no hook of NVIDIA's adds it to the loader's cache, and torch would see no GPU."""
+    _, text = stage_of("engine")
+    assert re.findall(r"^ENV LD_LIBRARY_PATH=(.*)$", text, re.MULTILINE) == ["/usr/local/nvidia/lib64"]
 
 
 def test_the_build_gets_every_file_that_it_reads() -> None:
