@@ -118,6 +118,7 @@ ACCEPTED = [
     engine(
         priorityClassName="gpu-batch", podLabels={"kueue.x-k8s.io/queue-name": "gpus_8.a-1", "team": "", "tier": "x"}
     ),
+    engine(runtimeClassName="nvidia-cdi.example"),
     engine(podAnnotations={"sidecar.istio.io/inject": "false"}),
     engine(serviceAccountAnnotations={"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/engines"}),
     adapters(maxRank=1, deviceSlots=1),
@@ -215,6 +216,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (engine(replicas={"min": 0}), "spec.engine.replicas.min"),
     (engine(replicas={"max": 1001}), "spec.engine.replicas.max"),
     (engine(priorityClassName="High Priority"), "spec.engine.priorityClassName"),
+    (engine(runtimeClassName="NVIDIA"), "spec.engine.runtimeClassName"),
     (engine(affinity={"nodeSelectorTerms": []}), 'unknown field "spec.engine.affinity.nodeSelectorTerms"'),
     (
         engine(affinity={"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}}),

@@ -363,6 +363,13 @@ def test_the_installation_chooses_image_runtime_class_and_pull_secrets() -> None
     assert "runtimeClassName" not in pod(base())
 
 
+def test_a_base_may_need_another_runtime_class_than_the_installation() -> None:
+    """On a node without GPUs, the rest of the installation could not start with NVIDIA's."""
+    on_gpus = with_spec(engine=EngineSpec(runtime_class_name="nvidia"))
+    for release in (RELEASE, msgspec.structs.replace(RELEASE, runtime_class="mint-host")):
+        assert pod(on_gpus, release)["runtimeClassName"] == "nvidia"
+
+
 def test_secrets_of_source_and_store_become_environment_each_once() -> None:
     secret = SecretRef(name="hub-token")
     of = with_spec(

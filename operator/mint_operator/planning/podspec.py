@@ -53,8 +53,8 @@ def pod_spec(
         "containers": [_container(base, release, claims, secret)],
         "volumes": _volumes(base, release, claims, secret),
     }
-    if release.runtime_class:
-        pod["runtimeClassName"] = release.runtime_class
+    if runtime_class := spec.runtime_class_name or release.runtime_class:
+        pod["runtimeClassName"] = runtime_class
     if release.pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in release.pull_secrets]
     if spec.node_selector:
