@@ -211,7 +211,7 @@ class Course:
                 return
             halt = self._halt if move in {Move.STEP, Move.EVALUATE} else None  # other moves are not interrupted
             with suppress(Halted):
-                await self._patience(moves[move], move, self._runs, halt)
+                await self._patience(moves[move], move, self._keeps, halt)
             self._on_change()
 
     def _runs(self) -> bool:
@@ -257,7 +257,7 @@ class Course:
             self._readable = False
             await self._leave_slot()
             raise
-        patiently = partial(self._patience, lasts=self._runs, halt=self._halt)
+        patiently = partial(self._patience, lasts=self._keeps, halt=self._halt)
         return Lessons(context, terms, self._slot, examples, held_out, self._scorer, patiently, self._halt)
 
     async def _load(self, lessons: Lessons) -> Keeping:

@@ -41,8 +41,8 @@ class Patience:
     ) -> T:
         """Return the result of `work`. Raises its first terminal error, or the last of `ATTEMPTS` others.
 
-        While `lasts()`, retry without limit what is only unavailable (`AWAY`: storage, rewards, room). A `halt` ends
-        the waits between attempts by raising Halted.
+        While `lasts()`, or with a `halt`, retry without limit what is only unavailable (`AWAY`: storage, rewards,
+        room). A halt ends the waits between attempts by raising Halted: an order to stop makes no failure of them.
         """
         attempt = 0
         try:
@@ -51,7 +51,7 @@ class Patience:
                     return await work()
                 except MintError as error:
                     attempt += 1
-                    waits = isinstance(error, AWAY) and lasts()
+                    waits = isinstance(error, AWAY) and (halt is not None or lasts())
                     if error.terminal or (attempt >= ATTEMPTS and not waits):
                         raise
                     wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)

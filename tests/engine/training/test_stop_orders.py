@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2, training_pb2_grpc
-from mint_contracts.errors import Overloaded
+from mint_contracts.errors import Overloaded, RewardUnavailable
 from mint_contracts.training import Evaluation, Reward, RewardService, Train
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import lessons, patience
 from mint_engine.policies.halt import Halt, Halted
+from mint_engine.rewards.scorer import Scorer
 from tests.engine.training.training_engine import Scene, assignment, began, saved, stepper_of, train, training
 from tests.waiting import PATIENCE_S, until
 
@@ -172,6 +174,49 @@ async def test_a_course_without_room_for_rollouts_stops_at_once(
             scene.want(assignment("acme/one"))
             await until(lambda: any(each["event"] == "tried_again" for each in logs))
         assert await stopped(scene, order, stage) == 0
+
+
+@pytest.mark.parametrize(("order", "stage"), ORDERS)
+async def test_a_course_that_was_told_to_stop_stops_though_what_it_waited_for_then_fails_once_more(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order, stage: Stage
+) -> None:
+    """By then it may have retried longer than work that nobody waits for would be."""
+    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    monkeypatch.setattr(lessons, "GRACE_S", 3600.0)
+    asked, fails = asyncio.Event(), asyncio.Event()
+
+    async def score(*_: object) -> Any:
+        asked.set()
+        await fails.wait()
+        raise RewardUnavailable("reward service", "did not answer")
+
+    monkeypatch.setattr(Scorer, "score", score)
+    async with training(base, tmp_path, train(steps=3)) as scene:
+        scene.want(assignment("acme/one"))
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
+        scene.want(assignment("acme/one", order=order))
+        fails.set()
+        assert await stopped(scene, order, stage) == 0
+
+
+async def test_a_paused_course_waits_for_room_to_save_what_it_has_learnt(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", patience.TOLD_FROM)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.1)
+    async with (
+        judged() as (judge, told),
+        training(base, tmp_path, msgspec.structs.replace(told, checkpoint_every_steps=100)) as scene,
+    ):
+        scene.want(assignment("acme/one"))
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
+        room = scene.residency.lending.room
+        room._wait_s = 0.01
+        release = await room.begin_copy("other", room.budget - room.policies)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        release()
+        assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == HANGS_AT
 
 
 async def test_who_waits_is_given_no_longer_when_told_once_more_and_as_long_as_it_likes_when_told_to_go_on() -> None:
