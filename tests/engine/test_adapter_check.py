@@ -279,7 +279,7 @@ def test_a_packed_adapter_is_asked_for_no_more_patterns_than_another(adapter: Pa
 
 def test_as_many_names_as_a_config_holds_are_looked_up(adapter: Path) -> None:
     edit_config(adapter, target_modules=[f"{number:x}" for number in range(100_000)])
-    with pytest.raises(errors.UnknownTargetModules, match="targets 0, 1, 10 and 99997 more"):
+    with pytest.raises(errors.UnknownTargetModules, match="targets 0, 1, 10 and 99,997 more"):
         read(adapter)
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_contracts.errors import CorruptFile, WrongBase
+from mint_contracts.listing import and_more
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.header import LENGTH_BYTES, TensorSpec, parse
 from mint_engine.adapters.packed import Layout, Place, fingerprint, lay_out
@@ -158,11 +159,10 @@ def _check_modules(trained: Iterable[str], shapes: Mapping[str, _Shape], layout:
     paths, here = list(trained), {place.path: place for place in layout.places}
     if missing := [path for path in paths if path not in here]:
         names = ", ".join(sorted({path.rpartition(".")[2] for path in missing}))
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise WrongBase(
             subject,
-            f"was trained on {missing[0]}{more}, which adapters.targetModules of the BaseModel does not name, or its "
-            f"base does not have. Add {names} to targetModules, then resume the policy",
+            f"was trained on {missing[0]}{and_more(missing, 1)}, which adapters.targetModules of the BaseModel does "
+            f"not name, or its base does not have. Add {names} to targetModules, then resume the policy",
         )
     for path, shape in shapes.items():
         if path in here and shape != (found := _shape_of(here[path])):

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.escaping import escape_controls
+from mint_contracts.listing import and_more
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.manifest_file import requests, size_of
@@ -132,8 +133,7 @@ async def run_retire(options: argparse.Namespace) -> int:
         return 0
     print(f"{len(names):,} retired")
     if unknown:
-        more = f" and {len(unknown) - UNKNOWN_SHOWN:,} more" if len(unknown) > UNKNOWN_SHOWN else ""
-        named = escape_controls(", ".join(unknown[:UNKNOWN_SHOWN])) + more
+        named = escape_controls(", ".join(unknown[:UNKNOWN_SHOWN])) + and_more(unknown, UNKNOWN_SHOWN)
         print(f"{len(unknown):,} of them were not in the catalog, or were retired already: {named}", file=sys.stderr)
     return 0
 
