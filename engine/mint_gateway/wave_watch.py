@@ -23,9 +23,8 @@ from mint_gateway.waves import (
     aggregate,
     newest_reports,
     wave_progress,
-    with_curves,
+    with_history,
     with_last_reports,
-    with_rewards,
 )
 
 MOST_CURVES = 256  # of policies in one message: 1 MB
@@ -96,7 +95,7 @@ class WaveWatch:
         standing, training = await self._find(check_wave(wave))
         names = training.policies[start : start + limit]
         rewards = await self._reader.rewards(standing.base, dict.fromkeys(names, 0), points)
-        return with_rewards(wave_progress(standing.base, training, standing.words(training), names), rewards)
+        return with_history(wave_progress(standing.base, training, standing.words(training), names), rewards)
 
     async def watch(
         self, wave: str, *, history: bool, new_rewards_only: bool, curves: bool
@@ -116,11 +115,8 @@ class WaveWatch:
                 rewards, new = await sent.read(standing.base, training, words) if sent else ({}, False)
                 now = wave_progress(standing.base, training, words)
                 if new or now != last:
-                    shown = with_rewards(now, rewards) if sent else now
-                    if curves and last is None:
-                        names = training.policies[:MOST_CURVES]
-                        shown = with_curves(shown, await self._reader.curves(standing.base, names))
-                    yield shown
+                    names = training.policies[:MOST_CURVES] if curves and last is None else ()
+                    yield with_history(now, rewards, await self._reader.curves(standing.base, names))
                     last = now
                 else:
                     await asyncio.sleep(LOOK_S)

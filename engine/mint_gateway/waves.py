@@ -61,22 +61,16 @@ def wave_progress(
     return progress
 
 
-def with_rewards(progress: WaveProgress, rewards: Mapping[str, Rewards]) -> WaveProgress:
-    """Return a copy of the progress with its policies' rewards."""
+def with_history(
+    progress: WaveProgress, rewards: Mapping[str, Rewards], curves: Mapping[str, Curve] = {}
+) -> WaveProgress:
+    """Return a copy of the progress with its policies' rewards and curves, as far as there are any."""
     completed = WaveProgress()
     completed.CopyFrom(progress)
     for policy in completed.policies:
-        part = rewards[policy.policy]
-        policy.rewards_from = part.first
-        policy.rewards.extend(part.values)
-    return completed
-
-
-def with_curves(progress: WaveProgress, curves: Mapping[str, Curve]) -> WaveProgress:
-    """Return a copy of the progress with its policies' curves, as far as there are any."""
-    completed = WaveProgress()
-    completed.CopyFrom(progress)
-    for policy in completed.policies:
+        if part := rewards.get(policy.policy):
+            policy.rewards_from = part.first
+            policy.rewards.extend(part.values)
         policy.curve.extend(_figures(each) for each in curves.get(policy.policy, ()))
     return completed
 
