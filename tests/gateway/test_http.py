@@ -133,6 +133,21 @@ async def test_words_come_as_they_are_made(client: openai.AsyncOpenAI, engine: S
     await stream.close()
 
 
+async def test_a_stream_whose_request_waits_for_its_turn_again_has_comments(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies would cut it: an engine may give a request's place to others for minutes."""
+    monkeypatch.setattr("mint_gateway.http.stream.QUIET_S", 0.01)
+    engine.hold_after = 2
+    async with (
+        asyncio.timeout(60),
+        aiohttp.ClientSession() as session,
+        session.post(scene.url + TEXT, json={"model": BASE, "prompt": "Ahoy", "stream": True}) as answer,
+    ):
+        await answer.content.readuntil(b'" there"')
+        await answer.content.readuntil(b"\n\n: generating\n\n")
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_client_that_goes_away_ends_the_engines_work(
     scene: Scene, client: openai.AsyncOpenAI, engine: ScriptedEngine, streamed: bool

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import grpc
@@ -21,6 +22,7 @@ from mint_gateway.http.tools import Tools
 from mint_gateway.slow_clients import taken
 
 QUIET_S = 10.0  # after which a comment is sent: many proxies cut a stream that is idle for 60 s
+_COMMENT = b": generating\n\n"  # clients skip it
 
 
 class Stream:
@@ -49,6 +51,7 @@ class Stream:
         self._made: Counter[int] = Counter()  # tokens sent, by completion
         self._ends: list[Finished] = []
         self._wrote_at = 0.0  # the loop's time
+        self._commenting: asyncio.Task[None] | None = None  # from the headers to the answer's end
         self._thoughts = 0  # tokens of thoughts in the completions that have ended
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
@@ -70,6 +73,9 @@ class Stream:
         else:
             if self._wanted.stream_options.include_usage:
                 await self._write(self._counts())
+        finally:
+            if self._commenting is not None:
+                self._commenting.cancel()
         await self._put(b"data: [DONE]\n\n")
         await taken(self._response.write_eof())
         return self._response
@@ -106,9 +112,6 @@ class Stream:
             pieces = [piece | usage for piece in pieces]
         for piece in pieces:
             await self._write(piece)
-        # Nothing of a hidden thought can be told, nor of a call before its end, and both may take minutes.
-        if not pieces and asyncio.get_running_loop().time() - self._wrote_at >= QUIET_S:
-            await self._put(b": generating\n\n")  # a comment, which clients skip
 
     def _chunk(self, head: openai_response.Head, chunk: Chunk, before: int) -> list[openai_response.Json]:
         if head.parsing is None:
@@ -145,6 +148,20 @@ class Stream:
             if not self._response.prepared:
                 await self._response.prepare(self._http)
                 self._wrote_at = asyncio.get_running_loop().time()
+                self._commenting = asyncio.create_task(self._comment())
+
+    async def _comment(self) -> None:
+        """Send a comment whenever nothing else was sent for QUIET_S.
+
+        Nothing of a hidden thought can be told, nor of a call before its end, and no tokens come while the engine has
+        given the request's place to others. Each may take minutes.
+        """
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):  # the answer's own pieces meet the same
+            while True:
+                await asyncio.sleep(self._wrote_at + QUIET_S - loop.time())
+                if loop.time() >= self._wrote_at + QUIET_S:
+                    await self._put(_COMMENT)
 
     async def _write(self, piece: openai_response.Json) -> None:
         await self._put(b"data: " + msgspec.json.encode(piece) + b"\n\n")
