@@ -35,7 +35,8 @@ def next_move(standing: Standing, train: Train, order: Order, *, sure: bool) -> 
         return Move.WAIT
     ended = standing.step >= train.steps
     leaving = order is not Order.RUN
-    if not leaving and _due_evaluation(standing, train, ended=ended):
+    evaluates = _due_evaluation(standing, train, ended=ended)
+    if evaluates and not leaving:
         return Move.EVALUATE
     if standing.saved < standing.step and (ended or leaving or _due(standing.step, train.checkpoint_every_steps)):
         return Move.SAVE
@@ -46,7 +47,7 @@ def next_move(standing: Standing, train: Train, order: Order, *, sure: bool) -> 
         return Move.STEP
     if standing.writing:
         return Move.SETTLE
-    if ended:
+    if ended and not (evaluates and order is Order.PAUSE):  # a policy that is paused now evaluates later
         return Stage.COMPLETE
     return Stage.PAUSED if order is Order.PAUSE else Stage.CANCELLED
 

@@ -129,6 +129,21 @@ async def test_a_policy_that_is_paused_in_its_first_step_keeps_its_baseline(base
     assert [curve[0].evaluation, curve[-1].evaluation] == [baseline, ended]
 
 
+async def test_a_policy_that_is_paused_after_its_last_step_is_evaluated_once_it_is_resumed(
+    base: Path, tmp_path: Path
+) -> None:
+    async with judged(evaluations=True, hangs_at=4) as (judge, told), training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
+        assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == told.steps
+        judge.mended.set()
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        last = scene.roster.curves()["acme/one"][-1]
+        assert (last.step, last.evaluation) == (told.steps, scene.roster.progress()["acme/one"].evaluation)
+    assert judge.evaluated == [0, 2, 4, 4]
+
+
 async def test_a_pause_that_is_taken_back_at_once_takes_the_same_steps(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
