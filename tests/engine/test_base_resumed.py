@@ -19,7 +19,7 @@ from mint_engine.sources.load_progress import LoadProgress
 from tests.engine import stores
 from tests.engine.ranged import Ranged
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, SHARDS = "model.safetensors", ("model-1.safetensors", "model-2.safetensors")
 BYTES = 20 << 20  # more than two of the blocks that are requested at once
 
 
@@ -44,7 +44,8 @@ class Ending(LoadProgress):
 def saved(folder: Path, seed: bytes = b"1") -> Path:
     """Save a base's files, with large weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
+    if not (folder / "config.json").exists():
+        (folder / "config.json").write_text("{}")
     (folder / WEIGHTS).write_bytes(seed * BYTES)
     return folder
 
@@ -150,20 +151,21 @@ def test_files_that_have_changed_meanwhile_are_copied_again(tmp_path: Path) -> N
 
 
 class Changing(LoadProgress):
-    """Changes the source once: while it is copied, or before that, just after it was asked what it holds."""
+    """Changes the source once: while it is copied, or before that, just after it was asked what file `at` holds."""
 
-    def __init__(self, change: Callable[[], object], *, before: bool = False) -> None:
+    def __init__(self, change: Callable[[], object], *, before: bool = False, at: int = 1) -> None:
         super().__init__()
-        self._changes, self._before = [change], before
+        self._changes, self._before, self._left = [change], before, at
 
     def already_there(self, count: int) -> None:
         super().already_there(count)
-        if self._before and self._changes:
+        self._left -= 1
+        if self._before and self._changes and not self._left:
             self._changes.pop()()
 
     def moved(self, count: int) -> None:
         super().moved(count)
-        if self._changes:
+        if not self._before and self._changes:
             self._changes.pop()()
 
 
@@ -194,6 +196,33 @@ def test_changed_objects_of_a_bucket_are_not_appended_to_older_ones(
         whole, _ = fetched(source, tmp_path / "cache", progress)
         assert whole == b"2" * BYTES
         assert copied_marks(source, tmp_path / "cache") == source_marks(source), "it is noted as what it is"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_no_copy_has_one_file_of_an_earlier_content_and_one_of_a_later(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, cache = tmp_path / "team" / "store" / "base", tmp_path / "cache"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    for name in SHARDS:
+        (base / name).write_bytes(b"1" * 100)
+    with ExitStack() as stack:
+        source = child(stores.opened(scheme, tmp_path, stack, monkeypatch), "base")
+        bucket = object_store(source)
+
+        def change() -> None:
+            for name in SHARDS:
+                bucket.put(name, b"2" * 100)
+
+        second = Changing(change, before=True, at=2)
+        with pytest.raises(errors.SourceUnavailable, match=f"changed {SHARDS[0]} while the others were copied"):
+            fetch_base(source, cache, lambda *_: None, second)
+        assert not cached_base(source, cache).exists()
+        with capture_logs() as lines:
+            path = fetch_base(source, cache, lambda *_: None)
+    assert [(path / name).read_bytes() for name in SHARDS] == [b"2" * 100] * 2
+    assert [line["file"] for line in lines if line.get("file") in SHARDS] == [SHARDS[0]], "the other one was right"
 
 
 def test_a_server_that_sends_no_parts_of_files_is_copied_from_at_one_go(tmp_path: Path) -> None:

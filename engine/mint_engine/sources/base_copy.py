@@ -71,6 +71,12 @@ class BaseCopy:
         """Delete the partial copy."""
         shutil.rmtree(self._here, ignore_errors=True)
 
+    def check_same(self) -> None:
+        """Raise SourceUnavailable if a file has changed since it was copied: later ones may not go with it."""
+        for name, mark in self.content_marks.items():
+            if self.folder.about(name).mark != mark:
+                raise SourceUnavailable(self.folder.subject, f"changed {name} while the others were copied; retrying")
+
     def publish(self) -> None:
         """Make the complete copy visible at its target."""
         publish(self.files, self._target)
@@ -109,8 +115,7 @@ class _File:
 
     def copy(self) -> tuple[int, int]:
         """Copy the complete file; return how many bytes were there before, and its size. Raises a MintError."""
-        about = self._folder.about(self._name)
-        self._marks[self._name] = about.mark
+        about = self._about()
         kept = self._kept(about)
         self._progress.already_there(kept - self._counted)
         self._counted = kept
@@ -122,9 +127,14 @@ class _File:
         except NoRanges:  # so copy it from the start in one response, which is of one content
             self._progress.already_there(-self._counted)
             self._counted = kept = 0
-            self._pour(about, 0, in_blocks=False)
+            self._pour(self._about(), 0, in_blocks=False)
         self._coming.rename(self._whole)
         return kept, self._whole.stat().st_size
+
+    def _about(self) -> About:
+        about = self._folder.about(self._name)
+        self._marks[self._name] = about.mark
+        return about
 
     def forget(self) -> None:
         """Delete all that was copied of the file."""

@@ -198,6 +198,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, progress: LoadP
         sizes = [size or 0 for size in weights.values()]
         progress.begin(COPYING, sum(sizes) if all(sizes) else 0)
         copy.weights(weights)
+        copy.check_same()
         _note(marks_path(target), copy.content_marks)
         copy.publish()
     except SourceUnavailable:  # the next attempt continues where this one ends
