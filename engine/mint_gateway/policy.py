@@ -41,9 +41,9 @@ def example(
     `weights` has one number for each of the completion's tokens, by default 1; with 0 a token is only read, such as a
     user's turn in the middle of a chat. Losses that weigh by advantage need `advantage`, one for all tokens or one
     for each, and as `sampler_logprobs` the completion's log-probabilities from its answer. `old_logprobs` are those
-    of the policy before an earlier step with the same completion, for `importance_sampling_level="sequence"`. Raises
-    InvalidRequest for what is not a list of token ids or has another length than the completion, and if either of
-    them is empty.
+    of the policy before an earlier step with the same completion, for `importance_sampling_level="sequence"`: the
+    `values` that forward_backward returned for the example, or only the completion's. Raises InvalidRequest for what
+    is not a list of token ids or has another length than the completion, and if either of them is empty.
     """
     before = token_ids("example", "prompt", prompt)
     after = token_ids("example", "completion", completion)
@@ -69,7 +69,8 @@ def example(
     if len(sampler_logprobs):
         built.sampler_logprobs.extend(aligned("sampler_logprobs", sampler_logprobs))
     if len(old_logprobs):
-        built.old_logprobs.extend(aligned("old_logprobs", old_logprobs))
+        own = old_logprobs[len(before) - 1 :] if len(old_logprobs) == len(whole) - 1 else old_logprobs
+        built.old_logprobs.extend(aligned("old_logprobs", own))
     return built
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mint_contracts.errors import InvalidRequest
+from mint_contracts.training_pb2 import ForwardBackwardResponse, Logprobs
 from mint_gateway.client import question
 from mint_gateway.policy import example
 
@@ -24,6 +25,12 @@ def test_tokens_of_a_completion_may_have_their_own_weights_and_advantages() -> N
     built = example([5], [6, 7, 8], weights=[1, 0, 0.5], advantage=[0.5, 1, -1], sampler_logprobs=[-1, -2, -3])
     assert list(built.weights) == [1, 0, 0.5]
     assert list(built.advantages) == [0.5, 1, -1]
+
+
+def test_old_logprobs_are_taken_as_forward_backward_returns_them_or_of_the_completion_alone() -> None:
+    returned = ForwardBackwardResponse(logprobs=[Logprobs(values=[0.0, 0.0, -1.0, -2.0])])
+    for old in (returned.logprobs[0].values, [-1.0, -2.0]):
+        assert list(example([5, 6, 7], [8, 9], old_logprobs=old).old_logprobs) == [0, 0, -1, -2]
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
