@@ -84,6 +84,7 @@ def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
         for number, row in enumerate(rows(subject, io.BytesIO(content), MAX_BYTES), start=1):
             _check_count(number, subject)
             where = f"{subject} row {number}"
+            _check_text(row, dataset, where)
             line = _line_of(row, where)
             if len(line) > MAX_LINE:
                 raise BadExample(where, f"has more than {MAX_LINE} bytes")
@@ -93,6 +94,13 @@ def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
             yield line
     except CorruptFile as error:
         raise BadExample(subject, error.message) from None
+
+
+def _check_text(row: dict[str, Any], dataset: Dataset, subject: str) -> None:
+    """Raise BadExample for a prompt or an answer in bytes: a line of JSON would have them in base64."""
+    for field in (dataset.prompt_field, dataset.answer_field):
+        if isinstance(row.get(field), bytes):
+            raise BadExample(subject, f"has bytes in {field!r}, not text; write that column as strings")
 
 
 def _line_of(row: Any, subject: str) -> bytes:

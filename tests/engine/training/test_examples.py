@@ -200,6 +200,16 @@ def test_rows_are_told_as_the_lines_that_they_would_be(tmp_path: Path) -> None:
     assert [json.loads(each.json)["level"] for each in found] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("field", ["prompt", "answer"])
+def test_rows_of_bytes_are_refused_rather_than_learnt_as_base64(tmp_path: Path, field: str) -> None:
+    columns = {"prompt": ["say hi"], "answer": ["hi"], "picture": [b"\x89PNG"]}
+    for name, table in (("text", columns), ("bytes", columns | {field: [b"say hi"]})):
+        parquet.write_table(pyarrow.table(table), tmp_path / f"{name}.parquet")
+    assert len(read_dataset(Dataset(uri=f"file://{tmp_path}/text.parquet"))) == 1
+    with pytest.raises(BadExample, match=f"row 1: has bytes in '{field}', not text; write that column as strings"):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/bytes.parquet"))
+
+
 TEXT = "x" * 200_000
 
 
