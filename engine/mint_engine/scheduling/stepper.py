@@ -97,8 +97,11 @@ class Stepper:
             if self._stopping:
                 raise Draining("engine", "is shutting down and takes no new requests")
             self._check_room(party, len(completions))
+            now = time.monotonic()
             self._counter.enter(party, len(completions))
-            self._demand.enter(party.adapter, len(completions), time.monotonic())
+            self._demand.enter(party.adapter, len(completions), now)
+            if self._is_full:
+                self._pace.awaited(now)
             self._tenants.update(map(_tenant, completions))
             self._inbox += completions
             self._call()
@@ -159,6 +162,11 @@ class Stepper:
         load = self.load
         busy = load.running or load.waiting or self._background.busy
         return time.monotonic() - self._beat if busy else 0.0
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether there are more requests than places, so that some wait for the end of others."""
+        return self._counter.total > self._scheduler.limits.running
 
     def _call(self) -> None:
         """Notify the thread of work. If it was idle, restart its beat, so that idle time is not taken for a stall."""
@@ -264,7 +272,7 @@ class Stepper:
             now = time.monotonic()
             with self._wake:
                 for completion in ended:
-                    self._pace.ended(now)
+                    self._pace.ended(now, awaited=self._is_full)
                     self._counter.leave(completion.request.party)
                     self._demand.leave(completion.request.adapter, now)
                     self._tenants[_tenant(completion)] -= 1
