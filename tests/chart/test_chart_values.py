@@ -113,7 +113,9 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"resources": {"limits": {"memory": "4 GB"}}}}, "/gateway/resources/limits/memory"),
     ({"images": {"engine": {"tag": "a tag"}}}, "/images/engine/tag"),
     ({"images": {"engine": {"repository": "registry.example/mint/engine@1.2"}}}, "/images/engine/repository"),
+    ({"images": {"engine": {"repository": "registry.example:5000/mint/engine:1.2"}}}, "/images/engine/repository"),
     ({"images": {"engine": {"repository": ""}}}, "images.engine.repository is not set"),
+    ({"images": {"redis": {"tag": ""}}}, "/images/redis/tag"),
     ({"images": {"redis": {"repository": ""}}}, "/images/redis/repository"),
     ({"images": {"engine": {"pullPolicy": "Sometimes"}}}, "/images/engine/pullPolicy"),
     ({"images": {"trainer": {}}}, "'trainer' not allowed"),
@@ -130,6 +132,7 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"redis": {"external": {"existingSecret": "redis-auth"}}}, "/redis/external/url"),
     ({"redis": {"external": {"engineSecret": "redis-auth"}}}, "/redis/external/url"),
     ({"redis": {"external": {"url": "redis://host", "gatewaySecret": "g"}}}, "/redis/external/existingSecret"),
+    ({"redis": {"external": {"url": "redis://host"}, "existingSecret": "own"}}, "/redis/external/existingSecret"),
     ({"redis": {"persistence": {"enabled": "yes"}}}, "/redis/persistence/enabled"),
     ({"redis": {"persistence": {"size": "1 Gi"}}}, "/redis/persistence/size"),
     ({"redis": {"maxMemory": "half"}}, "/redis/maxMemory"),
@@ -192,7 +195,7 @@ IMAGES: list[Values] = [
     {"images": {"operator": {"repository": "registry.example/mint/control"}}},
     {"images": {"engine": {"repository": "registry.example/mint/engine"}}},
     {"images": {"engine": {"tag": "1.2", "pullPolicy": "Always"}}, "runtimeClassName": "gvisor"},
-    {"images": {"engine": {"tag": DIGEST}}},
+    {"images": {"engine": {"repository": "registry.example:5000/engine", "tag": DIGEST}}},
 ]
 
 
