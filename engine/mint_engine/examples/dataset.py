@@ -139,7 +139,8 @@ def _content(dataset: Dataset) -> bytearray:
                 content += part
                 if time.monotonic() > until:
                     raise SourceUnavailable(subject, f"could not be read within {MOST_S:.0f} s")
-            return content
+        folder.check_same(name)
+        return content
 
     content = retrying(fetch)
     _check_size(len(content), subject)

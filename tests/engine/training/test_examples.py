@@ -33,7 +33,10 @@ from mint_engine.examples.dataset import read_dataset, split
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example, Message
 from mint_engine.examples.shared import AT_ONCE, Datasets
+from mint_engine.sources import storage
+from mint_engine.sources.copying import CHUNK_BYTES
 from tests.engine import stores
+from tests.engine.ranged import Ranged
 from tests.waiting import until
 
 
@@ -163,6 +166,26 @@ def test_a_file_that_says_it_is_too_large_is_not_read(tmp_path: Path) -> None:
         with pytest.raises(CapacityExceeded, match=said):
             read_dataset(Dataset(uri=f"http://{address}/vast.jsonl"))
     assert handler.seen == ["HEAD /vast.jsonl"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "train.jsonl"
+
+    def write(says: str) -> None:
+        file.write_text(f'{{"prompt": "{says}"}}\n' * (3 * CHUNK_BYTES // 20))
+
+    class Changing(Ranged):
+        def do_GET(self) -> None:  # noqa: N802 - the library's name
+            super().do_GET()
+            if len([line for line in self.seen if line.startswith("bytes=")]) == 1:
+                write("new")
+
+    write("old")
+    backends.backend.cache_clear()
+    monkeypatch.setattr(storage, "BLOCK_BYTES", CHUNK_BYTES)
+    with stores.serving(Changing, tmp_path) as (address, _):
+        found = read_dataset(Dataset(uri=f"http://{address}/train.jsonl"))
+    assert {each.prompt for each in found} == {"new"}
 
 
 def test_examples_take_the_bytes_of_their_lines(tmp_path: Path) -> None:
