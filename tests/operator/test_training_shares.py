@@ -1,9 +1,12 @@
 """Training waves count toward namespaces' quotas and shares just as serving waves do."""
 
+import pytest
+
 from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Stage
+from mint_operator.planning.snapshot import ObservedWave
 from tests.operator import worlds
-from tests.operator.training_worlds import STEPS, World, base, engines, named, published, training_wave
+from tests.operator.training_worlds import STEPS, World, base, engines, named, published, replicas, training_wave
 
 ACME = Tenant(namespace="acme", device_slots=4)
 OTHER = Tenant(namespace="other")
@@ -106,3 +109,72 @@ def test_trained_policies_count_in_a_namespaces_share_for_serving() -> None:
     world.step()
     assert admitted(world, "theirs") == ("True", "Admitted")
     assert admitted(world, "ours") == ("False", "WaitingForCapacity")
+
+
+def test_adapters_that_waves_share_count_once_for_training() -> None:
+    """Three waves of the same three adapters leave five of eight slots."""
+    serving = [worlds.wave(name, ["a", "b", "c"], namespace="acme") for name in "xyz"]
+    world = World(base(slots=8, tenants=[Tenant(namespace="acme", device_slots=5)]), serving, engines(1))
+    world.step()
+    world.waves.append(training_wave("w", 2, namespace="acme", serve=Serve(residency="Host")))
+    world.step()
+    assert len(world.leases) == 2
+    world.waves.append(training_wave("v", 3, serve=Serve(residency="Host")))
+    world.step()
+    assert len(world.leases) == 5
+
+
+def test_what_is_served_gives_way_to_training_of_higher_priority_in_its_own_namespace() -> None:
+    world = World(base(slots=8), [worlds.wave("s", [f"a/{index}" for index in range(8)])], engines(1))
+    world.step()
+    world.waves += [training_wave("same", 4, created="2026-01-02T00:00:00Z")]
+    world.step()
+    assert admitted(world, "s") == ("True", "Admitted")
+    world.waves += [training_wave("higher", 4, priority=1, created="2026-01-03T00:00:00Z")]
+    world.step()
+    world.step()
+    assert set(world.leases) == set(named("higher", range(4)))
+    assert admitted(world, "s") == ("False", "WaitingForCapacity")
+
+
+def test_revisions_that_a_wave_has_published_do_not_give_way_to_training_of_lower_priority() -> None:
+    first = training_wave("first", 4, namespace="other", priority=1)
+    world = World(base(slots=4, tenants=[OTHER]), [first], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    world.waves.append(training_wave("second", 4))
+    for _ in range(2):
+        world.step()
+    assert set(world.placements) == {f"other/first-{index}" for index in range(4)}
+    assert admitted(world, "second") == ("False", "WaitingForCapacity")
+
+
+def test_a_gang_that_cannot_begin_takes_nothing_from_others() -> None:
+    world = World(base(slots=4), [worlds.wave("s", ["a", "b", "c"]), training_wave("w", 4)], engines(1))
+    world.step()
+    world.step()
+    assert admitted(world, "w") == ("False", "WaitingForCapacity")
+    world.waves.append(training_wave("v", 1, created="2026-01-02T00:00:00Z"))
+    for _ in range(2):
+        world.step()
+        assert list(world.leases) == ["team/v-0"]
+        assert admitted(world, "s") == ("True", "Admitted")
+
+
+@pytest.mark.parametrize(
+    ("tenants", "others"),
+    [
+        ([], [worlds.wave("s", [f"a/{index}" for index in range(17)])]),
+        ([ACME], [worlds.wave(name, [f"{name}/{index}" for index in range(4)], namespace="acme") for name in "xyzv"]),
+    ],
+    ids=["never fits", "wait for their quota"],
+)
+def test_engines_come_for_a_gang_although_others_want_more_that_no_engine_would_give_them(
+    tenants: list[Tenant], others: list[ObservedWave]
+) -> None:
+    world = World(base(1, 4, slots=4, tenants=tenants), others, engines(1), replicas=1)
+    world.step()
+    world.waves.append(training_wave("w", 12, priority=-1, serve=Serve(residency="Host")))
+    world.step()
+    assert replicas(world.step()) == 3 + len(tenants)

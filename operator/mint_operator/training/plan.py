@@ -29,6 +29,7 @@ from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep, late, moved
+from mint_operator.training.share import Share
 from mint_operator.training.standing import WaveStanding, standings_of, wanting
 from mint_operator.training.training_capacity import TrainingCapacity, admit, turn
 
@@ -92,11 +93,11 @@ def prepared(
         kept = {
             key: moved(standings[key], kept[key], slots, bisect_left(stranded, turn(training[key]))) for key in order
         }
-    held, ended = Counter[str](), Counter[str]()
+    held = Counter[str]()
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
-        ended[wave.meta.namespace] += _published(wave, standings[key])
-    capacity = TrainingCapacity(base, serving, slots, held, ended)
+    shares = [Share(wave, standings.get(wave.meta.key)) for wave in waves]
+    capacity = TrainingCapacity(base, shares, slots, held)
     for key in _in_turn(base, training, standings, order, held):
         if standings[key].kept:
             standings[key] = msgspec.structs.replace(standings[key], pins=kept[key])
@@ -194,14 +195,6 @@ def _in_turn(
     leased = [key for key in order if standings[key].leased]
     others = [key for key in order if not standings[key].leased]
     return leased + fair(others, turn_of, by_namespace(base.spec.tenants), held)
-
-
-def _published(wave: ObservedWave, standing: WaveStanding) -> int:
-    """Return the slots of the revisions that the wave serves because their policies have ended."""
-    if wave.spec.serve.residency != "Device":
-        return 0
-    ended = [each for each in standing.policies if standing.ended(each) and each.progress]
-    return wave.spec.serve.replicas * sum(each.progress.published is not None for each in ended if each.progress)
 
 
 def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:

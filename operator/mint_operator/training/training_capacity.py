@@ -2,35 +2,28 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from mint_operator.planning import conditions
 from mint_operator.planning.capacity import over_quota
-from mint_operator.planning.conditions import ADMITTED, status_of
 from mint_operator.planning.engines import engine_name
 from mint_operator.planning.refusal import NO_NAMES, Refusal
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.place import Slots, fill
+from mint_operator.training.share import Share, slots_of
 from mint_operator.training.standing import WaveStanding
 
 
 class TrainingCapacity:
     """A base's slots while training waves are admitted, one after another. Mutable, and local to one plan.
 
-    `held` are the slots of each namespace's policies, `served` those of the revisions that they have published.
+    `held` are the slots of each namespace's policies; `shares` is what waves serve.
     """
 
-    def __init__(
-        self,
-        base: ObservedBase,
-        serving: Sequence[ObservedWave],
-        slots: Slots,
-        held: Mapping[str, int],
-        served: Mapping[str, int],
-    ) -> None:
+    def __init__(self, base: ObservedBase, shares: Iterable[Share], slots: Slots, held: Mapping[str, int]) -> None:
         replicas = base.spec.engine.replicas
         self.slots = slots
         self.engines = 0  # that the base needs for waves that wait for memory; 0: more engines would not help
@@ -38,38 +31,47 @@ class TrainingCapacity:
         self.total = len(self._names) * base.spec.adapters.device_slots
         self.held = Counter(held)
         self.demand = self.held.total()
-        self._serving = serving
+        self._shares = [each for each in shares if each.wave.spec.serve.residency == "Device"]
         self._tenants = by_namespace(base.spec.tenants)
-        self._served = Counter(served)
-        for wave in serving:
-            admitted = bool(wave.defect) or status_of(wave.status.conditions, ADMITTED) == "True"
-            if wave.spec.serve.residency == "Device" and admitted:
-                self._served[wave.meta.namespace] += _wanted(wave)
+        # Each is computed once, over all adapters that are served in slots.
+        self._serving, self._kept, self._served = dict[int | None, int](), dict[int, int](), dict[str, int]()
 
-    def serving(self, least_priority: int | None) -> int:
+    def serving(self, priority: int | None) -> int:
         """Return the slots that serving waves want: of all, or of those that do not give way to this priority."""
-        return sum(
-            _wanted(wave)
-            for wave in self._serving
-            if wave.spec.serve.residency == "Device"
-            if least_priority is None or wave.defect or wave.spec.priority >= least_priority
-        )
+        if priority not in self._serving:
+            found = (each for each in self._shares if each.counts)
+            self._serving[priority] = slots_of(
+                each for each in found if priority is None or not each.yields(priority)
+            )
+        return self._serving[priority]
 
     def held_back(self, wave: ObservedWave) -> bool:
         """Whether a serving wave that comes first waits for slots; free slots are for that one."""
-        return any(_waits(each) and turn(each) < turn(wave) for each in self._serving)
+        return any(each.waits and turn(each.wave) < turn(wave) for each in self._shares)
 
     def over_quota(self, wave: ObservedWave, more: int) -> Refusal | None:
         """Return why a wave's namespace may not have this many more slots; None if it may."""
         namespace = wave.meta.namespace
-        taken = self.held[namespace] + self._served[namespace]
-        return over_quota(namespace, quota(self._tenants, namespace), taken, more)
+        most = quota(self._tenants, namespace)
+        return over_quota(namespace, most, self._taken(namespace), more) if most else None
 
     def left(self, wave: ObservedWave) -> int:
-        """Return how many more slots a wave's namespace may have."""
-        namespace = wave.meta.namespace
-        most = quota(self._tenants, namespace) or self.total
-        return max(0, most - self.held[namespace] - self._served[namespace])
+        """Return how many more slots a wave may have: within the quota, and beside what does not give way to it.
+
+        That counts even if it has yet to be placed, so that training does not displace it.
+        """
+        namespace, priority = wave.meta.namespace, wave.spec.priority
+        if priority not in self._kept:
+            self._kept[priority] = slots_of(each for each in self._shares if each.holds and not each.yields(priority))
+        most, rest = quota(self._tenants, namespace), self.total - self.demand - self._kept[priority]
+        return max(0, min(rest, most - self._taken(namespace)) if most else rest)
+
+    def _taken(self, namespace: str) -> int:
+        """Return the slots of a namespace's policies and of what its waves serve."""
+        if namespace not in self._served:
+            own = (each for each in self._shares if each.wave.meta.namespace == namespace)
+            self._served[namespace] = slots_of(each for each in own if each.holds)
+        return self.held[namespace] + self._served[namespace]
 
     def lacks_memory(self, standing: WaveStanding, pins: Mapping[str, str], gang: bool, most: int) -> bool:
         """Whether more of a wave's policies could begin if only slots counted."""
@@ -123,7 +125,7 @@ def admit(
     if short:
         capacity.ask_for_memory(standing, pins, gang, left)
     capacity.take(wave, len(pins) - len(kept))
-    _ask_for_more(wave, standing, min(len(standing.wants_slot) - len(pins), capacity.left(wave)), capacity)
+    _ask_for_more(wave, standing, len(standing.wants_slot) - len(pins), capacity)
     if pins:
         return msgspec.structs.replace(standing, pins=pins)
     message = (
@@ -138,9 +140,13 @@ def admit(
 
 
 def _ask_for_more(wave: ObservedWave, standing: WaveStanding, missing: int, capacity: TrainingCapacity) -> None:
-    """Add what is missing to the demand if engines can be added for it or waves of lower priority can give way."""
+    """Add what is missing to the demand if engines can be added for it or waves of lower priority can give way.
+
+    A gang asks for all or nothing: it could not begin with less, and nobody else could use that.
+    """
     gang = standing.train.admission == "Gang"
     spare = capacity.total - capacity.demand - capacity.serving(wave.spec.priority if gang else None)
+    spare = min(spare, capacity.left(wave))
     if missing <= spare or not gang:
         capacity.demand += max(0, min(missing, spare))
 
@@ -148,20 +154,3 @@ def _ask_for_more(wave: ObservedWave, standing: WaveStanding, missing: int, capa
 def turn(wave: ObservedWave) -> tuple[int, str, str]:
     """Return the key that sorts waves by priority, age and name."""
     return -wave.spec.priority, wave.meta.created, wave.meta.key
-
-
-def _wanted(wave: ObservedWave) -> int:
-    """Return the copies that a wave wants, or will once it has a status; one that is kept wants what it has."""
-    adapters = wave.spec.adapters
-    named = len(wave.listed or ()) if wave.defect else len(adapters.names) + len(adapters.sources)
-    return wave.status.counts.wanted or named * wave.spec.serve.replicas
-
-
-def _waits(wave: ObservedWave) -> bool:
-    """Whether a wave waits for slots; copies in memory or on disk take none."""
-    if wave.spec.serve.residency != "Device" or wave.defect:  # one that is kept as it is already has all it gets
-        return False
-    admitted = conditions.find(wave.status.conditions, conditions.ADMITTED)
-    if admitted is None:  # it has no status yet
-        return True
-    return admitted.status == "False" and admitted.reason == conditions.WAITING_FOR_CAPACITY
