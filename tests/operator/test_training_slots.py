@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mint_contracts.records import Failure
-from mint_contracts.resources import Serve
+from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training import ConfigMapKey, Dataset, Policies, Policy, PolicyTemplate
 from mint_contracts.training_records import Stage
 from mint_operator.planning.sizes import Size
@@ -133,3 +133,19 @@ def test_a_wave_that_can_never_train_says_so_at_once(of: ObservedBase, fields: d
     assert world.status("w").phase == "Failed"
     assert condition(world, "w", "Complete")[:2] == ("False", why)
     assert world.leases == {}
+
+
+def test_what_takes_no_slot_stays_where_training_has_more_slots_than_there_are_any_more() -> None:
+    """Training keeps what it has when deviceSlots, of the base or of a namespace, is lowered."""
+    wave = training_wave("w", 4, admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(slots=4), [wave, worlds.wave("s", ["a"], residency="Host")], engines(1))
+    world.step()
+    world.base = base(slots=3)
+    world.waves.append(worlds.wave("late", ["b"]))
+    world.step()
+    assert (len(world.leases), list(world.placements)) == (4, ["a"])
+    message = condition(world, "late", "Admitted")[2]
+    assert message.startswith("needs 1 more device slots; waves ahead of it hold 4 of 3 (1 engines x 3), 0 are free")
+    world.base = base(slots=4, tenants=[Tenant(namespace="team", device_slots=3)])
+    world.step()
+    assert (len(world.leases), list(world.placements)) == (4, ["a"])

@@ -147,8 +147,8 @@ def _too_many_bytes(limits: Bounds, alone: Demand) -> Refusal | None:
 
 
 def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | None:
-    """Return why a wave must wait for other waves of its own namespace; None without a quota, or within it."""
-    if not quota or taken + more <= quota:
+    """Return why a wave must wait for other waves of its own namespace; None if no quota forbids it more slots."""
+    if not quota or not more or taken + more <= quota:
         return None
     return Refusal(
         conditions.WAITING_FOR_QUOTA,
@@ -159,12 +159,12 @@ def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | N
 
 
 def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
-    """Return why a wave must wait while others hold `taken`; None if it fits as well."""
-    if taken.slots + more.slots > limits.total:
+    """Return why a wave must wait while others hold `taken`, perhaps too much by now; None if it fits as well."""
+    if more.slots and taken.slots + more.slots > limits.total:
         return Refusal(
             conditions.WAITING_FOR_CAPACITY,
             f"needs {more.slots} more device slots; waves ahead of it hold {taken.slots} of {limits.total} "
-            f"({limits.high} engines x {limits.slots}), {limits.total - taken.slots} are free",
+            f"({limits.high} engines x {limits.slots}), {max(0, limits.total - taken.slots)} are free",
             terminal=False,
             mentions=NO_NAMES,
         )
