@@ -271,7 +271,6 @@ class Process:
             waiting=load.waiting,
             map_version=map_version,
             sequence=sequence,
-            max_rank=settings.max_rank,
             failure=None if bringing and passing else self._failure,
             bringing=bringing,
             demand=self._server.demand(MOST_TOLD),

@@ -35,7 +35,6 @@ class BaseRecord(_Record, frozen=True):
 
     base_model: str
     store: Source | None = None
-    context_length: int = 0
     device_slots: int = 0
     catalog: Source | None = None  # where its manifests are
     engines_max: int = 0
@@ -217,7 +216,6 @@ class EngineRecord(_Record, frozen=True):
     waiting: int  # requests queued
     map_version: int  # the newest version of the map that the engine has seen
     sequence: int  # grows with every change of its holdings
-    max_rank: int = 0
     failure: Failure | None = None  # why the base could not be loaded
     demand: Mapping[str, float] = {}  # smoothed requests in flight of the MOST_TOLD adapters that have most
     training_bytes: int = 0  # host memory of the policies that train there: their state, and checkpoints of it

@@ -19,7 +19,7 @@ from tests.waiting import until
 
 async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) -> None:
     reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=1)
-    base = BaseRecord(BASE, store=SOURCE, context_length=2048, device_slots=8)
+    base = BaseRecord(BASE, store=SOURCE, device_slots=8)
     change = MapChange(
         base=base,
         set_placements=(placement("demo/größe"), placement("demo/b", "e-1")),

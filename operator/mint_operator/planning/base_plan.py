@@ -268,7 +268,6 @@ def _record(base: ObservedBase) -> BaseRecord:
     return BaseRecord(
         base_model=base.meta.key,
         store=store.source if store else None,
-        context_length=base.spec.engine.context_length,
         device_slots=base.spec.adapters.device_slots,
         catalog=catalog.source if catalog else None,
         engines_max=max(base.spec.engine.replicas.min, base.spec.engine.replicas.max),

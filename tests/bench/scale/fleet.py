@@ -52,7 +52,7 @@ class SimulatedEngine:
         return EngineRecord(
             engine=self.name, address="127.0.0.1:1", incarnation=self._incarnation, ready=True,
             slots_used=len(self._held), slots_total=SLOTS, running=0, waiting=0, map_version=map_version,
-            sequence=sequence, max_rank=64,
+            sequence=sequence,
         )  # fmt: skip
 
     def _want(self, assignments: Iterable[Assignment]) -> None:
