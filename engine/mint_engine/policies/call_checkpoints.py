@@ -80,7 +80,7 @@ async def revert_leave(here: CallContext, policy: str, calls: Calls) -> None:
     """
     record = await run_blocking(checkpoints_of(here.store, policy).newest_record)
     if record is not None and record.resumable and record.lease == calls.lease:
-        await _replace_record(here, policy, record, resumable=False)
+        await _withdraw(here, policy, record)
 
 
 async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> None:
@@ -143,7 +143,7 @@ async def give_up(here: CallContext, policy: str, life: int) -> bool:
     if record is None or not record.resumable or 0 < life < record.life:
         return False
     with suppress(StaleLease):  # what a newer lease has superseded cannot be resumed anyway
-        await _replace_record(here, policy, record, resumable=False)
+        await _withdraw(here, policy, record)
     return True
 
 
@@ -156,14 +156,11 @@ async def forget_predecessor(here: CallContext, policy: str) -> None:
                 await run_in_background(here.resting.forget, resting_policy_of(record))
 
 
-async def _replace_record(here: CallContext, policy: str, record: Record, *, resumable: bool) -> None:
-    """Rewrite a record's `resumable`, in an order that never lists a policy whose record does not say so."""
-    if not resumable:
-        await run_in_background(here.resting.forget, resting_policy_of(record))
-    replaced = msgspec.structs.replace(record, resumable=resumable)
+async def _withdraw(here: CallContext, policy: str, record: Record) -> None:
+    """Let nobody resume the policy, in an order that never lists one whose record says that nobody may."""
+    await run_in_background(here.resting.forget, resting_policy_of(record))
+    replaced = msgspec.structs.replace(record, resumable=False)
     await run_in_background(checkpoints_of(here.store, policy).replace_record, replaced)
-    if resumable:
-        await run_in_background(here.resting.note, resting_policy_of(record))
 
 
 def not_resumable(policy: str, life: int) -> PolicyNotFound:
