@@ -41,6 +41,6 @@ class Shares:
         if not self._taken[client]:
             del self._taken[client]
 
-    def give_back(self, client: str, count: int = 1) -> None:
-        """Give as many back."""
-        self.take(client, -count)
+    def give_back(self, client: str) -> None:
+        """Give one back."""
+        self.take(client, -1)

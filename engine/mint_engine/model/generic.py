@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from mint_engine.gpu.find import find_gpu_kernels, put_expert_products
-from mint_engine.kernels.constants import ITEM_ROWS, MAX_RANK
+from mint_engine.kernels.constants import MAX_RANK
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import attention, experts
 from mint_engine.model.base import Base
@@ -121,7 +121,7 @@ class Generic:
             return
         if self._kernels is None:
             current.rows = sort_rows(segments, self._slots)
-        elif (items := work_items(segments, self._slots, ITEM_ROWS)).shape[0]:
+        elif (items := work_items(segments, self._slots)).shape[0]:
             current.rows = CompiledRows(self._kernels, items)
         if self._routed:
             current.expert_rows = plan_experts(segments, rows, self._slots, self._kernels)

@@ -14,7 +14,6 @@ import torch
 from mint_contracts.errors import Internal
 from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.kernels.attention_structs import HeadsStruct, heads_struct, latent_struct
-from mint_engine.kernels.constants import ITEM_ROWS
 from mint_engine.kernels.expert_structs import GroupedRouter, experts_struct
 from mint_engine.kernels.library import Kernels
 from mint_engine.kernels.linear_structs import LinearStruct, address, linear_struct
@@ -203,5 +202,5 @@ def plan_step(spans: Sequence[Span], slots: Slots, rows: int, windows: Sequence[
         places=torch.from_numpy(places),
         chunks=torch.tensor(chunks, dtype=torch.int64).view(len(windows), -1, 4),
         tables=torch.from_numpy(np.array(tables, np.int32)),
-        items=work_items(merge_spans(spans), slots, ITEM_ROWS),
+        items=work_items(merge_spans(spans), slots),
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_engine.kernels.constants import ITEM_ROWS
 from mint_engine.model.device import lists_on, put
 from mint_engine.model.span import Span
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
@@ -80,12 +81,12 @@ def with_adapters(segments: Sequence[Segment], slots: Slots) -> list[Segment]:
     return [each for each in segments if each.slot != NO_SLOT and slots.filled[each.slot]]
 
 
-def work_items(segments: Sequence[Segment], slots: Slots, most: int) -> torch.Tensor:
-    """Return a kernel's work items: first row, rows (at most `most`) and slot of each, [n, 3] int32."""
+def work_items(segments: Sequence[Segment], slots: Slots) -> torch.Tensor:
+    """Return a kernel's work items: first row, rows (at most ITEM_ROWS) and slot of each, [n, 3] int32."""
     items = [
-        (segment.start + done, min(most, segment.length - done), segment.slot)
+        (segment.start + done, min(ITEM_ROWS, segment.length - done), segment.slot)
         for segment in with_adapters(segments, slots)
-        for done in range(0, segment.length, most)
+        for done in range(0, segment.length, ITEM_ROWS)
     ]
     return torch.tensor(items, dtype=torch.int32).view(-1, 3)
 

@@ -160,10 +160,10 @@ class _Launched:
             self._count += 1
             self._changed.notify_all()
 
-    def wait_for(self, count: int, timeout_s: float) -> bool:
-        """Wait until there are `count`; return whether there are."""
+    def wait_for(self, count: int) -> bool:
+        """Wait until there are `count`, for LAUNCH_S at most; return whether there are."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._count >= count, timeout_s)
+            return self._changed.wait_for(lambda: self._count >= count, LAUNCH_S)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _follow_slots(changes: socket.socket, slots: Slots, launched: _Launched) -> 
 def _change(change: SlotChange, descriptors: Sequence[int], slots: Slots, launched: _Launched, opener: Opener) -> str:
     """Change a slot, after the steps that may read its tenant; return what went wrong, or ""."""
     try:
-        if not launched.wait_for(change.after, LAUNCH_S):
+        if not launched.wait_for(change.after):
             return f"a rank has not launched step {change.after} within {LAUNCH_S:.0f} s"
         if isinstance(change, Load):
             path = Path(f"/proc/self/fd/{descriptors[0]}")
