@@ -99,5 +99,7 @@ def volume_full(error: OSError, subject: str) -> MintError | None:
 def disk_full(error: BaseException, subject: str) -> MintError | None:
     """Return Overloaded if the error says that this machine's own disk is full."""
     if isinstance(error, OSError) and error.errno in _FULL:
-        return Overloaded(subject, "finds the engine's disk full; raise diskCache", retry_after_s=5.0)
+        return Overloaded(
+            subject, "finds the engine's disk full; give engines larger disks (engine.cache)", retry_after_s=5.0
+        )
     return None

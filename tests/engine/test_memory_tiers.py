@@ -1,11 +1,13 @@
 """Host and disk tiers: budgets are kept, wanted or used entries never evicted, nothing visible when incomplete."""
 
 import os
+import shutil
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -199,6 +201,24 @@ def test_the_disk_tier_keeps_its_budget_by_removing_files(tmp_path: Path) -> Non
     assert tier.ledger.used == 80
     assert len(list(tmp_path.iterdir())) == 2
     assert tier.imbalance() == ""
+
+
+def test_a_disk_that_others_fill_is_kept_within_as_a_budget_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=100 - sum(path.stat().st_size for path in folder.iterdir()))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    tier = DiskTier(tmp_path, 1000)
+    for name in "abc":
+        store(tier, name, 40)
+    assert [tier.holds(source(name)) for name in "abc"] == [False, True, True]
+    tier.yields(frozenset({source("early")}))
+    with pytest.raises(Overloaded):
+        store(tier, "early", 30)
+    restarted = DiskTier(tmp_path, 1000)
+    assert [restarted.holds(source(name)) for name in "bc"] == [True, True], "what is there needs no more room"
 
 
 def test_a_source_that_changed_takes_the_place_of_what_it_was(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class DiskTier:
     A removed file takes disk space, and counts, until it is no longer mapped. So mapped files stay until nothing else
     makes room; then `sheds(nbytes)` is asked to release mappings, and returns whether there were any. Files that are
     mapped even then, in slots or because a wave wants them in host memory, are removed last. If these alone exceed
-    the budget, disk usage exceeds it too, but by no more than they do.
+    the budget, disk usage exceeds it too, but by no more than they do. If the disk itself has less room than the
+    budget, because others fill it, that is all the room there is.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
@@ -62,7 +63,7 @@ class DiskTier:
             newest[name[1]] = path
         for key, path in sorted(newest.items(), key=lambda each: _last_used_ns(each[1])):
             self._paths[key] = path
-            if not self._enter(key, path.stat().st_size):
+            if not self._add(key, path.stat().st_size, lambda _: True, beside=0):
                 self._remove(key)
 
     def holds(self, source: Source) -> bool:
@@ -167,11 +168,17 @@ class DiskTier:
         return True
 
     def _add(self, key: str, nbytes: int, evicting: Callable[[str], bool], beside: int | None = None) -> bool:
-        beside = self._mapped.removed_bytes if beside is None else beside
+        beside = self._lacking if beside is None else beside
         evicted = self.ledger.add(key, nbytes, evicting=evicting, beside=beside)
         for each in evicted or ():
             self._remove(each)
         return evicted is not None
+
+    @property
+    def _lacking(self) -> int:
+        """Bytes of the budget, besides those of the ledger, that no file can have."""
+        on_disk = self.ledger.budget - self.ledger.used - shutil.disk_usage(self._folder).free
+        return max(self._mapped.removed_bytes, on_disk)
 
     def _is_mapped(self, key: str) -> bool:
         """Return whether a key's file is mapped. Takes no lock of this tier: the ledger calls it, holding its own."""
