@@ -9,6 +9,8 @@ from mint_operator.planning.sizes import Size
 from tests.operator.clusters import GONE, UNREACHABLE, Cluster, newest, over_two
 from tests.operator.worlds import KEY, base, wave
 
+HALF, LARGE = Size(8, base().host_bytes // 2), Size(8, base().host_bytes * 6 // 10)  # no two fit but halves
+
 
 def test_engines_come_at_once_for_waves_and_for_traffic() -> None:
     cluster = Cluster()
@@ -90,6 +92,36 @@ def test_engines_beyond_the_most_that_there_may_be_wait_for_copies_that_are_on_t
     for _ in range(3):
         cluster.step()
     assert (cluster.replicas, cluster.homes()[name]) == (1, ["smol-0"])
+
+
+def test_engines_beyond_the_most_that_there_may_be_go_although_the_others_have_no_room_for_a_copy() -> None:
+    cluster = Cluster(high=3)
+    cluster.sizes = {"a/0": LARGE, "a/1": LARGE, "b": HALF}
+    cluster.waves = [wave("one", ["a/0", "a/1", "b"], residency="Host")]
+    unmoved(cluster)
+    cluster.high, cluster.ready[0] = 2, False
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S + PATIENCE_S)
+    assert cluster.replicas == 3, "an engine that is away may have room"
+    cluster.ready[0] = True
+    for _ in range(3):
+        status = cluster.step().base_statuses[KEY]
+    assert cluster.replicas == 2
+    [found] = [each for each in status.conditions if each.type == "Progressing"]
+    assert (found.status, found.reason) == ("False", "Settled")
+
+
+def test_engines_beyond_the_most_that_there_may_be_go_although_something_else_waits_for_room() -> None:
+    cluster = Cluster(high=3)
+    cluster.sizes = {"a/0": LARGE, "a/1": LARGE, "b": HALF}
+    cluster.waves, cluster.busy = [wave("one", ["a/0", "a/1"], residency="Host")], 3
+    cluster.step()
+    cluster.step()
+    cluster.high = 2
+    cluster.waves.append(wave("two", ["b"], residency="Host"))
+    for _ in range(3):
+        cluster.step(SHRINK_AFTER_S + PATIENCE_S)
+    assert (cluster.replicas, cluster.homes()["b"]) == (2, [])
 
 
 def test_an_engine_that_there_may_be_stays_for_an_adapter_that_cannot_be_loaded_elsewhere_and_the_base_says_so() -> (

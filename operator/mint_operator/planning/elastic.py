@@ -2,10 +2,11 @@
 
 Pure. Engines are added at once when waves or traffic need them. They are removed, the highest first, only once fewer
 have been enough for a while (those beyond the allowed maximum at once), nothing is left to be placed, every policy
-that they trained is saved, and every copy that they held is ready elsewhere (or, for engines beyond the maximum,
-cannot be). Until then an engine to be removed is *leaving*, and is given nothing new. An engine whose pod must
-restart, because the base's revision or settings changed, leaves in the same way, one at a time, and comes back. An
-only engine first gets a second one, if the base may have two, which goes again afterwards.
+that they trained is saved, and every copy that they held is ready elsewhere. Engines beyond the maximum do not wait
+for copies that the others, all being ready, cannot load or have no room for. Until then an engine to be removed is
+*leaving*, and is given nothing new. An engine whose pod must restart, because the base's revision or settings have
+changed, leaves in the same way, one at a time, and comes back. An only engine first gets a second one, if the base
+may have two, which goes again afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -149,9 +150,9 @@ def settled(
     `saving` has a policy of each engine that has yet to save what it is to train no more.
 
     Neither count nor partition moves before what the leaving engine holds is ready elsewhere. Copies that fit nowhere
-    else or cannot be loaded there do not hold up a rolling update, which would never end; copies that cannot be
-    loaded elsewhere do not hold up removing engines beyond `most`. A copy that fails elsewhere for now, and a policy
-    that is being saved, are waited for PATIENCE_S.
+    else or cannot be loaded there do not hold up a rolling update, nor removing engines beyond `most`: neither would
+    ever end. A copy that fails elsewhere for now, room for one that leaves an engine beyond `most`, and a policy that
+    is being saved are waited for PATIENCE_S.
     """
     count, shrinking = _count(of, placed, engines, saving, most, now)
     partition, rolling = _partition(of, placed, engines, away_s, now)
@@ -166,16 +167,17 @@ def _count(
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
     patient = of.enough_since is None or now - of.enough_since < SHRINK_AFTER_S + PATIENCE_S
     for count in range(of.count, of.fewest, -1):
-        if count - 1 not in of.leaving or not placed.pending <= going:
+        if count - 1 not in of.leaving or (count <= most and not placed.pending <= going):
             return count, ""
         last = engines[count - 1]
         awaited = _unmoved(of, last, placed, by_name)
         if count > most:
             wants = placed.task.wants
+            room = patient or not all(engine.ready for engine in engines[: of.fewest])  # may there still be any?
             awaited = {
                 name: on
                 for name, on in awaited.items()
-                if on is None or _may_still_load(by_name[on], wants[name], patient=patient)
+                if (room if on is None else _may_still_load(by_name[on], wants[name], patient=patient))
             }
         if awaited or (count <= most and placed.given.get(last.name)):
             return count, _once(f"{last.name} is removed", awaited)
