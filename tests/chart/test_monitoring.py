@@ -144,6 +144,13 @@ def test_an_alert_says_that_no_gateway_runs_where_one_should() -> None:
         assert ("MintGatewayAway" in {each["alert"] for each in told}) is said, "an autoscaler runs at least one"
 
 
+def test_the_alert_on_failed_policies_ends_although_they_stay_failed() -> None:
+    """Their wave may have ended all the same, and then stays for what its other policies have published."""
+    [fail] = [each for each in alerts(render(EVERYTHING)) if each["alert"] == "MintPoliciesFail"]
+    failed = f'mint_operator_policies{{namespace="{NAMESPACE}", service="mint-operator", stage="failed"}}'
+    assert fail["expr"] == f"max({failed}) > min(min_over_time({failed}[1h]))", "which is the same for a new operator"
+
+
 def test_every_panel_has_a_place_of_its_own() -> None:
     panels = dashboard(render(EVERYTHING))["panels"]
     assert len({(each["gridPos"]["x"], each["gridPos"]["y"]) for each in panels}) == len(panels)
