@@ -18,6 +18,7 @@ class StepFigures(msgspec.Struct, frozen=True, array_like=True):
     truncated: float | None = None  # share of completions that were cut off
     grad_norm: float | None = None  # before it was clipped
     evaluation: float | None = None  # mean reward of the last evaluation until after this step
+    entropy: float | None = None  # of the policy at the sampling temperature, estimated by its samples; in nats
 
 
 Curve = tuple[StepFigures, ...]

@@ -1084,6 +1084,7 @@ class StepFigures(_message.Message):
     KL_FIELD_NUMBER: _builtins.int
     GRAD_NORM_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    ENTROPY_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Counted from 1; 0 only tells of the evaluation before the first step."""
     clipped: _builtins.float
@@ -1096,6 +1097,10 @@ class StepFigures(_message.Message):
     grad_norm: _builtins.float
     evaluation: _builtins.float
     """Mean reward of the last evaluation until after this step."""
+    entropy: _builtins.float
+    """An estimate of the policy's entropy at the sampling temperature, in nats: the mean of -log p over sampled tokens. With
+    topP or topK, it is between the entropy of the tokens that these leave and that of all tokens.
+    """
     def __init__(
         self,
         *,
@@ -1106,15 +1111,18 @@ class StepFigures(_message.Message):
         kl: _builtins.float | None = ...,
         grad_norm: _builtins.float | None = ...,
         evaluation: _builtins.float | None = ...,
+        entropy: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_evaluation", b"_evaluation", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "evaluation", b"evaluation", "grad_norm", b"grad_norm", "kl", b"kl", "truncated", b"truncated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_entropy", b"_entropy", "_evaluation", b"_evaluation", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "entropy", b"entropy", "evaluation", b"evaluation", "grad_norm", b"grad_norm", "kl", b"kl", "truncated", b"truncated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_evaluation", b"_evaluation", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "evaluation", b"evaluation", "grad_norm", b"grad_norm", "kl", b"kl", "step", b"step", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clipped", b"_clipped", "_completion_length", b"_completion_length", "_entropy", b"_entropy", "_evaluation", b"_evaluation", "_grad_norm", b"_grad_norm", "_kl", b"_kl", "_truncated", b"_truncated", "clipped", b"clipped", "completion_length", b"completion_length", "entropy", b"entropy", "evaluation", b"evaluation", "grad_norm", b"grad_norm", "kl", b"kl", "step", b"step", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clipped: _TypeAlias = _typing.Literal["clipped"]  # noqa: Y015
     _WhichOneofArgType__clipped: _TypeAlias = _typing.Literal["_clipped", b"_clipped"]  # noqa: Y015
     _WhichOneofReturnType__completion_length: _TypeAlias = _typing.Literal["completion_length"]  # noqa: Y015
     _WhichOneofArgType__completion_length: _TypeAlias = _typing.Literal["_completion_length", b"_completion_length"]  # noqa: Y015
+    _WhichOneofReturnType__entropy: _TypeAlias = _typing.Literal["entropy"]  # noqa: Y015
+    _WhichOneofArgType__entropy: _TypeAlias = _typing.Literal["_entropy", b"_entropy"]  # noqa: Y015
     _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
     _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
     _WhichOneofReturnType__grad_norm: _TypeAlias = _typing.Literal["grad_norm"]  # noqa: Y015
@@ -1127,6 +1135,8 @@ class StepFigures(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clipped) -> _WhichOneofReturnType__clipped | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_length) -> _WhichOneofReturnType__completion_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__entropy) -> _WhichOneofReturnType__entropy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
     @_typing.overload

@@ -68,12 +68,18 @@ async def test_the_last_steps_figures_come_with_progress_and_curves_once_to_thos
     scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = NAMES
-    curve = (StepFigures(1, truncated=0.5), StepFigures(2, kl=0.25, clipped=0.0, grad_norm=2.0))
+    curve = (StepFigures(1, truncated=0.5, entropy=0.75), StepFigures(2, kl=0.25, clipped=0.0, grad_norm=2.0))
     await training.declare(wave())
     await training.report(reported(first, 2, figures=curve[-1]), reported(second, 2), curves={first: curve})
     asking, other = scene.client.watch("demo/w", curves=True), scene.client.watch("demo/w")
     seen = [await anext(asking), await anext(other)]
-    told = [[FiguresMessage(step=1, truncated=0.5), FiguresMessage(step=2, kl=0.25, clipped=0.0, grad_norm=2.0)], []]
+    told = [
+        [
+            FiguresMessage(step=1, truncated=0.5, entropy=0.75),
+            FiguresMessage(step=2, kl=0.25, clipped=0.0, grad_norm=2.0),
+        ],
+        [],
+    ]
     for each in seen:
         assert each.policies[0].figures == told[0][1]
         assert not each.policies[1].HasField("figures"), "its engine reports none, as an older one"
@@ -362,6 +368,11 @@ def test_a_wide_terminal_shows_figures_of_the_last_step_and_a_narrower_one_the_m
         assert cells[0][at - len(figures) : at] == figures, "none is shown that is 0 for all"
         assert cells[1][at - len(figures) : at] == ["-"] * len(figures)
         assert cells[0][at - len(figures) - 1] == "▁█"
+    progress.policies[0].figures.entropy = 1.25
+    console = on_screen()
+    console.print(progress_table(progress, console))
+    row = [each.strip() for each in shown(console).splitlines()[4].split("│")]
+    assert row[row.index("▁█") :][:6] == ["▁█", "212", "12.5%", "1.250", "0.0123", "2.0"]
 
 
 def test_where_a_terminal_is_narrow_pictures_give_way_and_names_stay_whole() -> None:

@@ -47,11 +47,18 @@ def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Samplin
 
 
 def figures_of(groups: Sequence[Group]) -> dict[str, float]:
-    """Return what a step's log line says of all of its completions, learnt from or not."""
+    """Return what a step's log line says of all of its completions, learnt from or not.
+
+    `entropy` is the mean of -log p over sampled tokens, in nats; p is the policy at the sampling temperature. Since
+    tokens are drawn from p, it estimates its entropy, which need not be computed for each. With top_p or top_k, they
+    are drawn only from p's likeliest ones: it then estimates a number between the entropy of p restricted to these
+    (and rescaled) and that of p. Nothing else restricts the tokens of rollouts.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "completion_length": fmean(len(each.tokens) for each in rollouts),
         "truncated": fmean(not each.stopped for each in rollouts),
+        "entropy": fmean(-logprob for each in rollouts for logprob in each.logprobs),
         "reward_std": fmean(deviation(group.rewards) for group in groups),
         "no_signal": fmean(not has_signal(group.rewards) for group in groups),
     }

@@ -13,6 +13,7 @@ COLUMNS = 3  # of panels below the rewards
 PANELS = {
     "completion_length": "completion length (tokens)",
     "truncated": "completions cut off (share)",
+    "entropy": "entropy (nats per token)",
     "clipped": "tokens clipped (share)",
     "kl": "KL to the base",
     "grad_norm": "gradient norm",

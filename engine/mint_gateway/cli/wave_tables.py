@@ -15,12 +15,15 @@ SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 24
 BAR_WIDTH = 20
 FAILURE_WIDTH = 30  # a policy's error is wrapped rather than squeezing the other columns
-_FIGURES = {"length": "completion_length", "cut off": "truncated", "clipped": "clipped", "kl": "kl"}  # by column
+_FIGURES = {  # by column
+    "length": "completion_length", "cut off": "truncated", "entropy": "entropy", "clipped": "clipped", "kl": "kl",
+}  # fmt: skip
 _HEADS = (
     *("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far"),
     *(*_FIGURES, "s/step", "left", "engine"),
 )
-_DISPENSABLE = ({""}, {"cut off", "clipped"}, {"length", "kl"}, {"rewards so far"})  # in the order of being dropped
+# In the order of being dropped.
+_DISPENSABLE = ({""}, {"cut off", "clipped"}, {"length", "entropy", "kl"}, {"rewards so far"})
 _COLOURS = {"Complete": "green", "Failed": "red", "Cancelled": "yellow", "Paused": "yellow", "Running": "cyan"}
 
 
@@ -101,10 +104,10 @@ def number(of: WaveProgress | PolicyProgress, field: str) -> str:
 
 
 def _figure(policy: PolicyProgress, name: str) -> str:
-    """Return a figure of the last step: a length without decimals, a share in percent."""
+    """Return a figure of the last step: a length without decimals, an entropy in nats, a share in percent."""
     if not policy.figures.HasField(name):  # type: ignore[arg-type]
         return "-"
-    form = {"completion_length": ".0f", "kl": ".4f"}.get(name, ".1%")
+    form = {"completion_length": ".0f", "entropy": ".3f", "kl": ".4f"}.get(name, ".1%")
     return format(getattr(policy.figures, name), form)
 
 

@@ -43,7 +43,9 @@ async def test_each_step_tells_what_came_of_it_in_a_line(base: Path, tmp_path: P
     steps = [line for line in lines if line["event"] == "step"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert {"reward", "tokens", "seconds"} < steps[0].keys()
-    assert all({"completion_length", "truncated", "reward_std", "no_signal"} < line.keys() for line in steps)
+    assert all(
+        {"completion_length", "truncated", "entropy", "reward_std", "no_signal"} < line.keys() for line in steps
+    )
     learnt = [line for line in steps if "grad_norm" in line]  # steps without any signal make no update
     assert all({"kl", "clipped", "ratio", "drift", "kept"} < line.keys() for line in learnt)
     assert learnt[0]["grad_norm"] > 0

@@ -1,11 +1,13 @@
 """How groups of scored completions become a training batch."""
 
 import pytest
+import torch
 
 from mint_contracts.training import Loss, LossType, Scaling
 from mint_engine.policies.groups import Group, batch_of, figures_of
 from mint_engine.policies.rollouts import Rollout
 from mint_engine.requests.parameters import Sampling
+from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.training.pieces import normaliser
 
 SAMPLING = Sampling(max_tokens=4, seed=0)
@@ -77,10 +79,30 @@ def test_nothing_is_learnt_where_all_completions_with_a_signal_were_cut_off(kl: 
 
 def test_a_step_tells_of_all_its_completions() -> None:
     """Whether anything is learnt from them or not."""
-    ended, cut = Rollout([7], [-1.0], stopped=True), Rollout([7, 8, 9], [-1.0] * 3)
+    ended, cut = Rollout([7], [-1.0], stopped=True), Rollout([7, 8, 9], [-1.0, -1.0, -2.0])
     groups = [Group((5,), [ended, cut], (0.0, 2.0)), Group((6,), [ended, ended], (1.0, 1.0))]
-    expected = {"completion_length": 1.5, "truncated": 0.25, "reward_std": 2**0.5 / 2, "no_signal": 0.5}
-    assert figures_of(groups) == pytest.approx(expected)
+    expected = {"completion_length": 1.5, "truncated": 0.25, "entropy": 7 / 6}
+    assert figures_of(groups) == pytest.approx(expected | {"reward_std": 2**0.5 / 2, "no_signal": 0.5})
+
+
+def entropy(logits: torch.Tensor) -> float:
+    logprobs = logits.log_softmax(0)
+    return -float((logprobs.exp() * logprobs).sum())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("kept", [0, 3])
+def test_the_entropy_told_is_that_of_what_tokens_are_drawn_from(temperature: float, kept: int) -> None:
+    """With filters it lies between the entropy of the tokens that they leave and that of all of them."""
+    count, one = 4096, torch.linspace(2.0, -2.0, 12)
+    sampling = [Sampling(max_tokens=1, seed=seed, temperature=temperature, top_k=kept) for seed in range(count)]
+    logits = one.expand(count, -1).contiguous()
+    drawn = [token for token in choose_tokens(logits, [(each, 0) for each in sampling]) if token is not None]
+    scores = score_tokens(logits / temperature, drawn, 0)
+    rollouts = [Rollout([each.token_id], [each.logprob]) for each in scores]
+    told = figures_of([Group((5,), rollouts, [0.0] * count)])["entropy"]
+    likely, every = (entropy(some / temperature) for some in (one[: kept or None], one))
+    assert likely - 0.05 < told < every + 0.05
 
 
 @pytest.mark.parametrize("filter_groups", [True, False])
