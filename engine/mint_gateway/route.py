@@ -250,13 +250,13 @@ async def _until_first_token(call: "Call", candidate: Candidate) -> list[samplin
 async def _forward(
     call: "Call", events: list[sampling_pb2.GenerateEvent], send: Send, candidate: Candidate, *, completions: int
 ) -> None:
-    """Send the events already read and all that follow. Only the client can retry a stream that breaks here.
+    """Send the `events` already read, and all that follow. Only the client can retry a stream that breaks here.
 
-    The answer is complete when each of the request's `completions` has its Finished.
+    The answer is complete when each of the request's `completions` has its Finished. Removes what it sends.
     """
-    for ready in events:
-        await send(ready)
     finished = sum(event.HasField("finished") for event in events)
+    while events:  # the log-probabilities of a long prompt would stay in memory until the answer's end
+        await send(events.pop(0))
     try:
         # Read to the stream's end, not only to Finished: an earlier end would look like a client that disconnected.
         while isinstance(event := await call.read(), sampling_pb2.GenerateEvent):

@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from mint_contracts.byte_budget import OWN_BYTES, ByteBudget
-from mint_contracts.errors import Overloaded
-from mint_contracts.sampling_pb2 import GenerateRequest, TokenIds
+from mint_contracts.errors import CapacityExceeded, Overloaded
+from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started, TokenIds
 from mint_gateway import answering
 from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
 from tests.gateway.http_requests import CHAT, TEXT, get, post
@@ -80,6 +80,16 @@ async def test_an_answer_too_long_to_send_is_refused_and_its_work_ends(
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
         pieces = [piece async for piece in await client.completions.create(model=BASE, prompt="Ahoy", stream=True)]
     assert sum(len(piece.choices[0].text) for piece in pieces) == 40 * 500_000
+
+
+async def test_an_echoed_prompt_counts_with_each_completion() -> None:
+    """It comes before each, and in Python takes ten times as much: a gigabyte in all, when it was counted once."""
+    echoed = GenerateEvent(started=Started(prompt=[bytes(buffered_answer.MOST_BYTES // 10)]))
+    budget = ByteBudget(door.MOST_KEPT, "gateway", "is full")
+    with budget.share() as share:
+        await buffered_answer.BufferedAnswer(share, 9).take(0, echoed)
+        with pytest.raises(CapacityExceeded, match="the most that is sent without a stream; ask for one"):
+            await buffered_answer.BufferedAnswer(share, 16).take(0, echoed)
 
 
 async def test_answers_are_told_whole_while_all_together_have_room(

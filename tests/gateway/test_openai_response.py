@@ -4,7 +4,19 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
-from mint_gateway.http.openai_response import CHAT, TEXT, Echo, Form, Head, Json, beginning, chunk, echo, whole
+from mint_gateway.http.openai_response import (
+    CHAT,
+    ECHOED,
+    TEXT,
+    Echo,
+    Form,
+    Head,
+    Json,
+    beginning,
+    chunk,
+    echo,
+    whole,
+)
 
 WORD, HALF, NONE = (
     TokenLogprob(token_id=7, logprob=-0.25, token=b" sea"),
@@ -114,5 +126,19 @@ def test_a_stream_tells_the_prompt_before_each_of_its_completions() -> None:
     choices = [each["choices"][0] for each in beginning(head, range(2, 4), Echo("Ahoy", (WORD, HALF)))]
     assert [(choice["index"], choice["text"]) for choice in choices] == [(2, "Ahoy"), (3, "Ahoy")]
     assert choices[0]["logprobs"]["token_logprobs"] == [None, -0.5]
-    assert len(beginning(head, range(2), Echo(logprobs=(NONE,)))) == 2, "a prompt of what no token has"
-    assert not beginning(head, range(2), Echo())
+    assert len([*beginning(head, range(2), Echo(logprobs=(NONE,)))]) == 2, "a prompt of what no token has"
+    assert not [*beginning(head, range(2), Echo())]
+
+
+def test_a_stream_tells_a_long_prompt_a_part_at_a_time() -> None:
+    """All at once, a prompt that fits a context of 50,000 tokens took two gigabytes of a gateway, n being 16."""
+    head, prompt = Head(TEXT, "1", "demo/pirate", 0, ""), Echo("long", tuple(placed(b"a", at) for at in range(600)))
+    pieces = beginning(head, range(2), prompt)
+    assert next(pieces)["choices"][0]["text"] == "long"
+    choices = [piece["choices"][0] for piece in beginning(head, range(2), prompt)]
+    assert [(each["index"], each["text"]) for each in choices[3:]] == [(1, "long"), (1, ""), (1, "")]
+    assert max(len(each["logprobs"]["tokens"]) for each in choices) == ECHOED
+    end = GenerateEvent(finished=Finished(reason=Finished.STOP))
+    [told] = whole(head, {0: prompt}, [end], 1)["choices"]
+    for name in told["logprobs"]:
+        assert [each for choice in choices[:3] for each in choice["logprobs"][name]] == told["logprobs"][name]

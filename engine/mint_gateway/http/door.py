@@ -157,7 +157,7 @@ class Door:
             stream = Stream(http, form, wanted, tools, request_id, created, shows_thoughts=shows_thoughts)
             return await stream.run(self._answering, requests)
         with self._kept.share(client=sharer.get()) as share:
-            kept = BufferedAnswer(share)
+            kept = BufferedAnswer(share, wanted.n)
 
             def whole() -> bytes:
                 started = kept.started()

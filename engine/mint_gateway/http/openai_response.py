@@ -7,7 +7,7 @@ does not show has the next token's. `system_fingerprint` is the digest of the ad
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,8 @@ Json = dict[str, Any]
 
 _CODES = {PromptTooLong.__name__: "context_length_exceeded"}  # OpenAI's code, which clients check; others are ours
 _REASONS = {Finished.STOP: "stop", Finished.LENGTH: "length"}
+
+ECHOED = 256  # an echoed prompt's tokens in one piece of a stream: with twenty log-probabilities each, a megabyte
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -156,18 +158,24 @@ def _parsed(head: Head, prompt: Echo, parser: Parser, pieces: Sequence[Piece], e
     return message | ({"tool_calls": called} if called else {})
 
 
-def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
-    """Return a stream's first pieces for some completions: the role in a chat, else the echo if there is one."""
+def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> Iterator[Json]:
+    """Yield a stream's first pieces for some completions: the role in a chat, else the echo if there is one.
+
+    All log-probabilities of a long prompt would take hundreds of megabytes at once, for each completion.
+    """
     if head.form.is_chat:
         nothing = "" if head.parsing is None else None
         content: Json = {"delta": {"role": "assistant", "content": prompt.text or nothing}}
     elif prompt.text or prompt.logprobs:
         content = {"text": prompt.text}
     else:
-        return []
-    scores = _Scores((), prompt.logprobs)
-    choices = (_choice(head.form, index, content, scores, None) for index in indices)
-    return [head.piece(head.form.kind_of_piece, [choice]) for choice in choices]
+        return
+    for index in indices:
+        first = _choice(head.form, index, content, _Scores((), prompt.logprobs[:ECHOED]), None)
+        yield head.piece(head.form.kind_of_piece, [first])
+        for at in range(ECHOED, len(prompt.logprobs), ECHOED):
+            more = _choice(head.form, index, {"text": ""}, _Scores(prompt.logprobs[at : at + ECHOED]), None)
+            yield head.piece(head.form.kind_of_piece, [more])
 
 
 def chunk(head: Head, event: Chunk, before: int) -> Json:

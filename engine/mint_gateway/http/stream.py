@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -20,6 +20,7 @@ from mint_gateway.http.error_middleware import REQUEST_ID, ours
 from mint_gateway.http.parsing import Parser, Part, parsing, piece_of
 from mint_gateway.http.tools import Tools
 from mint_gateway.slow_clients import taken
+from mint_gateway.time_slices import TimeSlices
 
 QUIET_S = 10.0  # after which a comment is sent: many proxies cut a stream that is idle for 60 s
 _COMMENT = b": generating\n\n"  # clients skip it
@@ -104,14 +105,14 @@ class Stream:
             pieces = self._end(self._heads[prompt], event.finished)
             await self._tell(prompt, pieces, event.finished.completion_tokens)
 
-    async def _tell(self, prompt: int, pieces: Sequence[openai_response.Json], made: int) -> None:
+    async def _tell(self, prompt: int, pieces: Iterable[openai_response.Json], made: int) -> None:
         """Send pieces of a completion that has `made` tokens so far."""
-        options = self._wanted.stream_options
+        options, usage, slices = self._wanted.stream_options, openai_response.Json(), TimeSlices()
         if options.include_usage and options.continuous_usage_stats:
             usage = openai_response.so_far(self._prompt_tokens[prompt], made)
-            pieces = [piece | usage for piece in pieces]
         for piece in pieces:
-            await self._write(piece)
+            await self._write(piece | usage)
+            await slices.rest()
 
     def _chunk(self, head: openai_response.Head, chunk: Chunk, before: int) -> list[openai_response.Json]:
         if head.parsing is None:
