@@ -37,18 +37,18 @@ async def until(look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
             await asyncio.sleep(POLL_S)
 
 
-def block_until(look: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
+def block_until(look: Callable[[], T]) -> T:
     """Return the first true answer of `look`, and block the thread until then. Raises TimeoutError."""
-    give_up = time.monotonic() + timeout_s
+    give_up = time.monotonic() + PATIENCE_S
     while not (found := look()):
         if time.monotonic() > give_up:
-            raise TimeoutError(f"still {found} after {timeout_s} s")
+            raise TimeoutError(f"still {found} after {PATIENCE_S} s")
         time.sleep(POLL_S)
     return found
 
 
-def join(thread: threading.Thread, timeout_s: float = PATIENCE_S) -> None:
+def join(thread: threading.Thread) -> None:
     """Wait until a thread has ended. Raises TimeoutError."""
-    thread.join(timeout_s)
+    thread.join(PATIENCE_S)
     if thread.is_alive():
-        raise TimeoutError(f"{thread.name} has not ended after {timeout_s} s")
+        raise TimeoutError(f"{thread.name} has not ended after {PATIENCE_S} s")

@@ -13,15 +13,15 @@ NAME = "keeping-mint-redis"
 class Release:
     """A release in its own namespace, so that only cluster-wide names could collide with those of others."""
 
-    def __init__(self, server: ApiServer, namespace: str, name: str = "keeping") -> None:
-        self._server, self._namespace, self._name = server, namespace, name
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self._server, self._namespace = server, namespace
 
-    def install(self, values: Values | None = None) -> None:
-        given = merged(PUSHED, {"watchNamespaces": [self._namespace]} | (values or {}))
-        self._helm("install", self._name, str(CHART), "--skip-crds", values=given)
+    def install(self) -> None:
+        given = merged(PUSHED, {"watchNamespaces": [self._namespace]})
+        self._helm("install", "keeping", str(CHART), "--skip-crds", values=given)
 
     def uninstall(self) -> None:
-        self._helm("uninstall", self._name)
+        self._helm("uninstall", "keeping")
 
     def secret(self) -> dict[str, Any] | None:
         """Return the Secret, if there is one."""

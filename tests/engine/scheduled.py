@@ -10,7 +10,7 @@ from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.prefix import extend_keys
-from mint_engine.scheduling.request import Completion, Request, State
+from mint_engine.scheduling.request import Completion, Request
 from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
 TOTAL_PAGES = 12
@@ -73,8 +73,3 @@ def run(scheduler: Scheduler) -> list[Completion]:
             return ended
         ended += advance(scheduler)[1]
     raise AssertionError(f"{len(scheduler.live)} requests did not end in {MOST_STEPS} steps")
-
-
-def running(scheduler: Scheduler) -> list[Completion]:
-    assert all(each.state is State.RUNNING for each in scheduler.running)
-    return list(scheduler.running)

@@ -24,7 +24,7 @@ from tests.engine_views import engine_views
 from tests.redis_process import patient
 from tests.waiting import PATIENCE_S, until
 
-FIRST, THIRD = "model-00001-of-00005.safetensors", "model-00003-of-00005.safetensors"
+THIRD = "model-00003-of-00005.safetensors"
 
 
 class Slow(stores.Files):

@@ -18,7 +18,6 @@ from mint_engine.residency.slots import NO_SLOT
 from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits, span
 from tests.engine.turns import LENGTH, TURNS, play, text
 
-SLIDING = [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
 KERNELS = find_kernels(torch.bfloat16, CPU)
 
 

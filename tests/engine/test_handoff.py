@@ -75,10 +75,10 @@ async def served(engine: Engine, folder: Path) -> None:
     await until(lambda: serves(engine, folder))
 
 
-async def begun(engine: Engine, count: int) -> asyncio.Task[Told]:
+async def begun(engine: Engine) -> asyncio.Task[Told]:
     """Start a request and wait for its first token."""
     first = asyncio.Event()
-    task = asyncio.create_task(engine.ask(NAME, PROMPT, count, lambda _: first.set()))
+    task = asyncio.create_task(engine.ask(NAME, PROMPT, LONG, lambda _: first.set()))
     async with asyncio.timeout(ANSWER_S):
         await first.wait()
     return task
@@ -91,7 +91,7 @@ async def test_requests_in_flight_end_on_the_revision_that_they_began_with(
     for number, folder in enumerate(revisions):
         publish(engine, folder)
         await served(engine, folder)
-        asked += [(number, await begun(engine, LONG)) for _ in range(3)]
+        asked += [(number, await begun(engine)) for _ in range(3)]
     for number, task in asked:
         told = await task
         assert told.tokens == truth[number]
@@ -106,7 +106,7 @@ async def test_nothing_pauses_while_the_new_revision_loads(
     publish(engine, revisions[0])
     await served(engine, revisions[0])
     gate = Gate(engine, monkeypatch)
-    running = await begun(engine, LONG)
+    running = await begun(engine)
     publish(engine, revisions[1])
     await until(gate.reached.is_set)
     assert (await running).tokens == truth[0], "a request in flight goes on to its end"
@@ -151,7 +151,7 @@ async def test_without_a_spare_slot_the_new_revision_waits_for_the_old_ones_requ
 ) -> None:
     publish(engine, revisions[0])
     await served(engine, revisions[0])
-    running = await begun(engine, LONG)
+    running = await begun(engine)
     publish(engine, revisions[1])
     await served(engine, revisions[1])
     assert (await running).tokens == truth[0]

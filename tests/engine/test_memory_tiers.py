@@ -281,9 +281,9 @@ def test_a_copy_stored_again_during_its_removal_keeps_its_file(tmp_path: Path) -
     assert disk.imbalance() == ""
 
 
-def mapped(tier: DiskTier, name: str, nbytes: int = 40, identity: str = IDENTITY) -> KnownFile:
-    """A stored file of that name, which counts as mapped for as long as the returned object is kept."""
-    path = store(tier, name, nbytes, identity)
+def mapped(tier: DiskTier, name: str) -> KnownFile:
+    """A stored file of 40 bytes, which counts as mapped for as long as the returned object is kept."""
+    path = store(tier, name, 40)
     file = KnownFile(path, identity_of(path.stat()))
     tier.mapped(source(name), file)
     return file

@@ -95,8 +95,8 @@ def test_a_base_without_markers_has_no_thoughts(tmp_path: Path, without: str) ->
     assert (find_markers(tokenizer) is None) == (without in ("single tokens", "tokens that are shown"))
 
 
-def allowed(*grammars: Grammar | None, size: int = 320) -> list[set[int]]:
-    logits = torch.zeros(len(grammars), size)
+def allowed(*grammars: Grammar | None) -> list[set[int]]:
+    logits = torch.zeros(len(grammars), 320)
     for trouble in mask(grammars, logits).values():
         raise trouble
     return [set(torch.nonzero(row == 0).flatten().tolist()) for row in logits]

@@ -26,6 +26,7 @@ from tests.engine.made import edit_config
 from tests.engine.saved_families import BASES, save_adapter, save_base
 
 TEXT = "base_model.model.model.language_model."
+UNREACHED = "base_model.model.model.vision_tower.head.lora_A.weight"
 Q0 = "layers.0.self_attn.q_proj"
 
 
@@ -100,7 +101,7 @@ def test_one_of_the_vision_tower_alone_is_refused(base: Path, tmp_path: Path) ->
         read(base, folder)
 
 
-def widen(folder: Path, name: str, numbers: int) -> None:
+def widen(folder: Path, numbers: int) -> None:
     """Add an F32 tensor before all others, of which the disk holds nothing (a sparse file)."""
     path = folder / WEIGHTS
     whole = path.read_bytes()
@@ -109,7 +110,7 @@ def widen(folder: Path, name: str, numbers: int) -> None:
     told.pop("__metadata__", None)
     for each in told.values():
         each["data_offsets"] = [offset + 4 * numbers for offset in each["data_offsets"]]
-    told[name] = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
+    told[UNREACHED] = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
     header = json.dumps(told).encode()
     with path.open("wb") as file:
         file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
@@ -120,7 +121,7 @@ def widen(folder: Path, name: str, numbers: int) -> None:
 def test_ignored_parts_take_no_memory(base: Path, tmp_path: Path) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
     before = read(base, folder)
-    widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 32 << 20)
+    widen(folder, 32 << 20)
     model = read_model(base)
     fit = Fit(find_modules(model), 8, unused=unused_linears(model))
     tracemalloc.start()
@@ -135,7 +136,7 @@ def test_ignored_parts_take_no_memory(base: Path, tmp_path: Path) -> None:
 
 def test_far_too_much_to_pass_over_is_refused_unread(base: Path, tmp_path: Path) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
-    widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 25 << 30)
+    widen(folder, 25 << 30)
     with pytest.raises(
         errors.UnsupportedAdapter, match="has 100 GiB of tensors that text never reaches, and at most 1"
     ):
@@ -145,7 +146,7 @@ def test_far_too_much_to_pass_over_is_refused_unread(base: Path, tmp_path: Path)
 
 def test_a_file_that_ends_within_what_is_passed_over_is_told_to_be_cut(base: Path, tmp_path: Path) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
-    widen(folder, "base_model.model.model.vision_tower.head.lora_A.weight", 1 << 20)
+    widen(folder, 1 << 20)
     os.truncate(folder / WEIGHTS, 1 << 20)
     model = read_model(base)
     fit = Fit(find_modules(model), 8, unused=unused_linears(model))

@@ -8,7 +8,7 @@ from mint_gateway.cli import parser
 from tests.gateway.scene import BASE, STORE, Scene
 
 WAVE = "demo/wave"
-PIRATE, ROBOT, JSON = (f"demo/{name}" for name in ("pirate", "robot", "json"))
+PIRATE, ROBOT = "demo/pirate", "demo/robot"
 ADMITTED = WaveRecord(WAVE, "selector", 3, 1, Tier.DEVICE, slots=3, priority=5, weight=2, quota=6, admitted=True)
 QUEUED = WaveRecord(
     "other/later",

@@ -19,7 +19,7 @@ from mint_operator.planning.engines import engine_name, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import SETTINGS_DIGEST, Manifest, render, settings_digest
 from mint_operator.planning.plan import plan
-from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Release, Snapshot
+from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Snapshot
 from tests.apiserver import POLL_S, START_TIMEOUT_S, ApiServer, KubectlError, serve
 from tests.operator.stage import base_model, staged
 from tests.operator.worlds import NOW, RELEASE, base
@@ -42,10 +42,8 @@ def rendered(of: ObservedBase, engines: int = 2, partition: int = 0) -> dict[str
     return {each.kind: each.body for each in manifests(of, engines, partition)}
 
 
-def manifests(
-    of: ObservedBase, engines: int = 2, partition: int = 0, release: Release = GUARDED
-) -> tuple[Manifest, ...]:
-    return render(of, release, CLAIMS, engines, partition)
+def manifests(of: ObservedBase, engines: int = 2, partition: int = 0) -> tuple[Manifest, ...]:
+    return render(of, GUARDED, CLAIMS, engines, partition)
 
 
 def templates(of: ObservedBase) -> tuple[Body, Body]:

@@ -64,8 +64,8 @@ class Clock:
         return written
 
 
-def candidate(stage: Stage, identity: str = "one") -> Leadership:
-    return Leadership(stage.kube, stage.namespace, LEASE, identity)
+def candidate(stage: Stage) -> Leadership:
+    return Leadership(stage.kube, stage.namespace, LEASE, "one")
 
 
 async def test_a_leader_that_misses_an_answer_leads_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,8 @@ TURNS: list[Turn] = [
 
 
 @contextmanager
-def built(
-    base: Path, dtype: str, ranks: int, limits: Limits | None = None, nodes: int = 1
-) -> Iterator[tuple[Slots, Generation]]:
-    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, nodes=nodes)
+def built(base: Path, ranks: int, limits: Limits | None = None, nodes: int = 1) -> Iterator[tuple[Slots, Generation]]:
+    settings = settings_for(base, dtype="float32", tensor_parallel_size=ranks, nodes=nodes)
     with other_nodes(settings) as group:
         _, slots, generation = build(settings, base, limits or Limits(), endpoint=group.endpoint)
         try:

@@ -16,7 +16,7 @@ def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
     base, adapters = save_base(family, tmp_path / "base"), []
     layers = shared_weights(load_base(base, torch.float32, torch.device("cpu")))
     for ranks in (1, 2):
-        with built(base, "float32", ranks) as (slots, generation):
+        with built(base, ranks) as (slots, generation):
             slots.load(0, draw_adapter(slots, 4))
             adapters.append(int(slots.filled[0]))
             if ranks == 2:
@@ -37,7 +37,7 @@ def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> 
     base = save_base(family, tmp_path / "base", num_key_value_heads=4)
     found = []
     for ranks in (1, 3):
-        with built(base, "float32", ranks) as (slots, generation):
+        with built(base, ranks) as (slots, generation):
             slots.load(1, draw_adapter(slots, 4))
             found.append(play(generation, TURNS[-4:], generation._forward.base.vocab_size))
     assert (found[1] - found[0]).norm() / found[0].norm() < 1e-5

@@ -104,7 +104,7 @@ def test_two_nodes_of_two_ranks_compute_what_one_rank_does(tmp_path: Path) -> No
     folder = save_adapter(base, tmp_path / "r4", rank=4)
     found = []
     for ranks, nodes in ((1, 1), (4, 2)):
-        with built(base, "float32", ranks, nodes=nodes) as (slots, generation):
+        with built(base, ranks, nodes=nodes) as (slots, generation):
             slots.load(0, packed(folder, slots))
             slots.load(1, packed(folder, slots))
             found.append(play(generation, TURNS, generation._forward.base.vocab_size))

@@ -69,7 +69,7 @@ def test_a_rank_that_serves_by_another_kind_of_pass_is_refused(
 
     monkeypatch.setattr(Ranks, "meet", meet_by_modules)
     refused = r"tensorParallelSize: is more than 1, and rank 1 serves by generic, rank 0 by lean \("
-    with pytest.raises(UnsupportedBase, match=refused), built(save_base(tmp_path), "float32", 2):
+    with pytest.raises(UnsupportedBase, match=refused), built(save_base(tmp_path), 2):
         pass
 
 

@@ -146,7 +146,7 @@ async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> Non
 @pytest.mark.parametrize("of", ["files", "routed_files"])
 def test_ranks_whose_steps_are_small_have_room_for_what_proves_them(of: str, request: pytest.FixtureRequest) -> None:
     files: Path = request.getfixturevalue(of)
-    with built(files / "base", "float32", 2, Limits(running=2, step_tokens=4)) as (_, generation):
+    with built(files / "base", 2, Limits(running=2, step_tokens=4)) as (_, generation):
         forward = generation._forward
         assert forward.run([5], [one(forward)], [0]).shape == (1, forward.base.vocab_size)
 
@@ -157,7 +157,7 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
     """The first waits in the middle of a layer for what never comes, with a patience longer than this test's."""
     patient = functools.partial(SharedMemory, patience_s=3600.0)
     monkeypatch.setattr("mint_engine.parallel.member.SharedMemory", patient)
-    with built(routed_files / "base", "float32", 2) as (_, generation):
+    with built(routed_files / "base", 2) as (_, generation):
         forward = generation._forward
         assert forward._others is not None
         with (
@@ -170,7 +170,7 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
 @pytest.mark.parametrize("of", ["files", "routed_files"])
 def test_a_slot_changes_on_each_rank_after_the_steps_that_read_it(of: str, request: pytest.FixtureRequest) -> None:
     files: Path = request.getfixturevalue(of)
-    with built(files / "base", "float32", 2) as (slots, generation):
+    with built(files / "base", 2) as (slots, generation):
         slots.load(0, draw_adapter(slots, 4))
         forward = generation._forward
         others: Any = forward._others
@@ -204,7 +204,7 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
     """They wait for it in the middle of a layer, but not for long, and do not report a defect of their own."""
     own = ForkClient()  # its output and its ranks' goes where this test can read it
     monkeypatch.setattr("mint_engine.parallel.rank.fork_client", lambda: own)
-    with built(routed_files / "base", "float32", 2) as (_, generation):
+    with built(routed_files / "base", 2) as (_, generation):
         [rank] = followers()
         monkeypatch.setattr(generation._forward._pass, "_base", None)
         with pytest.raises(AttributeError):
@@ -343,7 +343,7 @@ async def test_the_first_rank_stops_reading_the_base_when_another_dies(
 
 async def test_a_rank_that_fails_at_a_slot_ends_at_once(files: Path) -> None:
     """It has no answer, and the contents of its slots are unknown."""
-    with built(files / "base", "float32", 2) as (slots, generation):
+    with built(files / "base", 2) as (slots, generation):
         [rank] = followers()
         others: Any = generation._forward._others
         with pytest.raises(EngineUnavailable, match="rank 1"), others.clear(slots.count):
