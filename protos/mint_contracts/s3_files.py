@@ -1,15 +1,28 @@
-"""S3's filesystem, also for services that omit an object's length, as behind compressing proxies."""
+"""S3's filesystem, also for services that omit an object's length, as behind compressing proxies.
 
+Some, as MinIO, forget an upload once it is complete. If their answer to its completion is lost, the repeated request
+finds no such upload. Nothing is missing then: to upload the object again is all that is needed.
+"""
+
+import errno
 from typing import Any
 
 from s3fs import S3FileSystem
 
 
 class S3Files(S3FileSystem):  # type: ignore[misc]
-    """S3FileSystem, but if an object's head has no length, it comes from the bucket's listing."""
+    """S3FileSystem, but if an object's head has no length, it comes from the bucket's listing.
+
+    An unknown upload is an OSError, and no FileNotFoundError.
+    """
 
     async def _call_s3(self, method: str, *positional: Any, **named: Any) -> Any:
-        answer = await super()._call_s3(method, *positional, **named)
+        try:
+            answer = await super()._call_s3(method, *positional, **named)
+        except FileNotFoundError as error:
+            if "UploadId" not in named:
+                raise
+            raise OSError(errno.EBUSY, "the upload has ended") from error
         if method == "head_object" and "ContentLength" not in answer:
             answer["ContentLength"] = await self._listed_length(named["Bucket"], named["Key"])
         return answer

@@ -10,10 +10,12 @@ from threading import Event, Thread
 
 import pytest
 
+from mint_contracts.backends import backend
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.errors import CorruptFile, MintError, Overloaded, SourceForbidden, SourceUnavailable
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
+from mint_contracts.storage_errors import storage_errors
 from tests.engine import stores
 from tests.waiting import until
 
@@ -74,6 +76,50 @@ class CutOff(BaseHTTPRequestHandler):
 def test_a_bucket_that_cuts_its_answers_off_is_temporarily_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket(monkeypatch, CutOff), pytest.raises(SourceUnavailable, match="did not answer"):
         object_store(Source("s3://shelf/catalog")).read("part", 1000)
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """A server that loses its answer to an upload's completion, and then knows of no such upload, as MinIO does."""
+
+    protocol_version = "HTTP/1.1"
+    uploads: set[str] = set()  # noqa: RUF012 - the server's, not a request's
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path.endswith("?uploads"):
+            self.uploads.add("1")
+            self.answer(200, "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>")
+        elif self.uploads:
+            self.uploads.clear()
+            self.close_connection = True
+        else:
+            self.answer(404, "<Error><Code>NoSuchUpload</Code></Error>")
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, "")
+
+    do_DELETE = do_POST  # noqa: N815 - the library's name
+
+    def answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+def test_an_upload_that_may_be_complete_is_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        bucket(monkeypatch, Forgetful),
+        pytest.raises(SourceUnavailable, match="did not answer"),
+        storage_errors("s3", "part"),
+    ):
+        backend("s3").files.pipe_file("shelf/part", b"in parts", chunksize=4)
+    assert not Forgetful.uploads, "its completion was asked for"
 
 
 def vast(path: Path) -> None:
