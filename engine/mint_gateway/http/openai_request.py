@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from mint_contracts import sampling_pb2
+from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.transport import MOST_STOPS, MOST_TOOL_CHARACTERS
 from mint_gateway.http.messages import Message, message
@@ -44,6 +45,7 @@ NOT_DONE: dict[str, tuple[object, ...]] = {
 }
 
 MOST_PROMPTS = 128  # in one request: each counts as one of the gateway's requests in flight
+MOST_COPIED = 16 << 20  # bytes of all other fields: the request of each prompt has its own
 
 _MOST = 2**31 - 1
 _Count = Annotated[int, Meta(ge=1, le=_MOST)]
@@ -165,16 +167,22 @@ def text_requests(asked: TextRequest, bases: Container[str]) -> list[sampling_pb
     """
     if asked.max_tokens == 0 and not asked.echo:
         raise InvalidRequest("max_tokens", "is 0, which asks for nothing; set echo, or ask for at least one token")
-    requests = []
-    for prompt in _prompts(asked.prompt):
-        request = _request(asked, asked.max_tokens, bases)
+    prompts, common, requests = _prompts(asked.prompt), _request(asked, asked.max_tokens, bases), []
+    if asked.logprobs is not None:
+        common.sampling.logprobs, common.sampling.prompt_logprobs = asked.logprobs, asked.echo
+    common.sampling.echo = asked.echo
+    copied = common.ByteSize() * len(prompts)
+    if copied > MOST_COPIED:
+        problem = f"holds {len(prompts)} prompts, for which the other parameters would take {in_units(copied)} in all"
+        advice = f"{in_units(MOST_COPIED)} are allowed: send fewer prompts in one request, or shorten the others"
+        raise InvalidRequest("prompt", f"{problem}; {advice}")
+    for prompt in prompts:
+        request = sampling_pb2.GenerateRequest()
+        request.CopyFrom(common)
         if isinstance(prompt, str):
             request.text = prompt
         else:
             request.tokens.ids.extend(prompt)
-        if asked.logprobs is not None:
-            request.sampling.logprobs, request.sampling.prompt_logprobs = asked.logprobs, asked.echo
-        request.sampling.echo = asked.echo
         requests.append(request)
     return requests
 
