@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from mint_contracts.resources import Serve
 from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.manifests import settings_digest
@@ -192,3 +193,19 @@ def test_leases_are_rebuilt_from_what_engines_say_when_the_map_was_lost() -> Non
     world.version = None
     world.step()
     assert world.leases == before
+
+
+def test_policies_that_fit_a_restarted_engine_no_more_go_to_others() -> None:
+    """Its deviceSlots was lowered; it holds them all until it restarts for that."""
+    wave = training_wave("w", 4, admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(1, 2, slots=4), [wave], engines(2), replicas=2)
+    world.step()
+    before = world.leases
+    world.say(Stage.RUNNING, 1)
+    world.base = base(1, 2, slots=2)
+    world.step()
+    assert {name: engine for name, (engine, _) in world.leases.items()} == dict.fromkeys(before, "smol-0")
+    world.engines[0] = restarted(world.engines[0], 2)
+    world.step()
+    assert sorted(engine for engine, _ in world.leases.values()) == ["smol-0", "smol-0", "smol-1", "smol-1"]
+    assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())

@@ -31,6 +31,7 @@ class Slots:
         self._kept = {engine.name for engine in engines if not engine.lost}
         self._late = {engine.name for engine in engines if engine.alive and engine.lost}
         self._rank_keys = {engine.name: (not engine.ready, engine.name in outdated) for engine in engines}
+        self._starts = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
         self._each = each
         self.free = {engine.name: each - served.get(engine.name, 0) for engine in engines}
         self.memory = memory
@@ -63,9 +64,14 @@ class Slots:
         """The engines on which slots may be taken."""
         return frozenset(self._usable)
 
-    def policies_stay(self, engine: str) -> bool:
-        """Whether policies training on this engine stay there; an engine that is only restarting is expected back."""
-        return engine in self._kept
+    def stays(self, policy: PolicyStanding, others: int) -> bool:
+        """Whether a policy stays on its engine beside `others`; an engine that is only restarting is expected back.
+
+        One that has restarted since, and has fewer slots now, could not train them all at once.
+        """
+        engine, lease = policy.engine, policy.assignment
+        trains = lease is not None and self._starts.get(engine, lease.incarnation) == lease.incarnation
+        return engine in self._kept and (trains or others < self._each)
 
     def is_late(self, engine: str) -> bool:
         """Whether the engine is alive again, but has been unready for so long that others are better."""
@@ -100,13 +106,15 @@ class Slots:
         )
 
 
-def keep(standing: WaveStanding, slots: Slots) -> dict[str, str]:
-    """Return the policies that stay where they train, by name, and reserve their slots."""
+def keep(standing: WaveStanding, slots: Slots, trains: Counter[str]) -> dict[str, str]:
+    """Return the policies that stay where they train, by name; reserve their slots, and count them by engine."""
     pins, wanting = {}, frozenset(standing.wants_slot)
     for policy in standing.policies:
-        stays = policy.engine in slots.free if standing.kept else slots.policies_stay(policy.engine)
-        if policy.name in wanting and policy.holds and stays:
+        if policy.name not in wanting or not policy.holds:
+            continue
+        if policy.engine in slots.free if standing.kept else slots.stays(policy, trains[policy.engine]):
             slots.take(policy.engine, policy.settings)
+            trains[policy.engine] += 1
             pins[policy.name] = policy.engine
     return pins
 

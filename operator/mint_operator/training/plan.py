@@ -86,7 +86,8 @@ def prepared(
     starts = Starts(known.sizes if known else {}, ITEM_BYTES[base.spec.engine.dtype])
     memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory, outdated)
-    kept = {key: keep(standings[key], slots) for key in order}
+    trains = Counter[str]()
+    kept = {key: keep(standings[key], slots, trains) for key in order}
     # Finding what comes first takes a pass over all placements.
     if any(late(standings[key], kept[key], slots) for key in order):
         stranded = _stranded(waves, known, slots, {engine.name for engine in engines if engine.lost})
