@@ -26,6 +26,9 @@ LoadWeights = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictI
 
 # Operations that keep experts in order and do nothing else between them or within one of their linears.
 _HARMLESS = (MergeModulelist, Concatenate)
+# Routers add it to the scores by which they choose. Its values may differ by less than rounding: all of a layer's are
+# about 7 in GLM-5.2, where bfloat16's steps are 1/32. Some of transformers' classes do not keep it (MiniMax-M2's).
+_KEPT_IN_FLOAT32 = "e_score_correction_bias"
 
 
 class Name(NamedTuple):
@@ -137,6 +140,7 @@ def with_loader(whole: type[PreTrainedModel], by: LoadWeights) -> type[PreTraine
     transformers creates a model without memory and fills it with tensors that are read one by one; `by` chooses
     these, and may cut the model before. transformers would also add an adapter that lies beside them, if PEFT is
     installed; it is left out, being no part of the base. Tensors of a GGUF file are those that transformers finds.
+    What corrects the choice of experts stays in float32 in every family.
     """
     read: list[LoadStateDictInfo] = []
 
@@ -147,7 +151,9 @@ def with_loader(whole: type[PreTrainedModel], by: LoadWeights) -> type[PreTraine
     def leave_adapter(*_: Any, **__: Any) -> LoadStateDictInfo:
         return read[-1]
 
+    kept = {*(whole._keep_in_fp32_modules_strict or ()), _KEPT_IN_FLOAT32}
     changes = {
-        "_load_pretrained_model": staticmethod(load), "load_adapter": leave_adapter, "__module__": whole.__module__
+        "_load_pretrained_model": staticmethod(load), "load_adapter": leave_adapter, "__module__": whole.__module__,
+        "_keep_in_fp32_modules_strict": kept,
     }  # fmt: skip
     return type(whole.__name__, (whole,), changes)
