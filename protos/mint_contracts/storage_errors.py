@@ -61,17 +61,17 @@ def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintErro
 
 
 @contextmanager
-def os_errors(subject: str) -> Iterator[None]:
-    """Turn the operating system's errors about a source into MintErrors."""
+def os_errors(subject: str, did: str = "read") -> Iterator[None]:
+    """Turn the operating system's errors about a source into MintErrors, which say that it could not be `did`."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceNotFound(subject, "does not exist; check its path") from error
     except PermissionError as error:
-        raise SourceForbidden(subject, "may not be read by the engine's user; check its permissions") from error
+        raise SourceForbidden(subject, f"may not be {did} by the engine's user; check its permissions") from error
     except OSError as error:
         raise disk_full(error, subject) or SourceUnavailable(
-            subject, f"could not be read ({error.strerror}); retrying"
+            subject, f"could not be {did} ({error.strerror}); retrying"
         ) from error
 
 

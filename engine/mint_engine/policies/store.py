@@ -85,7 +85,7 @@ class LocalStore:
     def write(self, path: str, content: Content) -> None:
         """Write under a name that readers ignore, then rename."""
         target = self._root / path
-        with self._errors():
+        with self._errors("written"):
             self._check_mounted()
             _make_folder(target.parent)
             partial = _partial(target)
@@ -118,7 +118,7 @@ class LocalStore:
         Others may be removing the same file or folder, or one above it.
         """
         target = self._root / path
-        with self._errors():
+        with self._errors("written"):
             gone = _partial(target)
             try:
                 target.rename(gone)
@@ -129,8 +129,8 @@ class LocalStore:
             _remove(gone)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        with os_errors(self._subject):
+    def _errors(self, did: str = "read") -> Iterator[None]:
+        with os_errors(self._subject, did):
             try:
                 yield
             except OSError as error:

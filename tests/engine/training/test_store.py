@@ -15,6 +15,7 @@ import yaml
 from mint_contracts.errors import (
     CapacityExceeded,
     CorruptFile,
+    MintError,
     Overloaded,
     SourceForbidden,
     SourceNotFound,
@@ -315,6 +316,30 @@ def test_a_store_whose_volume_is_not_mounted_is_not_taken_for_an_empty_one(
     found = checkpoints.newest()
     assert found is not None
     assert found[0].step == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.EACCES, SourceForbidden, "may not be written by the engine's user; check its permissions"),
+        (errno.EROFS, SourceUnavailable, r"could not be written \(Read-only file system\); retrying"),
+    ],
+)
+def test_a_volume_that_may_only_be_read_is_named_as_such(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[MintError], message: str
+) -> None:
+    store.write("acme/p/x", b"data")
+
+    def refuse(*_: object, **_how: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(kind, match=rf"store 'file:.*: {message}"):
+        store.write("acme/q/x", b"data")
+    with pytest.raises(kind, match=rf"store 'file:.*: {message}"):
+        store.delete("acme/p/x")
+    assert store.read("acme/p/x", 10) == b"data"
 
 
 def test_a_full_volume_is_named_as_what_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
