@@ -15,12 +15,11 @@ from pathlib import Path
 from e2e.cluster.progress import Steps
 from e2e.samples import prepare
 from tests.bench import cold, gaps, handoff, load, moe, parallel, results, serve, train, train_waves, windows
-from tests.bench.bench import Bench, Group
+from tests.bench.bench import Bench
 from tests.bench.models import sample_base, vocabulary
-from tests.bench.parts import parts_of
+from tests.bench.parts import measure, parts_of
 from tests.bench.promises import PROMISES
-from tests.bench.rows import Row, unmeasured
-from tests.bench.side import SideFailed
+from tests.bench.rows import Row
 from tests.bench.table import table
 from tests.bench.workload import NEW_TOKENS
 
@@ -42,26 +41,13 @@ def main() -> int:
     steps = Steps(title="bench")
     bench = _bench(options, steps)
     found: dict[str, Row] = {}
-    for family, groups in FAMILIES.items():
-        for group in groups:
-            if not options.only or {family, *group.metrics} & set(options.only):
-                steps.say(f"== {', '.join(group.metrics)}")
-                rows = _rows(bench, group)
-                found |= {row.metric: row for row in rows}
-                _write(family, rows, bench)
+    for family, rows in measure(bench, FAMILIES, options.only, steps):
+        found |= {row.metric: row for row in rows}
+        _write(family, rows, bench)
     if not options.only:
         _write("all", list(found.values()), bench)
     print(table([found[promise.metric] for promise in PROMISES if promise.metric in found]))
     return 0
-
-
-def _rows(bench: Bench, group: Group) -> list[Row]:
-    """Return a group's rows; if it could not be measured, rows that say why."""
-    try:
-        return group.measure(bench)
-    except SideFailed as error:
-        bench.steps.say(str(error))
-        return [unmeasured(metric, str(error).splitlines()[0]) for metric in group.metrics]
 
 
 def _write(family: str, rows: list[Row], bench: Bench) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.progress import Steps
+from tests.bench import parts
 from tests.bench.our_setup import Setup
 from tests.bench.places import LOGS
-from tests.bench.rows import Row
 from tests.bench.side import Side
 from tests.bench.workload import Work
 
@@ -77,11 +77,7 @@ class Bench:
         return self.steps.step(what)
 
 
-class Group(NamedTuple):
-    """Promises that are measured together."""
-
-    metrics: tuple[str, ...]
-    measure: Callable[[Bench], list[Row]]
+Group = parts.Group[Bench]
 
 
 def take_turns(rounds: int, sides: Mapping[str, Callable[[int], T]]) -> dict[str, list[T]]:

@@ -5,15 +5,12 @@ python -m tests.bench.our_engine '{"base": ..., "store": ..., ...}'      (JSON o
 
 import asyncio
 import itertools
-import logging
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
@@ -37,7 +34,8 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.sources.local import LocalFolder
 from tests.bench.memory import forget_pages, read_bytes, resident_bytes
 from tests.bench.our_setup import Setup
-from tests.bench.protocol import Answer, requests
+from tests.bench.our_side import serve
+from tests.bench.protocol import Answer
 from tests.bench.timing import Round
 from tests.bench.workload import Work
 
@@ -261,27 +259,5 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
             group.create_task(each)
 
 
-async def main(setup: Setup) -> None:
-    """Start the engine, then execute commands until standard input ends."""
-    loop, asked = asyncio.get_running_loop(), requests()
-    engine: Engine | None = None
-    while (got := await loop.run_in_executor(None, next, asked, None)) is not None:
-        request, send = got
-        try:
-            if request["do"] == "start":
-                began = time.perf_counter()
-                engine = Engine(setup)
-                send({"ok": {"seconds": time.perf_counter() - began}})
-            else:
-                send({"ok": await getattr(engine, request.pop("do"))(**request)})
-        except Exception as error:
-            logging.exception("command failed")
-            send({"error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Setup)))
+    serve(Engine)

@@ -5,16 +5,12 @@ python -m tests.bench.our_waves '{"base": ..., "slots": ...}'      (JSON of Setu
 
 import asyncio
 import itertools
-import logging
 import random
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-import structlog
 import torch
 from prometheus_client import REGISTRY
 
@@ -48,8 +44,9 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup
+from tests.bench.our_side import serve
 from tests.bench.prompts import GROUP, PROMPTS, RANK, TARGET, texts
-from tests.bench.protocol import Answer, requests
+from tests.bench.protocol import Answer
 from tests.engine.training.at_once import create, step_all
 
 TENANTS = 16
@@ -92,7 +89,6 @@ class Engine:
         base, self._slots, generation = build(setup.settings, Path(setup.base), equip=equip)
         disable_thread_teams()
         updates = Updates(trainers[0])
-        self.compute = trainers[0].compute
 
         def post(deliver: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(deliver)
@@ -277,28 +273,5 @@ def peak_rate(device: torch.device) -> float:
     return 2 * _PEAK_SIZE**3 / min(seconds)
 
 
-async def main(setup: Setup) -> None:
-    """Start the engine, then execute commands until standard input ends."""
-    loop, asked = asyncio.get_running_loop(), requests()
-    engine: Engine | None = None
-    while (got := await loop.run_in_executor(None, next, asked, None)) is not None:
-        request, send = got
-        try:
-            if request["do"] == "start":
-                began = time.perf_counter()
-                engine = Engine(setup)
-                send({"ok": {"seconds": time.perf_counter() - began, "compute": engine.compute}})
-            else:
-                answer: dict[str, Any] = await getattr(engine, request.pop("do"))(**request)
-                send({"ok": answer})
-        except Exception as error:
-            logging.exception("command failed")
-            send({"error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Setup)))
+    serve(Engine)

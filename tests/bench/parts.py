@@ -1,22 +1,40 @@
-"""Selecting what a benchmark measures: families or single metrics, as named by `--only`."""
+"""The parts of a benchmark: groups of promises, of which `--only` selects families or single metrics."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from e2e.cluster.progress import Steps
 from tests.bench.promises import BY_METRIC, SCALE
+from tests.bench.rows import Row, unmeasured
+from tests.bench.side import SideFailed
+
+T = TypeVar("T")
 
 
-class Measuring(Protocol):
-    """A group of promises that are measured together."""
+class Group(NamedTuple, Generic[T]):
+    """Promises that are measured together, in the context of an invocation."""
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The promises' names."""
-        ...
+    metrics: tuple[str, ...]
+    measure: Callable[[T], list[Row]]
 
 
-def parts_of(families: Mapping[str, Sequence[Measuring]]) -> Callable[[str], tuple[str, ...]]:
+def measure(
+    context: T, families: Mapping[str, Sequence[Group[T]]], only: Sequence[str], steps: Steps
+) -> Iterator[tuple[str, list[Row]]]:
+    """Measure the selected groups; yield each one's family and rows. These say why if it could not be measured."""
+    for family, groups in families.items():
+        for group in groups:
+            if not only or {family, *group.metrics} & set(only):
+                steps.say(f"== {', '.join(group.metrics)}")
+                try:
+                    yield family, group.measure(context)
+                except SideFailed as error:
+                    steps.say(str(error))
+                    yield family, [unmeasured(metric, str(error).splitlines()[0]) for metric in group.metrics]
+
+
+def parts_of(families: Mapping[str, Sequence[Group[Any]]]) -> Callable[[str], tuple[str, ...]]:
     """Return an argparse type for names of families and of their metrics; it raises ArgumentTypeError for others."""
     known = families.keys() | {metric for groups in families.values() for each in groups for metric in each.metrics}
 

@@ -158,7 +158,7 @@ def _against(metric: str, found: dict[str, list[float]], ours: str, theirs: str,
     return measured(metric, found[ours], found[theirs])
 
 
-GROUPS = (
+GROUPS: tuple[Group, ...] = (
     Group(("serve.base_over_vllm_cpu",), _base),
     Group(
         ("serve.mixed64_r8_over_vllm_cpu", "serve.mixed64_over_peft"), lambda bench: _mixed(bench, 8, with_peft=True)

@@ -40,7 +40,7 @@ def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], str]:
         bench.start(ours)
         _step(bench, ours, FEW, 0, together=True)
         ways = {"together": True, "in turn": False}
-        sides = {name: partial(_round, bench, ours, FEW, together) for name, together in ways.items()}
+        sides = {name: partial(_step, bench, ours, FEW, together=together) for name, together in ways.items()}
         rounds = take_turns(bench.rounds, sides)
         roof = float(ours.ask("roof", policies=FEW, tokens=bench.new_tokens)["seconds"])
     reached = {name: roof / median(seconds) for name, seconds in rounds.items()}
@@ -55,7 +55,7 @@ def _many(bench: Bench) -> list[Row]:
     with scratch("waves") as cache, _engine(bench, str(cache), MANY) as ours:
         bench.start(ours)
         _step(bench, ours, MANY, 0, together=True, prompts=1)
-        sides = {str(count): partial(_round, bench, ours, count, True, prompts=1) for count in (MANY, FEW)}
+        sides = {str(count): partial(_step, bench, ours, count, together=True, prompts=1) for count in (MANY, FEW)}
         rounds = take_turns(bench.rounds, sides)
     many, few = ([seconds / count for seconds in rounds[str(count)]] for count in (MANY, FEW))
     return [measured("train.concurrent64_over_concurrent8", many, few, _shape(bench, prompts=1))]
@@ -69,7 +69,8 @@ def _against_trl(bench: Bench) -> list[Row]:
         _step(bench, ours, FEW, 0, together=True)
         _trl_step(bench, trl, 0)
         rounds = take_turns(
-            bench.rounds, {"ours": partial(_round, bench, ours, FEW, True), "trl": partial(_trl_step, bench, trl)}
+            bench.rounds,
+            {"ours": partial(_step, bench, ours, FEW, together=True), "trl": partial(_trl_step, bench, trl)},
         )
     each = [seconds / FEW for seconds in rounds["ours"]]
     return [measured("train.concurrent8_over_trl", each, rounds["trl"], f"seconds a policy; {_shape(bench)}")]
@@ -105,10 +106,6 @@ def _trl_step(bench: Bench, side: Side, number: int) -> float:
         seconds = float(side.ask("step", ROUND_S)["seconds"])
         step.note = f"{seconds:.1f} s"
     return seconds
-
-
-def _round(bench: Bench, side: Side, policies: int, together: bool, number: int, prompts: int = PROMPTS) -> float:
-    return _step(bench, side, policies, number, together=together, prompts=prompts)
 
 
 def _step(bench: Bench, side: Side, policies: int, number: int, *, together: bool, prompts: int = PROMPTS) -> float:

@@ -10,12 +10,11 @@ import sys
 
 from e2e.cluster.progress import Steps
 from tests.bench import results
-from tests.bench.parts import parts_of
+from tests.bench.parts import measure, parts_of
 from tests.bench.promises import SCALE
-from tests.bench.rows import Row, unmeasured
+from tests.bench.rows import Row
 from tests.bench.scale.families import FAMILIES
-from tests.bench.scale.scale import Group, Scale
-from tests.bench.side import SideFailed
+from tests.bench.scale.scale import Scale
 from tests.bench.table import table
 
 
@@ -25,25 +24,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # exiting ends every process
     scale = Scale(quick=options.quick, rounds=options.rounds, steps=Steps(title="bench-scale"))
     found: dict[str, Row] = {}
-    for family, groups in FAMILIES.items():
-        for group in groups:
-            if not options.only or {family, *group.metrics} & set(options.only):
-                scale.steps.say(f"== {', '.join(group.metrics)}")
-                rows = _rows(scale, group)
-                found |= {row.metric: row for row in rows}
-                name, how = ("scale-quick", " (quick)") if scale.quick else ("scale", "")
-                results.write(name, f"scale: the control plane{how}", rows)
+    for _, rows in measure(scale, FAMILIES, options.only, scale.steps):
+        found |= {row.metric: row for row in rows}
+        name, how = ("scale-quick", " (quick)") if scale.quick else ("scale", "")
+        results.write(name, f"scale: the control plane{how}", rows)
     print(table([found[promise.metric] for promise in SCALE if promise.metric in found]))
     return 0
-
-
-def _rows(scale: Scale, group: Group) -> list[Row]:
-    """Return a group's rows; if it could not be measured, rows that say why."""
-    try:
-        return group.measure(scale)
-    except SideFailed as error:
-        scale.steps.say(str(error))
-        return [unmeasured(metric, str(error).splitlines()[0]) for metric in group.metrics]
 
 
 def _options() -> argparse.Namespace:

@@ -1,13 +1,12 @@
 """The context that every family of the scale benchmark gets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from e2e.cluster.progress import Steps
+from tests.bench import parts
 from tests.bench.places import scratch
-from tests.bench.rows import Row
 from tests.redis_process import RedisProcess
 
 
@@ -30,8 +29,4 @@ class Scale:
             yield process
 
 
-class Group(NamedTuple):
-    """Promises that are measured together."""
-
-    metrics: tuple[str, ...]
-    measure: Callable[[Scale], list[Row]]
+Group = parts.Group[Scale]
