@@ -1,16 +1,21 @@
-"""The tokens that end a training answer, so that the policy learns to end with a token that stops completions.
+"""What a base's chat template puts around a training answer, so that a policy learns to begin and to end as it does.
 
-As in TRL's SFTTrainer: the end of sequence after a text, what the base's template puts after an answer in a chat.
+As in TRL's SFTTrainer: the end of sequence after a text; around an answer in a chat, what the template writes there.
 """
 
+import re
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-_ANSWER = "Certainly42"  # looked for in the template's output
+_QUESTION, _ANSWER = "Well?", "Certainly42"  # looked for in the template's output
+_CHAT = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+_MARKER = re.compile(r"<[^<>\s]+>")  # as <think> or <|channel|>
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,44 @@ def ends_of(tokenizer: PreTrainedTokenizerBase, end: int | None, eos: Set[int]) 
     return Ends(text, _behind_answers(tokenizer, eos) or text)
 
 
+def introduced(tokenizer: PreTrainedTokenizerBase, answer: str, variables: str) -> str:
+    """Return a chat's answer after what the template puts before it, with these variables of the template (JSON).
+
+    An answer that has one of the markers there, as one with a thought of its own, stays as it is.
+    """
+    before = _before_answers(tokenizer, variables)
+    return answer if any(marker in answer for marker in _MARKER.findall(before)) else before + answer
+
+
+@lru_cache(16)
+def _before_answers(tokenizer: PreTrainedTokenizerBase, variables: str) -> str:
+    """Return what the template puts between a prompt and its answer: an empty thought, say, or a message's header.
+
+    Returns "" if what it writes with an answer does not continue the prompt.
+    """
+    told = msgspec.json.decode(variables)
+    asked = _written(tokenizer, _CHAT[:1], add_generation_prompt=True, **told)
+    whole = _written(tokenizer, _CHAT, **told)
+    pairs = enumerate(zip(asked, whole, strict=False))
+    common = next((at for at, (one, other) in pairs if one != other), min(len(asked), len(whole)))
+    before, found, _ = whole[common:].partition(_ANSWER)
+    continues = found and _QUESTION in asked[:common] and not asked[common:].strip()
+    return before if continues else ""
+
+
 def _behind_answers(tokenizer: PreTrainedTokenizerBase, eos: Set[int]) -> tuple[int, ...]:
     """Return the tokens that the template puts after an answer, up to the first of `eos`."""
-    if not tokenizer.chat_template:
-        return ()
-    chat = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        written: Any = tokenizer.apply_chat_template(chat, tokenize=False)
-    except (TemplateError, ValueError, TypeError):  # the template refuses this chat
-        return ()
-    _, found, behind = str(written).rpartition(_ANSWER)
+    _, found, behind = _written(tokenizer, _CHAT).rpartition(_ANSWER)
     tokens = tokenizer.encode(behind, add_special_tokens=False) if found else []
     last = next((at for at, token in enumerate(tokens) if token in eos), -1)
     return tuple(tokens[: last + 1])
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
+    """Return a chat as the template writes it; "" if there is none, or it refuses the chat."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+    except (TemplateError, ValueError, TypeError):
+        return ""

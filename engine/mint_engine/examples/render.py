@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import BadExample, InvalidRequest, PromptTooLong
-from mint_engine.examples.ending import Ends
+from mint_engine.examples.ending import Ends, introduced
 from mint_engine.examples.example import Example
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.variables import PLACE
@@ -54,11 +54,18 @@ class Renderer:
         return tokens
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:
-        """Return the tokens of the answer and its end, at most `room` (a wave's maxTokens). Raises BadExample."""
+        """Return the tokens of the answer, with what a chat's template puts before it, and its end.
+
+        They are at most `room` (a wave's maxTokens). Raises BadExample.
+        """
         if not example.answer:
             raise BadExample(f"example {example.text[:80]!r}", "has no answer to learn")
-        tokens: Sequence[int] = self.tokenizer.encode(example.answer, add_special_tokens=False)
-        ended = [*tokens, *(self.ends.text if isinstance(example.prompt, str) else self.ends.chat)]
+        answer, end = example.answer, self.ends.text
+        if not isinstance(example.prompt, str):
+            variables = msgspec.json.encode(example.variables).decode()
+            answer, end = introduced(self.tokenizer, answer, variables), self.ends.chat
+        tokens: Sequence[int] = self.tokenizer.encode(answer, add_special_tokens=False)
+        ended = [*tokens, *end]
         if len(ended) > room:
             reason = (
                 f"has an answer of {len(ended)} tokens with the one that ends it; sampling.maxTokens, which bounds "

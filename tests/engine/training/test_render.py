@@ -111,6 +111,38 @@ def test_prompt_and_answer_are_the_beginning_of_the_chat_that_the_template_write
     assert render.answer(Example("the fox", "the dog", ""), 8)[-1] == EOS
 
 
+@pytest.mark.parametrize(
+    ("template", "variables", "before"),
+    [
+        ("llama3_1", {}, ""),
+        ("gptoss", {}, "<|channel|>final<|message|>"),
+        ("qwen3", {}, "<think>\n\n</think>\n\n"),
+        ("qwen3", {"enable_thinking": False}, ""),
+        ("qwen3_5_think", {}, "\n</think>\n\n"),
+        ("qwen3_5_think", {"enable_thinking": False}, ""),
+        ("nemotron_3_nano", {}, "</think>"),  # behind a line end that only its prompt has
+        ("deepseek_r1_distill", {}, ""),  # whose prompt begins a thought that it does not end
+        ("{{ messages | length }}{{ messages[-1].content }}", {}, ""),
+    ],
+)
+def test_the_answer_in_a_chat_begins_with_what_the_template_puts_before_it(
+    tokenizer: PreTrainedTokenizerBase, template: str, variables: dict[str, bool], before: str
+) -> None:
+    text = (TEMPLATES / f"{template}.jinja").read_text() if template.isidentifier() else template
+    told, _ = taught(tokenizer, text, "<think>", "</think>", "<|channel|>", "<|message|>")
+    render = Renderer(told, 400, CONTEXT, Ends())
+
+    def learnt(answer: str, *, chat: bool = True) -> Any:
+        prompt = (Message("user", "the fox"),) if chat else "the fox"
+        return told.decode([*render.answer(Example(prompt, answer, "", variables), 64)])
+
+    assert learnt("the dog") == f"{before}the dog"
+    for own in ("so\n</think>\n\nthe dog", "<|channel|>analysis<|message|>so"):
+        if any(marker in own for marker in ("</think>", "<|channel|>") if marker in before):
+            assert learnt(own) == own, "an answer with a thought of its own has the markers already"
+    assert learnt("the dog", chat=False) == "the dog"
+
+
 def test_a_base_whose_tokenizer_has_no_end_of_sequence_ends_texts_with_its_configs_first(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     for name, changes in (
