@@ -1,5 +1,7 @@
 """The mint-adapter program: from PEFT's files to a packed one, and from stores back to what `peft` loads."""
 
+import os
+import resource
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,28 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
         said = capsys.readouterr().err
         assert (said.partition(": ")[0], said.count("\n")) == (told, 1)
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_a_volume_that_takes_no_more_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft_adapter(tmp_path / "a")
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for verb, target in (("pack", PACKED), ("unpack", "out")):
+        arguments = [verb, str(tmp_path / "a"), str(tmp_path / target), "--base", str(tmp_path / "base")]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            assert command.main(arguments) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "could not be written (File too large); retrying" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base"]
+
+
+def test_what_another_pod_packs_into_the_same_file_is_left_to_it(tmp_path: Path) -> None:
+    """In two pods, both programs may be process 1."""
+    peft_adapter(tmp_path / "a")
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    others = tmp_path / f".partial-{os.getpid()}-{PACKED}"
+    others.write_bytes(b"half")
+    assert command.main(["pack", str(tmp_path / "a"), str(tmp_path / PACKED), "--base", str(tmp_path / "base")]) == 0
+    assert others.read_bytes() == b"half"

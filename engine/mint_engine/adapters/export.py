@@ -11,6 +11,7 @@ were read from; experts without an adapter are zeros there.
 
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
@@ -32,6 +34,7 @@ from mint_engine.sources.copying import publish, sync
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 
 ANY_RANK = 1 << 30
+_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +67,8 @@ class Part:
 def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
     """Write PEFT's files for a base with these modules into a new folder, atomically.
 
-    Raises InvalidRequest if the folder exists, UnsupportedAdapter for what PEFT cannot represent, and the errors of
-    `check_packed` if the adapter does not fit the base.
+    Raises InvalidRequest if the folder exists, UnsupportedAdapter for what PEFT cannot represent, the errors of
+    `check_packed` if the adapter does not fit the base, and OSError.
     """
     subject = f"revision {packed.revision}"
     check_packed(packed.header, Fit(modules, ANY_RANK), subject)
@@ -83,11 +86,21 @@ def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as temporary:
         partial = Path(temporary) / "files"
         partial.mkdir()
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        _save(tensors, partial / WEIGHTS)
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         for name in (WEIGHTS, CONFIG):
             sync(partial / name)
         publish(partial, folder)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # that of a full disk, too, names it only in its text
+        if (found := _ERRNO.search(str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _parts(packed: Packed, modules: Mapping[str, Module], subject: str) -> list[Part]:

@@ -10,7 +10,7 @@ HF_TOKEN).
 """
 
 import argparse
-import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -153,7 +153,7 @@ def _refuse_folder(file: Path) -> None:
 
 
 def _write(packed: Packed, file: Path) -> None:
-    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
+    partial = file.with_name(f".partial-{secrets.token_hex(8)}-{file.name}")  # pods' process ids are often the same
     try:
         with writing_errors(f"file {str(file)!r}"):
             file.parent.mkdir(parents=True, exist_ok=True)
