@@ -25,7 +25,7 @@ from mint_engine.build import build
 from mint_engine.model.base import load_base
 from mint_engine.model.cache import count_pages
 from mint_engine.model.modules import find_modules
-from mint_engine.preflight import check_small_files
+from mint_engine.preflight import check_config, check_small_files
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.made import edit_base
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
@@ -313,6 +313,19 @@ def test_architectures_refused(kind: str, tmp_path: Path) -> None:
     base = save_architecture(tmp_path, kind, changes)
     with pytest.raises(UnsupportedBase, match=why):
         build(settings_for(base), base, Limits())
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("mimo_v2_flash", "has keys of 192 numbers and values of 128, which is not supported"),
+        ("hy_v4", "has an indexer that is not supported"),
+    ],
+)
+def test_attention_that_is_not_computed_is_refused_before_weights_are_copied(kind: str, why: str) -> None:
+    """By the configuration alone: copying the weights, and reading them, may take hours."""
+    with pytest.raises(UnsupportedBase, match=f"model type {kind}: {why}"):
+        check_config(settings_for(Path("none")), AutoConfig.for_model(kind), "a base")
 
 
 def test_no_request_is_so_long_that_others_would_be_turned_by_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, group_layers
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.cache import Cache, KvCache, LatentCache, count_pages
+from mint_engine.model.indexer import rotation_of
 from mint_engine.model.latent_sizes import LatentSizes
 from mint_engine.model.routes import RouteCache, RouteShape
 
@@ -72,6 +73,10 @@ def cache_shape(
         return LatentShape(group_layers((None,) * layers), _latent_sizes(config))
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    values = int(getattr(config, "v_head_dim", None) or head_dim)
+    if values != head_dim:
+        message = f"has keys of {head_dim} numbers and values of {values}, which is not supported"
+        raise UnsupportedBase(f"model type {config.model_type}", message)
     kept = windows(lambda name: getattr(config, name, None), layers)
     if context_length is not None:
         kept = tuple(None if each is None or each >= context_length else each for each in kept)
@@ -81,6 +86,8 @@ def cache_shape(
 
 def _latent_sizes(config: Any) -> LatentSizes:
     sparse = bool(getattr(config, "index_topk", None))
+    if sparse:
+        rotation_of(config.model_type)
     return LatentSizes(
         latent=int(config.kv_lora_rank),
         rotated=int(config.qk_rope_head_dim),
