@@ -256,6 +256,16 @@ def test_positions_are_those_that_the_engine_knows(family: str, changes: dict[st
         assert known == layered
 
 
+def test_dual_chunk_attention_is_served_as_far_as_it_is_plain_attention() -> None:
+    """As Qwen's makers have it in files for a million tokens; transformers ignores it."""
+    fields = config_fields(FAMILIES["qwen3_moe"]) | {
+        "max_position_embeddings": 1_010_000,
+        "dual_chunk_attention_config": {"chunk_size": 262_144, "local_size": 8_192},
+    }
+    known = positions_of(built(copy.deepcopy(fields)).config)
+    assert known == read_shape(fields).context_length == 262_144 - 8_192
+
+
 def test_rope_scaling_takes_precedence_over_rope_parameters() -> None:
     fields = config_fields(FAMILIES["llama"]) | {"rope_parameters": PLAIN, "rope_scaling": YARN}
     assert positions_of(built(copy.deepcopy(fields)).config) == read_shape(fields).context_length == 400

@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 def positions_of(config: PreTrainedConfig) -> int:
     """How many positions a text model computes correctly whatever else is in a step; 0: no bound."""
     known = max(int(getattr(config, "max_position_embeddings", 0) or 0), *_stretched(config), 0)
-    alike = alike_positions(config)
-    return known if alike is None else min(known, alike) if known else alike
+    bounds = [each for each in (known, alike_positions(config), _undivided(config)) if each]
+    return min(bounds, default=0)
 
 
 def alike_positions(config: PreTrainedConfig) -> int | None:
@@ -25,6 +25,15 @@ def alike_positions(config: PreTrainedConfig) -> int | None:
         if each.get("rope_type") == "longrope"
     ]
     return min(bounds, default=None)
+
+
+def _undivided(config: PreTrainedConfig) -> int | None:
+    """Up to how many positions dual chunk attention (arXiv 2402.17463) is plain attention; None: always.
+
+    Qwen's bases for a million tokens have it. transformers does not compute it and ignores that field.
+    """
+    divided = getattr(config, "dual_chunk_attention_config", None)
+    return int(divided["chunk_size"]) - int(divided["local_size"]) if divided else None
 
 
 def _stretched(config: PreTrainedConfig) -> list[int]:

@@ -171,13 +171,16 @@ def _weighing(attention: Iterable[Linear]) -> int:
 def _positions(family: str, fields: Mapping[str, Any]) -> int:
     """Return the most positions of a request: with YaRN the extended length, with LongRoPE the original length.
 
-    Beyond LongRoPE's original length, all requests of a step would get the angles of the longest one.
+    Beyond LongRoPE's original length, all requests of a step would get the angles of the longest one. Dual chunk
+    attention (Qwen's bases for a million tokens) is plain attention within its first chunk, and not computed beyond.
     """
     known = int(fields.get("max_position_embeddings") or 0)
     ropes = [(_kind(rope), rope, _first_length(rope, known)) for rope in _rotations(family, fields)]
     most = max(known, *(int((rope.get("factor") or 0) * first) for kind, rope, first in ropes if kind == "yarn"), 0)
-    alike = [first for kind, _, first in ropes if kind in _LONG_ROPES]
-    return min([most, *alike] if most else alike, default=0)
+    bounds = [most, *(first for kind, _, first in ropes if kind in _LONG_ROPES)]
+    if divided := fields.get("dual_chunk_attention_config"):
+        bounds.append(divided["chunk_size"] - divided["local_size"])
+    return min(filter(None, bounds), default=0)
 
 
 def _turns(family: str, fields: Mapping[str, Any]) -> bool:

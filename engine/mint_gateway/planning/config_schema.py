@@ -26,6 +26,13 @@ class _Rope(msgspec.Struct, frozen=True):
     sliding_attention: "_Rope | None" = None
 
 
+class _Chunks(msgspec.Struct, frozen=True):
+    """Dual chunk attention."""
+
+    chunk_size: Count
+    local_size: Count
+
+
 class _Text(msgspec.Struct, frozen=True):
     """A text model's fields, whose numbers `odd_size` has accepted.
 
@@ -54,6 +61,7 @@ class _Text(msgspec.Struct, frozen=True):
     mlp_bias: bool | None = None
     rope_scaling: _Rope | None = None
     rope_parameters: _Rope | None = None
+    dual_chunk_attention_config: _Chunks | None = None
     # latent attention, and its indexers
     kv_lora_rank: int | UnsetType = UNSET
     q_lora_rank: int | None = None
