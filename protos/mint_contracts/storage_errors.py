@@ -46,11 +46,16 @@ def _status(error: BaseException) -> int | None:
     return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
 
 
+def described(error: Exception) -> str:
+    """Return what messages may say of a storage library's error: its own text may have a redirect's signed URL."""
+    status = _status(error)
+    return type(error).__name__ + (f", HTTP {status}" if status else "")
+
+
 def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:
     if isinstance(error, MintError):  # of `WebFiles`, as the cause of fsspec's
         return type(error)(subject, str(error))
-    status = _status(error)
-    what = type(error).__name__ + (f", HTTP {status}" if status else "")
+    status, what = _status(error), described(error)
     if full := disk_full(error, subject):
         return full
     if isinstance(error, FileNotFoundError) or status in {404, 410}:

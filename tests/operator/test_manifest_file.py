@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mint_contracts.backends import backend
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.errors import InvalidRequest, SourceUnavailable
 from mint_contracts.functions import connect
@@ -106,6 +107,27 @@ def test_a_manifest_that_is_too_long_is_refused_without_reading_on(slow: Slow) -
     slow.holds["/drip/long"] = [b"x" * (MOST_BYTES + 1)]
     with pytest.raises(InvalidRequest, match="is larger than the limit of 4 MiB; split it over several waves"):
         fetch(f"{slow.url}/drip/long")
+
+
+class Signing(stores.Files):
+    """Redirects to a bucket that is too busy to answer, with the credentials to read from it."""
+
+    def do_GET(self) -> None:  # noqa: N802 - the library's name
+        if "secret" in self.path:
+            self.send_error(503)
+        else:
+            self.send_response(302)
+            self.send_header("Location", "/bucket/wave.jsonl?X-Amz-Signature=secret")
+            self.end_headers()
+
+
+def test_an_error_names_no_url_that_a_server_has_signed(tmp_path: Path) -> None:
+    backend.cache_clear()
+    with stores.serving(Signing, tmp_path) as (address, _):
+        uri = f"http://{address}/wave.jsonl"
+        with pytest.raises(SourceUnavailable) as caught:
+            fetch(uri)
+    assert str(caught.value) == f"manifest {uri}: could not be read (ClientResponseError, HTTP 503); retrying"
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])

@@ -18,6 +18,7 @@ from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavail
 from mint_contracts.parquet_rows import entry_lines
 from mint_contracts.shared_threads import SharedThreads
 from mint_contracts.source import Source, locate
+from mint_contracts.storage_errors import described
 
 SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; only engines mount claims and images
 MOST_BYTES = 4 << 20
@@ -64,7 +65,7 @@ def fetch(uri: str) -> bytes:
                 _check_size(uri, getattr(file, "size", None) or 0)
                 data = file.read(MOST_BYTES + 1)
     except storage.errors as error:
-        why = str(error) or "the download did not finish in time"
+        why = "the download did not finish in time" if isinstance(error, TimeoutError) else described(error)
         raise SourceUnavailable(f"manifest {uri}", f"could not be read ({why}); retrying") from error
     _check_size(uri, len(data))
     return data
