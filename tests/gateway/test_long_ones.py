@@ -1,6 +1,7 @@
 """Long requests and complete answers: they do not delay others, and cannot use up a gateway's memory."""
 
 import asyncio
+import gc
 import socket
 import threading
 from contextlib import closing
@@ -14,6 +15,7 @@ from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started, TokenIds
 from mint_gateway import answering
 from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
+from mint_gateway.http.tools import Function
 from tests.gateway.http_requests import CHAT, TEXT, get, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
@@ -65,6 +67,28 @@ async def test_others_are_answered_while_a_long_request_is_read(
     go_on.set()
     assert (await asking)[0] == 200
     assert (engine.seen[0].text or engine.seen[0].chat.messages[0].content) == long
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+async def test_of_a_request_in_flight_only_what_engines_get_is_kept(
+    scene: Scene, engine: ScriptedEngine, path: str, streamed: bool
+) -> None:
+    """An agent's 60 functions took 400 kB of each chat, and 2,000 chats may be in flight."""
+    engine.hold_after = 1
+    fields: dict[str, Any] = {"prompt": [7, 8, 9]}
+    if path == CHAT:
+        schema = {"type": "object", "properties": {"kept": {"type": "string"}}}
+        tools = [{"type": "function", "function": {"name": "look", "parameters": schema}}]
+        fields = {"messages": [{"role": "user", "content": "Ahoy"}], "tools": tools}
+    asking = asyncio.create_task(post(scene, path, {"model": BASE, "stream": streamed} | fields))
+    await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+    gc.collect()
+    every = gc.get_objects()
+    assert not [each for each in every if isinstance(each, openai_request.OpenAIRequest)]
+    assert not [each for each in every if isinstance(each, Function) and each.parameters]
+    asking.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
 
 
 async def test_an_answer_too_long_to_send_is_refused_and_its_work_ends(

@@ -112,10 +112,10 @@ class Door:
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.views_in_scope()
 
-        def read(body: bytes) -> tuple[openai_request.TextRequest, Sequence[GenerateRequest], int]:
+        def read(body: bytes) -> tuple[openai_request.Delivery, Sequence[GenerateRequest], int]:
             wanted = openai_request.read(body, openai_request.TextRequest)
             requests = openai_request.text_requests(wanted, bases)
-            return wanted, requests, elements_of(requests[0])  # the others have as many
+            return wanted.delivery(), requests, elements_of(requests[0])  # the others have as many
 
         wanted, requests, count = await self._parsed(http, read)
         elements.set(count)
@@ -124,15 +124,15 @@ class Door:
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         bases = self._mirror.views_in_scope()
 
-        def read(body: bytes) -> tuple[openai_request.ChatRequest, GenerateRequest, Tools, int]:
+        def read(body: bytes) -> tuple[openai_request.Delivery, GenerateRequest, Tools, int]:
             wanted = openai_request.read(body, openai_request.ChatRequest)
             request = openai_request.chat_request(wanted, bases)
-            return wanted, request, wanted.called(), elements_of(request)
+            delivery = wanted.delivery(shows_thoughts=wanted.include_reasoning)
+            return delivery, request, wanted.called().named, elements_of(request)
 
         wanted, request, tools, count = await self._parsed(http, read)
         elements.set(count)
-        shows = wanted.include_reasoning
-        return await self._answer(http, wanted, [request], openai_response.CHAT, tools, shows_thoughts=shows)
+        return await self._answer(http, wanted, [request], openai_response.CHAT, tools)
 
     async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
         """Read and parse a request's body, which is not kept."""
@@ -143,18 +143,16 @@ class Door:
     async def _answer(
         self,
         http: web.Request,
-        wanted: openai_request.OpenAIRequest,
+        wanted: openai_request.Delivery,
         requests: Sequence[GenerateRequest],
         form: openai_response.Form,
         tools: Tools = NONE,
-        *,
-        shows_thoughts: bool = True,
     ) -> web.StreamResponse:
         http[NAMED] = request_id = _request_id(http)
         created = int(time.time())
         prompt_batch.name(requests, request_id)
         if wanted.stream:
-            stream = Stream(http, form, wanted, tools, request_id, created, shows_thoughts=shows_thoughts)
+            stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
         with self._kept.share(client=sharer.get()) as share:
             kept = BufferedAnswer(share, wanted.n)
@@ -163,7 +161,7 @@ class Door:
                 started = kept.started()
                 echoes = {prompt: openai_response.echo(requests[prompt], each) for prompt, each in started.items()}
                 found = openai_response.revision(started.values())
-                parsed = parsing(tools, started[0], shows=shows_thoughts)  # a chat is one prompt
+                parsed = parsing(tools, started[0], shows=wanted.shows_thoughts)  # a chat is one prompt
                 nonce = secrets.token_hex()
                 head = openai_response.Head(form, request_id, wanted.model, created, found, parsed, nonce)
                 return msgspec.json.encode(openai_response.whole(head, echoes, kept.events(), wanted.n))

@@ -97,6 +97,19 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     json_object: bool | None = None
 
 
+class Delivery(msgspec.Struct, frozen=True):
+    """How an answer is delivered: all that is kept of a request until then, besides what engines get.
+
+    A prompt's tokens, and functions' schemas, take up to twenty times as much in Python as there.
+    """
+
+    model: str
+    n: int
+    stream: bool
+    stream_options: StreamOptions
+    shows_thoughts: bool
+
+
 class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of both kinds of requests."""
 
@@ -122,6 +135,10 @@ class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+
+    def delivery(self, *, shows_thoughts: bool = True) -> Delivery:
+        """Return how to deliver the answer; `shows_thoughts`: with its thoughts."""
+        return Delivery(self.model, self.n, self.stream, self.stream_options, shows_thoughts)
 
 
 class TextRequest(OpenAIRequest, frozen=True, kw_only=True):

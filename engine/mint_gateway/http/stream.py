@@ -33,14 +33,12 @@ class Stream:
         self,
         http: web.Request,
         form: openai_response.Form,
-        wanted: openai_request.OpenAIRequest,
+        wanted: openai_request.Delivery,
         tools: Tools,
         request_id: str,
         created: int,
-        *,
-        shows_thoughts: bool,
     ) -> None:
-        self._http, self._form, self._wanted, self._tools, self._shows = http, form, wanted, tools, shows_thoughts
+        self._http, self._form, self._wanted, self._tools = http, form, wanted, tools
         self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
@@ -88,7 +86,7 @@ class Stream:
                 self._form,
                 *made,
                 event.started.revision,
-                parsing(self._tools, event.started, shows=self._shows),
+                parsing(self._tools, event.started, shows=self._wanted.shows_thoughts),
                 secrets.token_hex(),
             )
             await self._prepare()

@@ -84,6 +84,12 @@ class Tools(msgspec.Struct, frozen=True):
         return _written(every) if every else ""
 
     @property
+    def named(self) -> "Tools":
+        """The same with only the functions' names: enough for reading calls."""
+        functions = tuple(Function(each.name) for each in self.functions)
+        return Tools(functions, self.choice, self.parallel) if functions else self
+
+    @property
     def schema(self) -> str:
         """The JSON schema, as text, of an answer that must consist of calls. Raises InvalidRequest."""
         schemas = {each.name: {"type": "object"} | (each.parameters or _NOTHING) for each in self.functions}
