@@ -21,7 +21,6 @@ from mint_contracts.errors import EngineUnavailable, Internal, MintError, Unsupp
 from mint_contracts.logs import log_as_json
 from mint_engine.adapters.mapped import Opener
 from mint_engine.garbage import freeze_garbage
-from mint_engine.kernels.library import instruction_set
 from mint_engine.model.base import empty_model, load_base
 from mint_engine.model.device import HOST, choose_device, choose_dtype
 from mint_engine.model.device_memory import full_gpu
@@ -35,6 +34,7 @@ from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Passes, Ready, Refused, SlotChange, Step, Wipe
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Peers
+from mint_engine.parallel.processor import processor_of
 from mint_engine.parallel.rank import LAUNCH_S, refusal
 from mint_engine.parallel.steps import spans_of
 from mint_engine.preflight import check_config
@@ -129,22 +129,20 @@ def _load(begin: Begin) -> Member:
 def _admit(begin: Begin, config: PreTrainedConfig, subject: str) -> None:
     """Raise CapacityExceeded if the rank's GPU has too little memory: rank 0 only sees its own.
 
-    Raise UnsupportedBase if a base's ranks would choose by numbers that their CPUs round in different ways. Each rank
+    Raise UnsupportedBase if a base's ranks would choose by numbers that their processors round differently. Each rank
     chooses experts, and tokens to attend to, by itself; if two differ, an expert counts twice or not at all.
     """
     if begin.settings.device != "cpu":
         check_config(begin.settings, config, subject, begin.rank)
-    leaders, own = begin.instructions, instruction_set()
-    if leaders in {"", own}:
+    if not begin.processor or begin.processor == (own := processor_of(begin.settings, begin.rank)):
         return
     model = empty_model(config, subject)
     if route_shape(model) is None and not any(path.endswith(".indexer") for path, _ in model.named_modules()):
         return
     raise UnsupportedBase(
         subject,
-        f"needs ranks that choose the same experts or tokens, but this one's CPU has {own or 'no'} instructions "
-        f"and the leader's {leaders}, which round differently; give the engine nodes "
-        "of one kind (spec.engine.nodeSelector)",
+        f"needs ranks that choose the same experts or tokens, but this one computes on {own} and the leader on "
+        f"{begin.processor}, which round differently; give the engine nodes of one kind (spec.engine.nodeSelector)",
     )
 
 

@@ -27,7 +27,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     count: int
     rows: int  # the most of a step
     threads: int  # of each rank
-    instructions: str = ""  # the leader's CPU instruction set; "" if all ranks are on one node or on GPUs
+    processor: str = ""  # what rank 0 computes on, see `processor_of`; "" if all ranks are on one node
 
 
 class Wire(msgspec.Struct, frozen=True, array_like=True):

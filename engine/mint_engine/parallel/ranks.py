@@ -21,7 +21,6 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.digests import UNKNOWN
 from mint_engine.adapters.packed import Packed
-from mint_engine.kernels.library import instruction_set
 from mint_engine.model.span import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.files import make_files
@@ -43,6 +42,7 @@ from mint_engine.parallel.node import Node
 from mint_engine.parallel.node_listener import NodeListener
 from mint_engine.parallel.passes import check_alike, least_room
 from mint_engine.parallel.peers import Peers
+from mint_engine.parallel.processor import processor_of
 from mint_engine.parallel.rank import START_S, Rank
 from mint_engine.parallel.readiness import Readiness
 from mint_engine.parallel.steps import step_of
@@ -81,7 +81,7 @@ class Ranks:
         self._steps = 0  # that this rank has launched
         count, each = settings.tensor_parallel_size, settings.ranks_per_node
         digest = base_digest(base) if settings.nodes > 1 else ""
-        own = instruction_set() if settings.nodes > 1 and settings.device == "cpu" else ""
+        own = processor_of(settings, 0) if settings.nodes > 1 else ""
         begins = [Begin(settings, str(base), digest, rank, count, rows, threads, own) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
         self._others: list[Rank | Node] = list(self._nodes)

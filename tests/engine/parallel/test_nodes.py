@@ -211,9 +211,9 @@ def test_ranks_that_would_choose_by_other_numbers_are_refused(family: str, choos
     """Nodes with different CPUs round differently: sums may differ a little, choices must not."""
     base = saved_families.save_base(family, tmp_path)
     settings = settings_for(base, tensor_parallel_size=2, nodes=2)
-    why = r"rank 1: .* needs ranks that choose the same experts or tokens, .* and the leader's another kind of"
+    why = r"rank 1: .* needs ranks that choose the same experts or tokens, .* and the leader on another kind,"
     with ranks_until(2) as [rank]:
-        rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind of")))
+        rank.tell(messages.encode(Begin(settings, str(base), "", 1, 2, 64, 1, "another kind")))
         with pytest.raises(UnsupportedBase, match=why) if chooses else nullcontext():
             rank.expect_ready(PATIENCE_S)
 
