@@ -27,6 +27,7 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.bdp_probe", 0),  # else it takes four megabytes of each answer before its client reads them
     ("grpc.enable_retries", 0),  # the router retries, on another engine
     ("grpc.use_local_subchannel_pool", 1),  # a new channel does not inherit another channel's backoff
     ("grpc.enable_http_proxy", 0),  # engines are pods of this cluster: a proxy for external hosts can't reach them
