@@ -20,7 +20,9 @@ suit a mean. The loss is multiplied by the constant exp of the mean of o - s, by
 clip(r) clamps r to [1 - clip_low, 1 + clip_high]; for cispo only from above, unless a clip_low is set. With a KL
 coefficient, its product with Schulman's k3 against the base is added: exp(b - l) - (b - l) - 1, where b is the base's
 log-probability. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose own exp(l - s) lies outside of it,
-where trainer and sampler disagree by more than an update explains; also of a completion's means.
+where trainer and sampler disagree by more than an update explains. At level "sequence" it is exp(o - s), which no
+update changes: what the band leaves out is no part of a completion's means, and the clip must see all that updates
+have moved.
 """
 
 from dataclasses import dataclass
@@ -69,7 +71,7 @@ def sequence_losses(
     with them; NaN: those that it has now.
     """
     old = torch.where(old.isnan(), now.detach(), old)
-    within = within_band(loss, _ratio(now - sampler))
+    within = within_band(loss, _ratio(old - sampler))
     moved, off = (_ratio(_means(each, within, examples)) for each in (now - old, old - sampler))
     return _losses(loss, now, advantages, base, (moved, off), within)
 

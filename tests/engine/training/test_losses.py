@@ -139,13 +139,18 @@ def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> t
 
 
 def gspo(
-    now: torch.Tensor, examples: Sequence[int], old: Sequence[float] | None = None, **options: float
+    now: torch.Tensor,
+    examples: Sequence[int],
+    old: Sequence[float] | None = None,
+    advantage: float = 1.0,
+    **options: float,
 ) -> TokenLosses:
-    """Losses of tokens with advantages of 1 whose completions' ratios count, and whose sampler gave -1 to each."""
+    """Losses of tokens with one advantage whose completions' ratios count, and whose sampler gave -1 to each."""
     loss, count = Loss(importance_sampling_level="sequence", **options), len(now)  # type: ignore[arg-type]
     before = torch.tensor(old) if old is not None else torch.full((count,), torch.nan)
     sampler = torch.full((count,), -1.0)
-    return sequence_losses(loss, now, sampler, torch.ones(count), None, before, torch.tensor(examples))
+    advantages = torch.full((count,), advantage)
+    return sequence_losses(loss, now, sampler, advantages, None, before, torch.tensor(examples))
 
 
 def test_sums_over_tokens() -> None:
@@ -213,13 +218,24 @@ def test_a_sequence_is_clipped_as_one_although_a_token_of_it_would_not_be() -> N
 def test_a_sequences_ratio_is_that_of_its_tokens_within_the_band() -> None:
     """A token that is left out has no gradient, and does not shift the ratio by which the others are clipped."""
     now = torch.tensor([-0.9, -9.0, -0.7, -1.3, -8.0]).requires_grad_()
-    found = gspo(now, (0, 0, 0, 1, 2), old=(-1.0,) * 5, ratio_low=0.5, ratio_high=2.0, clip_high=0.3)
+    old = (-1.0, -9.0, -1.0, -1.0, -8.0)
+    found = gspo(now, (0, 0, 0, 1, 2), old=old, ratio_low=0.5, ratio_high=2.0, clip_high=0.3)
     assert found.kept.tolist() == [True, False, True, True, False]
     shared = math.exp((0.1 + 0.3) / 2)
     assert found.ratio.tolist() == pytest.approx([shared] * 3 + [math.exp(-0.3), 1.0])
     assert found.loss.tolist() == pytest.approx([-shared, 0.0, -shared, -math.exp(-0.3), 0.0])
     (gradient,) = torch.autograd.grad(found.loss.sum(), now)
     assert gradient.tolist() == pytest.approx([-shared, 0.0, -shared, -math.exp(-0.3), 0.0])
+
+
+def test_a_token_that_a_step_has_moved_out_of_the_band_still_counts_in_its_sequences_clip() -> None:
+    """Otherwise the others of a bad completion would be pushed on: by themselves they have hardly moved."""
+    now = torch.tensor([-3.0, -1.0, -1.0]).requires_grad_()
+    found = gspo(now, (0, 0, 0), old=(-1.0,) * 3, advantage=-1.0, ratio_low=0.5, ratio_high=2.0)
+    assert found.kept.all()
+    assert found.clipped.all()
+    (gradient,) = torch.autograd.grad(found.loss.sum(), now)
+    assert not gradient.any()
 
 
 def test_a_token_that_is_not_a_number_spoils_its_sequence_visibly() -> None:
