@@ -158,8 +158,23 @@ class Lessons:
         ]
 
     async def _rollouts(self, place: int, ask: Ask) -> list[Rollout]:
-        """Complete one prompt. Each is retried by itself: a full engine seldom has room for all of them at once."""
-        return await self.patiently(lambda: self.context.rollouts.group(ask), f"rollout {place}")
+        """Complete one prompt. Each is retried by itself: a full engine seldom has room for all of them at once.
+
+        A defect fails all requests of a step, whichever caused it: after the first, the prompt is completed again.
+        """
+        rollouts, failed = self.context.rollouts, False
+
+        async def group() -> list[Rollout]:
+            nonlocal failed
+            try:
+                return await rollouts.group(ask)
+            except Internal:
+                if failed:
+                    raise
+            failed = True
+            return await rollouts.group(ask)
+
+        return await self.patiently(group, f"rollout {place}")
 
     async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:
         scorer = self.scorer

@@ -15,7 +15,7 @@ from mint_engine.policies import patience
 from mint_engine.policies.store import LocalStore
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.running import CONTEXT
-from tests.engine.training.training_engine import LINES, assignment, saved, train, training, whole
+from tests.engine.training.training_engine import LINES, assignment, saved, stepper_of, train, training, whole
 from tests.waiting import until
 
 
@@ -134,6 +134,30 @@ async def test_a_neighbour_that_fails_changes_nothing(base: Path, tmp_path: Path
         assert told.step == 1, "what its first step made of it went into a slot"
         assert told.failure is not None
         assert "acme/wild: computes NaN or infinity" in told.failure.message
+
+
+@pytest.mark.parametrize(("defects", "stage"), [(1, Stage.COMPLETE), (2, Stage.FAILED)])
+async def test_a_policy_outlives_a_step_with_a_defect_which_another_request_may_have_and_fails_at_the_next(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defects: int, stage: Stage
+) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", prompts_per_step=1)
+    async with training(base, tmp_path, train(prompts_per_step=1)) as scene:
+        generation, left = stepper_of(scene)._generation, [RuntimeError("memory is full")] * defects
+        compute = generation._compute
+
+        def defective(shares: Any) -> Any:
+            if left:
+                raise left.pop()
+            return compute(shares)
+
+        monkeypatch.setattr(generation, "_compute", defective)
+        scene.want(assignment("acme/one"))
+        failure = (await scene.ended("acme/one", stage=stage))["acme/one"].failure
+        if stage is Stage.FAILED:
+            assert failure is not None
+            assert "a step failed: memory is full" in failure.message
+        else:
+            assert saved(scene, "acme/one") == undisturbed
 
 
 async def test_a_policy_whose_connection_can_not_be_closed_lets_go_of_its_slot_and_weights_all_the_same(
