@@ -7,13 +7,16 @@ finds no such upload. Nothing is missing then: to upload the object again is all
 import errno
 from typing import Any
 
+from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
 
 
 class S3Files(S3FileSystem):  # type: ignore[misc]
     """S3FileSystem, but if an object's head has no length, it comes from the bucket's listing.
 
-    An unknown upload is an OSError, and no FileNotFoundError.
+    An unknown upload is an OSError, and no FileNotFoundError. To delete what may not be deleted is an error: s3fs
+    takes a bucket's answer for success whatever it says of each object.
     """
 
     async def _call_s3(self, method: str, *positional: Any, **named: Any) -> Any:
@@ -25,6 +28,10 @@ class S3Files(S3FileSystem):  # type: ignore[misc]
             raise OSError(errno.EBUSY, "the upload has ended") from error
         if method == "head_object" and "ContentLength" not in answer:
             answer["ContentLength"] = await self._listed_length(named["Bucket"], named["Key"])
+        if method == "delete_objects":
+            for refused in answer.get("Errors", ()):
+                if refused.get("Code") != "NoSuchKey":
+                    raise translate_boto_error(ClientError({"Error": refused}, "DeleteObjects"))
         return answer
 
     async def _listed_length(self, bucket: str, key: str) -> int:

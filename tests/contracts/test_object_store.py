@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -120,6 +120,40 @@ def test_an_upload_that_may_be_complete_is_to_be_made_again(monkeypatch: pytest.
     ):
         backend("s3").files.pipe_file("shelf/part", b"in parts", chunksize=4)
     assert not Forgetful.uploads, "its completion was asked for"
+
+
+class Keeping(BaseHTTPRequestHandler):
+    """A server that lists one object and deletes none, for the reason `why`."""
+
+    protocol_version = "HTTP/1.1"
+    why = ""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer("<ListBucketResult><Contents><Key>a/one</Key><Size>1</Size></Contents></ListBucketResult>")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(f"<DeleteResult><Error><Key>a/one</Key><Code>{self.why}</Code></Error></DeleteResult>")
+
+    def answer(self, body: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+@pytest.mark.parametrize(
+    ("why", "kind"), [("AccessDenied", SourceForbidden), ("InternalError", SourceUnavailable), ("NoSuchKey", None)]
+)
+def test_what_a_bucket_does_not_delete_is_told(
+    why: str, kind: type[MintError] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Keeping, "why", why)
+    with bucket(monkeypatch, Keeping), pytest.raises(kind) if kind else nullcontext(), storage_errors("s3", "a"):
+        backend("s3").files.rm("shelf/a", recursive=True)
 
 
 def vast(path: Path) -> None:

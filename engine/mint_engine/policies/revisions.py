@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import msgspec
+import structlog
 
-from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound
+from mint_contracts.errors import CapacityExceeded, CorruptFile, MintError, SourceNotFound
 from mint_contracts.source import child
 from mint_contracts.training_records import Published, published_in, revisions_of
 from mint_engine.adapters import packed_file
@@ -27,6 +28,8 @@ MAX_ENTRY = 1 << 20
 
 # made on import: several threads that are the first to decode a type at once crash msgspec 0.22
 _PUBLISHED = msgspec.json.Decoder(Published)
+
+_log = structlog.get_logger(__name__)
 
 
 def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
@@ -50,8 +53,14 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Publ
 
 
 def sweep(store: Store, policy: str, name: Name) -> None:
-    """Remove all but the newest revisions up to `name`. Blocks the calling thread; raises a store's errors."""
-    _series(store, policy).sweep(name)
+    """Remove all but the newest revisions up to `name`, a published one. Blocks the calling thread.
+
+    A failure is only logged: the next publication's sweep tries again.
+    """
+    try:
+        _series(store, policy).sweep(name)
+    except MintError as error:
+        _log.warning("revisions_unswept", policy=policy, revision=str(name), error=str(error))
 
 
 def newest(store: Store, policy: str, lease: int) -> Published | None:

@@ -163,7 +163,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
             await here.refuse_taken(policy)
             response = await self._register.kept(policy, calls, publishing)
-            await _swept(here, policy, name)
+            await run_in_background(revisions.sweep, here.store, policy, name)
             return response
 
         return await self._once(request, work, context)
@@ -227,14 +227,6 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         if name in here.waves():
             raise InvalidRequest(f"policy {name!r}", "is trained by a wave, which alone may change it")
         return name
-
-
-async def _swept(here: CallContext, policy: str, name: Name) -> None:
-    """Sweep revisions older than an announced one; after an error, the next publication's sweep removes them."""
-    try:
-        await run_in_background(revisions.sweep, here.store, policy, name)
-    except MintError as error:
-        _log.warning("revisions_unswept", policy=policy, revision=str(name), error=str(error))
 
 
 async def _answered(work: Callable[[], Awaitable[M]], context: _Context, *, noted: bool = True) -> M:

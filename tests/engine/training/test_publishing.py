@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mint_contracts.errors import SourceUnavailable
+from mint_contracts.errors import SourceForbidden, SourceUnavailable
 from mint_contracts.source import Source
-from mint_contracts.training_records import revisions_of
+from mint_contracts.training_records import Stage, revisions_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.background_threads import LOWER
 from mint_engine.policies import patience, revisions
@@ -63,6 +63,21 @@ async def test_a_revision_is_served_before_an_older_one_is_swept(
     assert [each for each in swept if each[0] != ENTRY] == [
         (str(Name(1, step)), str(Name(1, step + revisions.KEPT))) for step in (1, 2)
     ]
+
+
+async def test_a_policy_is_trained_to_its_end_though_older_revisions_may_not_be_removed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: LocalStore, path: str) -> None:
+        raise SourceForbidden(path, "may not be removed")
+
+    monkeypatch.setattr(LocalStore, "delete", refuse)
+    async with training(base, tmp_path, train(steps=revisions.KEPT + 1, publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        ended = (await scene.ended("acme/one"))["acme/one"]
+    assert (ended.failure, ended.stage) == (None, Stage.COMPLETE)
+    assert ended.published is not None
+    assert ended.published.step == revisions.KEPT + 1
 
 
 async def test_what_is_kept_is_written_by_threads_that_give_way_to_steps(
