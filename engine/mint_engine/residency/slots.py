@@ -115,7 +115,7 @@ class Slots:
         self._tables = _Tables(self.places.numpy(), self.ranks.numpy(), self.scalings.numpy())
         self.filled = self._rows.filled  # elements of each row, up to the end of its tenant
         # On a GPU: copies run beside the steps' kernels, one after another.
-        self._stream = _stream_on(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # On a GPU: the tables once more, for kernels, [S, M, 3] int64: place, rank, and the scaling's bits (float32).
         self.parts = torch.zeros(
             (count if self._stream else 0, len(self.shapes), 3), dtype=torch.int64, device=device
@@ -262,10 +262,6 @@ class Slots:
                 yield
         finally:
             self._stream.synchronize()
-
-
-def _stream_on(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _note_present(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
