@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.constants import ITEM_ROWS
 from mint_engine.kernels.expert_structs import Stack
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.expert_lora import add_expert_lora, plan_experts, sort_pairs
 from mint_engine.model.lora import Segment
-from mint_engine.parallel.shares import Cut, ModuleCut
+from mint_engine.parallel.shares import ModuleCut
 from mint_engine.residency.slots import NO_SLOT, Slots
 
 CPU = torch.device("cpu")

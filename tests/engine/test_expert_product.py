@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint_contracts.cuts import Cut
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.expert_lora import Pairs, sort_pairs
 from mint_engine.model.expert_product import lay_rows, multiply
-from mint_engine.parallel.shares import Cut
 
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from mint_contracts.cuts import Cut
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.gpu import experts as gpu_experts
 from mint_engine.gpu import lora
@@ -23,7 +24,6 @@ from mint_engine.model.experts import forward, is_stack
 from mint_engine.model.modules import replace_modules
 from mint_engine.model.quantised_experts import QuantisedWeight, kept_stacks, move
 from mint_engine.parallel.shard import _cut_stack
-from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 from mint_engine.training.routed import read_stack
 from tests.engine.device_double import CUDA, Noted, Silent, standing_in

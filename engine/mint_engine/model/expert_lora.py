@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mint_contracts.cuts import Cut
 from mint_engine.kernels.constants import ITEM_ROWS
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.device import put
 from mint_engine.model.lora import Segment, with_adapters
-from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
 from mint_engine.model.expert_product import in_one, multiply
 from mint_engine.model.routes import RouteShape
-from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
 NAME = "mint"

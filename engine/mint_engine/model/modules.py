@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from mint_contracts.cuts import Cut
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
@@ -22,7 +23,6 @@ from mint_engine.model.indexer import rotation_of, select
 from mint_engine.model.latent import is_latent, up_projection
 from mint_engine.model.paged import Paged
 from mint_engine.model.quantised_experts import QuantisedWeight
-from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
 

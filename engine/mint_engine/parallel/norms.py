@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_engine.parallel.shares import Cut
+from mint_contracts.cuts import Cut
 
 
 class SharedNorm(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import LatentShape, cache_shape
@@ -13,7 +14,7 @@ from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import is_linear, layers_of
 from mint_engine.model.quantised_experts import QuantisedWeight
 from mint_engine.parallel.norms import SharedNorm
-from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
+from mint_engine.parallel.shares import Dimensions, ModuleCut, Share, not_shared, share_out
 
 # Model types that norm queries and keys over all heads, as `SharedNorm` does.
 _WIDE_NORMS = frozenset({"minimax_m2", "olmo2", "olmo3"})

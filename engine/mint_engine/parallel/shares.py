@@ -13,31 +13,11 @@ results.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import pairwise
 from typing import NamedTuple
 
+from mint_contracts.cuts import VOCABULARY_UNIT, Cut, split, split_columns, split_heads, too_many
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.adapter import Module
-
-VOCABULARY_UNIT = 48  # the kernels' panels of outputs
-INNER_UNIT = 16  # half a cache line of bfloat16, so that slices are aligned for loads; less if that is too coarse
-LEAST_UNIT = 2  # kernels read inputs in pairs
-
-
-class Cut(NamedTuple):
-    """The range from `start` to before `stop` of one dimension."""
-
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        """The length of the range."""
-        return self.stop - self.start
-
-    def times(self, each: int) -> "Cut":
-        """Return the range in elements, if each index stands for `each` of them, as a head does."""
-        return Cut(self.start * each, self.stop * each)
 
 
 @dataclass(frozen=True)
@@ -138,10 +118,7 @@ class Share:
 
     def _part(self, by: "_By", size: int, path: str) -> Cut:
         if by is _By.INNER:
-            if size < LEAST_UNIT * self.count:
-                raise _too_many(self.count, f"{size} inner columns in {path}")
-            unit = INNER_UNIT if size >= INNER_UNIT * self.count else LEAST_UNIT
-            return split(size, self.count, unit)[self.rank]
+            return split_columns(size, self.count, f"inner columns in {path}")[self.rank]
         own, every = (self.heads, self.whole.heads) if by is _By.HEADS else (self.kv_heads, self.whole.kv_heads)
         if size % every:
             raise not_shared(path)
@@ -170,29 +147,14 @@ _WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_pro
 
 def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:
     """Return every rank's share. Raises UnsupportedBase if there are too many ranks."""
-    if of.kv_heads >= count:
-        keys = split(of.kv_heads, count)
-        group = of.heads // of.kv_heads
-        heads = tuple(cut.times(group) for cut in keys)
-    else:
-        heads, keys = _split_groups(of, count)
+    heads, keys = split_heads(of.heads, of.kv_heads, count)
     if of.vocabulary < count:
-        raise _too_many(count, f"{of.vocabulary} tokens")
+        raise too_many(count, f"{of.vocabulary} tokens")
     if 0 < of.experts < count:
-        raise _too_many(count, f"{of.experts} experts")
+        raise too_many(count, f"{of.experts} experts")
     vocabulary = split(of.vocabulary, count, VOCABULARY_UNIT)
-    experts = split(of.experts, count) if of.experts else (Cut(0, 0),) * count
+    experts = split(of.experts, count)
     return tuple(Share(rank, count, of, heads[rank], keys[rank], experts[rank], vocabulary) for rank in range(count))
-
-
-def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
-    """Cut a dimension as evenly as its units allow, in smaller units if there are too few; the first get more."""
-    while size < unit * count:
-        unit //= 2
-    units, rest = divmod(size, unit)
-    ends = [-(-units * at // count) * unit for at in range(count + 1)]
-    ends[-1] += rest
-    return tuple(Cut(start, stop) for start, stop in pairwise(ends))
 
 
 def is_shared(path: str) -> bool:
@@ -220,20 +182,3 @@ def not_shared(path: str) -> UnsupportedBase:
 
 def _slice(cut: Cut | None) -> slice:
     return slice(*cut) if cut else slice(None)
-
-
-def _split_groups(of: Dimensions, count: int) -> tuple[tuple[Cut, ...], tuple[Cut, ...]]:
-    """Split heads if several ranks share a key/value head: each gets some of its query heads."""
-    sharers, group = count // of.kv_heads, of.heads // of.kv_heads
-    if count % of.kv_heads or sharers > group:
-        raise _too_many(count, f"{of.heads} query heads over {of.kv_heads} key/value heads")
-    own = split(group, sharers)
-    heads = [Cut(kv * group + cut.start, kv * group + cut.stop) for kv in range(of.kv_heads) for cut in own]
-    keys = [Cut(kv, kv + 1) for kv in range(of.kv_heads) for _ in own]
-    return tuple(heads), tuple(keys)
-
-
-def _too_many(count: int, what: str) -> UnsupportedBase:
-    return UnsupportedBase(
-        "tensorParallelSize", f"is {count}, but {what} cannot be split over that many ranks; lower it"
-    )

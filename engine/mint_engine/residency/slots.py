@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from mint_contracts.byte_counts import in_units
+from mint_contracts.cuts import Cut
 from mint_contracts.errors import ShapeMismatch
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.cut import cut_layout, cut_packed
 from mint_engine.adapters.packed import Layout, Packed
 from mint_engine.model.device import claiming
-from mint_engine.parallel.shares import Cut, ModuleCut
+from mint_engine.parallel.shares import ModuleCut
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.reading import read
 from mint_engine.residency.retention import Retention, RetentionReport

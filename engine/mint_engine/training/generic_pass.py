@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.indexer import rotation_of
 from mint_engine.model.modules import layers_prefix
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.shares import Cut
 from mint_engine.training import attend, indexed, replay, routed
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels import attention_structs
 from mint_engine.kernels.attention_structs import NO_NORMS, HeadNorms
@@ -43,7 +44,7 @@ from mint_engine.model.llama_like import (
 from mint_engine.model.modules import decoder_of, layers_of
 from mint_engine.model.numerics import LayerNorms, Numerics, norm_of, norms_of, read_numerics
 from mint_engine.model.quantised_experts import QuantisedWeight
-from mint_engine.parallel.shares import Cut, Share
+from mint_engine.parallel.shares import Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.latent import Latent
 from mint_engine.training.lean_indexer import Indexer

@@ -19,10 +19,10 @@ import torch
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.expert_product import add_bias, multiply_each
 from mint_engine.model.quantised_experts import Product, QuantisedWeight, by_expert
-from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
 

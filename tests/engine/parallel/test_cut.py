@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
-from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, cuts_of, share_out
+from mint_engine.parallel.shares import Dimensions, ModuleCut, cuts_of, share_out
 from mint_engine.residency.slots import Slots
 from tests.engine.made import Delta, pack
 

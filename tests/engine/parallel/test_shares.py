@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint_contracts.cuts import Cut
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.adapter import Module
-from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Runs, share_out
+from mint_engine.parallel.shares import Dimensions, ModuleCut, Runs, share_out
 
 SMOLLM = Dimensions(heads=9, kv_heads=3, vocabulary=49152)
 LATENT = Dimensions(heads=8, kv_heads=8, vocabulary=300, experts=8)

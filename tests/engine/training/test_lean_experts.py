@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
+from mint_contracts.cuts import Cut
 from mint_engine.kernels.library import find_kernels
 from mint_engine.kernels.row_structs import SILU
-from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import Batch, Part, Segment
 from mint_engine.training.kernels import find_training_kernels
 from mint_engine.training.lean_experts import LeanExperts
