@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from mint_contracts import errors, keys
+from mint_contracts.durations import span
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.step_figures import StepFigures
@@ -22,7 +23,7 @@ from mint_contracts.training_reports import as_recorded, eta_s
 from mint_gateway import wave_watch
 from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import PANELS, plot, smoothed
-from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
+from mint_gateway.cli.wave_tables import line, progress_table, sparkline
 from mint_gateway.server import Limits
 from mint_gateway.wave_watch import RETRY_AFTER_S
 from mint_gateway.waves import newest_reports, with_last_reports

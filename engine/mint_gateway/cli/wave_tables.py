@@ -7,6 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mint_contracts.durations import span
 from mint_contracts.escaping import escape_controls
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_gateway.cli.showing import cell, table, whole_width
@@ -120,15 +121,6 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     means = [sum(share) / len(share) for share in shares]
     low, reach = min(0.0, *means), max(1.0, *means) - min(0.0, *means)
     return "".join(SPARKS[min(len(SPARKS) - 1, int((mean - low) / reach * len(SPARKS)))] for mean in means)
-
-
-def span(seconds: float) -> str:
-    """Format a duration for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 def _bar(policy: PolicyProgress) -> ProgressBar:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.durations import span
 from mint_contracts.records import Held, Tier
 from mint_contracts.resources import LoadingStatus
-from mint_operator.planning.conditions import span
 from mint_operator.planning.copies import FAILED, READY, Copy
 from mint_operator.planning.engines import Engine, grace_left_s
 from mint_operator.planning.snapshot import BaseMap

@@ -143,15 +143,6 @@ def stamp(now: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
-def span(seconds: int) -> str:
-    """Format a duration for people, in its two largest units."""
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
 def find(conditions: Sequence[Condition], kind: str) -> Condition | None:
     """Return one condition; None if it was never set."""
     return next((condition for condition in conditions if condition.type == kind), None)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mint_contracts.durations import span
 from mint_contracts.records import COPYING, LOADING, Bringing
 from mint_contracts.resources import LoadingStatus
-from mint_operator.planning.conditions import span
 from mint_operator.planning.engines import Engine
 
 _DONE = {COPYING: "copied", LOADING: "read into memory"}

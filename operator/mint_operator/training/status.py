@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.durations import span
 from mint_contracts.records import Mentions
 from mint_contracts.resources import (
     AdapterWaveStatus,
@@ -18,7 +19,7 @@ from mint_contracts.resources import (
 from mint_contracts.training_records import Progress, Stage
 from mint_contracts.training_reports import eta_s
 from mint_operator.planning import conditions
-from mint_operator.planning.conditions import Finding, Truth, span, truth
+from mint_operator.planning.conditions import Finding, Truth, truth
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.priorities import told
 from mint_operator.planning.refusal import NO_NAMES, Refusal, together
