@@ -282,6 +282,14 @@ def test_unknown_families_and_missing_sizes_are_refused() -> None:
         read_shape({"model_type": "llama", "num_hidden_layers": 2})
 
 
+def test_a_base_of_which_only_the_text_model_is_known_is_refused() -> None:
+    """Mistral Small 3.1's ranks hold a vision model as well, and own kernels do not compute it."""
+    config = {"model_type": "mistral3", "text_config": config_fields(FAMILIES["mistral"])}
+    why = "is of model type 'mistral3', of which 'mistral' is only a part; .* except gemma3 and kimi_k25$"
+    with pytest.raises(UnsupportedBase, match=why):
+        read_shape(config)
+
+
 @pytest.mark.parametrize(
     ("of", "changes", "says"),
     [

@@ -12,7 +12,7 @@ from mint_gateway.planning.config_schema import check_fields, garbled, text_of
 from mint_gateway.planning.field_names import with_names
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.unquantised import Chosen, head_is_plain, plain_layers, read_chosen
-from mint_gateway.planning.vision import vision_of, vision_parameters
+from mint_gateway.planning.vision import SEEING, vision_of, vision_parameters
 from mint_gateway.planning.windows import with_windows
 
 GROUPED = frozenset(
@@ -78,6 +78,12 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         )
     fields, vision = _DEFAULTS.get(family, {}) | with_names(family, text, subject), vision_of(config)
     check_fields(fields, config, vision, subject)
+    if text is not config and vision is None:  # every rank holds the rest as well, whose size is not known
+        raise UnsupportedBase(
+            subject,
+            f"is of model type {config.get('model_type')!r}, of which {family!r} is only a part; such bases cannot "
+            f"be planned for, except {' and '.join(SEEING)}",
+        )
     try:
         shape = _read(family, fields)
         images = vision_parameters(config, vision, shape.hidden) if vision is not None else 0

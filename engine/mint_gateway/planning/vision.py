@@ -10,6 +10,7 @@ _KIMI: dict[str, Any] = {
 }  # fmt: skip
 _PROJECTED = 1152
 _DEFAULTS: dict[str, dict[str, Any]] = {"gemma3": {}, "kimi_k25": _KIMI}  # by the model's type
+SEEING = tuple(_DEFAULTS)
 
 
 def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
