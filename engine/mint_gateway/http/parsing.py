@@ -45,8 +45,8 @@ class Piece(NamedTuple):
 
 
 def piece_of(chunk: Chunk) -> Piece:
-    """Return what a chunk has of the completion."""
-    return Piece(chunk.text, len(chunk.token_ids), chunk.markers)
+    """Return what a chunk has of the completion; it does not keep the chunk, which takes ten times as much memory."""
+    return Piece(chunk.text, len(chunk.token_ids), tuple(chunk.markers))
 
 
 class Parser:
