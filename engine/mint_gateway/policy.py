@@ -41,9 +41,10 @@ def example(
     `weights` has one number for each of the completion's tokens, by default 1; with 0 a token is only read, such as a
     user's turn in the middle of a chat. Losses that weigh by advantage need `advantage`, one for all tokens or one
     for each, and as `sampler_logprobs` the completion's log-probabilities from its answer. `old_logprobs` are those
-    of the policy before an earlier step with the same completion, for `importance_sampling_level="sequence"`: the
-    `values` that forward_backward returned for the example, or only the completion's. Raises InvalidRequest for what
-    is not a list of token ids or has another length than the completion, and if either of them is empty.
+    of the policy before an earlier step with the same completion, for `importance_sampling_level="sequence"` and a
+    ratio band: the `values` that forward_backward returned for the example, or only the completion's. Raises
+    InvalidRequest for what is not a list of token ids or has another length than the completion, and if either of
+    them is empty.
     """
     before = token_ids("example", "prompt", prompt)
     after = token_ids("example", "completion", completion)

@@ -266,8 +266,8 @@ class Example(_message.Message):
 
     @_builtins.property
     def old_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """At importance_sampling_level sequence: the targets' log-probabilities under the policy before its first step with
-        this example, as that step's ForwardBackward returned them. Empty: no step was taken with it yet.
+        """For importance_sampling_level sequence and a ratio band: the targets' log-probabilities under the policy before its
+        first step with this example, as that step's ForwardBackward returned them. Empty: no step was taken with it yet.
         """
 
     def __init__(
@@ -318,7 +318,9 @@ class ForwardBackwardRequest(_message.Message):
     clip_high: _builtins.float
     kl_coefficient: _builtins.float
     ratio_low: _builtins.float
-    """IcePop's band: tokens whose trainer/sampler probability ratio is outside it are left out; 0 disables a bound."""
+    """IcePop's band: tokens whose trainer/sampler probability ratio, before the first step with them, is outside it are
+    left out; 0 disables a bound.
+    """
     ratio_high: _builtins.float
     completion_tokens: _builtins.int
     """The divisor of dr_grpo: the maximum number of a completion's tokens. 0: the longest of this call, which differs if

@@ -307,8 +307,7 @@ class Updates:
         if step is not None:
             job.stepped = self.trainer.policy(job.batch.policy).halfway = True
         if job.epochs > 0:
-            if job.batch.loss.by_sequence:
-                job.batch = with_old(job.batch, outcome.logprobs)
+            job.batch = with_old(job.batch, outcome.logprobs)
             self._note_first()
             self._ready.append(job)
             return

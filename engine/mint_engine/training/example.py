@@ -32,8 +32,8 @@ class Example:
     sampler_logprobs: Sequence[float] = ()
     advantages: Sequence[float] = ()
     routes: NDArray[np.integer[Any]] | None = None  # [tokens, M, k]: experts each token was routed to when sampled
-    # At importance sampling level "sequence": the policy's own log-probabilities before its first step with this
-    # example. Empty: those that it has now, since no step was taken yet.
+    # The policy's own log-probabilities before its first step with this example, for a ratio band and for importance
+    # sampling level "sequence". Empty: those that it has now, since no step was taken yet.
     old_logprobs: Sequence[float] | NDArray[np.float32] = ()
 
 

@@ -19,10 +19,9 @@ suit a mean. The loss is multiplied by the constant exp of the mean of o - s, by
 
 clip(r) clamps r to [1 - clip_low, 1 + clip_high]; for cispo only from above, unless a clip_low is set. With a KL
 coefficient, its product with Schulman's k3 against the base is added: exp(b - l) - (b - l) - 1, where b is the base's
-log-probability. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose own exp(l - s) lies outside of it,
-where trainer and sampler disagree by more than an update explains. At level "sequence" it is exp(o - s), which no
-update changes: what the band leaves out is no part of a completion's means, and the clip must see all that updates
-have moved.
+log-probability. A ratio band (IcePop, arXiv 2510.18855) leaves out tokens whose own exp(o - s) lies outside of it, on
+which trainer and sampler disagree; also of a completion's means. How far steps have moved a token since is the clip's
+concern.
 """
 
 from dataclasses import dataclass
@@ -46,14 +45,20 @@ class TokenLosses:
 
 
 def token_losses(
-    loss: Loss, now: torch.Tensor, sampler: torch.Tensor, advantages: torch.Tensor, base: torch.Tensor | None
+    loss: Loss,
+    now: torch.Tensor,
+    sampler: torch.Tensor,
+    advantages: torch.Tensor,
+    base: torch.Tensor | None,
+    old: torch.Tensor | None = None,
 ) -> TokenLosses:
     """Return the losses of n tokens, each by its own ratio; gradients flow to `now`.
 
-    `base` is needed only with a KL coefficient.
+    `base` is needed only with a KL coefficient. `old` are the policy's log-probabilities before its first step with
+    the tokens; NaN, or None for all: those that it has now.
     """
-    ratio = _ratio(now - sampler)
-    return _losses(loss, now, advantages, base, (ratio, torch.ones_like(ratio)), within_band(loss, ratio))
+    ratio, within = _ratio(now - sampler), within_band(loss, _ratio(_before(now, old) - sampler))
+    return _losses(loss, now, advantages, base, (ratio, torch.ones_like(ratio)), within)
 
 
 def sequence_losses(
@@ -67,13 +72,16 @@ def sequence_losses(
 ) -> TokenLosses:
     """As `token_losses`, at level "sequence": `examples` [n] int64 says which tokens are one completion's.
 
-    All weighted tokens of a completion must be here. `old` are the policy's log-probabilities before its first step
-    with them; NaN: those that it has now.
+    All weighted tokens of a completion must be here.
     """
-    old = torch.where(old.isnan(), now.detach(), old)
+    old = _before(now, old)
     within = within_band(loss, _ratio(old - sampler))
     moved, off = (_ratio(_means(each, within, examples)) for each in (now - old, old - sampler))
     return _losses(loss, now, advantages, base, (moved, off), within)
+
+
+def _before(now: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
+    return torch.where(old.isnan(), now.detach(), old) if old is not None else now.detach()
 
 
 def _losses(

@@ -232,12 +232,9 @@ def _grade(item: Item, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Ten
     base = item.base[taken] if item.base is not None else None
     with torch.enable_grad():
         now = logprobs.detach().requires_grad_()
-        told = share.batch.loss, now, sampler, chosen(entries.advantages), base
-        found = (
-            sequence_losses(*told, chosen(entries.old), chosen(entries.examples))
-            if share.batch.loss.by_sequence
-            else token_losses(*told)
-        )
+        told = share.batch.loss, now, sampler, chosen(entries.advantages), base, chosen(entries.old)
+        by_sequence = share.batch.loss.by_sequence
+        found = sequence_losses(*told, chosen(entries.examples)) if by_sequence else token_losses(*told)
         (slopes,) = torch.autograd.grad((found.loss * weights * chosen(entries.shares)).sum(), now)
     share.loss_sum += float((found.loss.detach() * weights).sum(dtype=torch.float64))
     share.tokens += len(taken)

@@ -196,6 +196,14 @@ def test_the_ratio_band_silences_what_drifted() -> None:
     assert not gradient[1:3].any()
 
 
+def test_a_token_that_a_step_has_moved_out_of_the_band_is_left_to_the_clip() -> None:
+    now, old = torch.tensor([-3.0, -3.0, -1.0]), torch.tensor([-1.0, torch.nan, -3.0])
+    loss = Loss(ratio_low=0.5, ratio_high=2.0)
+    found = token_losses(loss, now, torch.full((3,), -1.0), torch.tensor([-1.0, -1.0, 1.0]), None, old)
+    assert found.kept.tolist() == [True, False, False]
+    assert found.clipped[0]
+
+
 def test_a_sequence_has_no_ratio_to_clip_before_the_first_step_with_it() -> None:
     """However small the clip is and however much trainer and sampler disagree; that only scales its loss."""
     now = torch.tensor([-0.9, -0.7, -1.3]).requires_grad_()

@@ -78,6 +78,24 @@ def test_later_epochs_clip_how_far_a_sequence_has_moved_since_the_first_one() ->
     assert 0.0 < clipped[1] < clipped[2]
 
 
+def test_later_epochs_leave_out_what_the_first_one_did_however_far_steps_have_moved_it_since() -> None:
+    """The band is about how trainer and sampler compute; what steps do is for the clip."""
+    loss = Loss(ratio_low=0.2, ratio_high=1.0)
+    by_job, by_hand = trainer_of(), trainer_of()
+    policies(by_job, 1)
+    policies(by_hand, 1)
+    first, kept = None, []
+    for _ in range(3):
+        batch = PolicyBatch("p/0", groups(1), loss)
+        outcome = learn(by_hand, [with_old(batch, first) if first is not None else batch])["p/0"]
+        first = outcome.logprobs if first is None else first
+        kept.append(outcome.metrics["kept"])
+        step_all(by_hand, {"p/0": OPTIMIZER})
+    assert taken(by_job, 3, loss) == saved_of(by_hand, "p/0")
+    assert 0.0 < kept[0] < 1.0
+    assert kept == [kept[0]] * 3
+
+
 def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> None:
     trainer = trainer_of()
     policies(trainer, 3)
