@@ -58,7 +58,7 @@ def figures_of(groups: Sequence[Group]) -> dict[str, float]:
     return {
         "completion_length": fmean(len(each.tokens) for each in rollouts),
         "truncated": fmean(not each.stopped for each in rollouts),
-        "entropy": fmean(-logprob for each in rollouts for logprob in each.logprobs),
+        "entropy": sum(-sum(each.logprobs) for each in rollouts) / sum(len(each.logprobs) for each in rollouts),
         "reward_std": fmean(deviation(group.rewards) for group in groups),
         "no_signal": fmean(not has_signal(group.rewards) for group in groups),
     }
