@@ -193,6 +193,25 @@ async def test_a_defect_as_a_copy_is_deleted_is_reported_and_the_base_tried_agai
     await server.drain(1)
 
 
+@pytest.mark.parametrize("remote", [True, False])
+async def test_a_cache_that_can_not_be_written_is_reported_as_what_it_is(remote: bool, tmp_path: Path) -> None:
+    folder, cache = save_base(tmp_path / "base"), tmp_path / "cache"
+    cache.touch()
+    with stores.serving(stores.Files, tmp_path) as (address, _):
+        told = settings_for(folder)
+        told = replace(told, source=Source(f"http://{address}/base")) if remote else told
+        server = await listen(told, "uncached", 0)
+        engine = process.Process(Start(told, "uncached", "127.0.0.1:1", cache, 0, 0), server)
+        failure = await engine._try_base()
+        assert failure is not None
+        written = cache if remote else cache / "adapters"
+        why = f"cache '{written}': could not be written (Not a directory); retrying"
+        assert (failure.reason, failure.message) == ("SourceUnavailable", why)
+        cache.unlink()
+        assert await engine._try_base() is None
+        await server.drain(1)
+
+
 def load_with_a_lost_block(address: str, cache: Path) -> list[str]:
     """Why the base is refused, and refused again, in a process whose disk loses the copied files.
 

@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
+from mint_contracts.storage_errors import writing_errors
 from mint_engine.adapters.file_identity import KnownFile
 from mint_engine.residency.ledger import Ledger
 from mint_engine.residency.mapped_files import MappedFiles
@@ -40,6 +41,7 @@ class DiskTier:
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
+        """Create the folder if it does not exist. Raises Source* errors if it cannot be written."""
         self.ledger: Ledger[str] = Ledger(budget)  # keyed by the source's hash
         self._folder = folder
         self._paths: dict[str, Path] = {}
@@ -47,8 +49,9 @@ class DiskTier:
         self._yielding: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self.sheds: Callable[[int], bool] = lambda _: False
-        folder.mkdir(parents=True, exist_ok=True)
-        self._recover()
+        with writing_errors(f"cache {str(folder)!r}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._recover()
 
     def _recover(self) -> None:
         """Enter earlier processes' complete files, the newest per source, by last use; delete everything else."""

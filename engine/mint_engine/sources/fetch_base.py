@@ -24,6 +24,7 @@ from mint_contracts.errors import (
 from mint_contracts.quantisation import MODELOPT_FILE
 from mint_contracts.records import COPYING
 from mint_contracts.source import Source, locate
+from mint_contracts.storage_errors import writing_errors
 from mint_engine.sources.base_copy import PARTIAL, BaseCopy
 from mint_engine.sources.copying import folder_name, read_bounded
 from mint_engine.sources.gguf_head import read_head
@@ -61,14 +62,15 @@ def fetch_base(source: Source, cache: Path, look: Look, progress: LoadProgress |
     `look` is called before the weights of a remote source are copied, to refuse a base that could not be loaded.
     `progress` counts the copied bytes.
     Raises UnsafeFormat for only pickled weights, UnsupportedBase for several GGUF files, CapacityExceeded if the
-    disk of `cache` is too small, CorruptFile and Source* errors, and what `look` raises.
+    disk of `cache` is too small, CorruptFile and Source* errors, also about `cache`, and what `look` raises.
     """
     single = _single(source)
     if locate(source).is_local:
         return _in_place(source, single)
     target = cached_base(source, cache)
     if not target.is_dir():
-        _copy(source, single, target, look, progress or LoadProgress())
+        with writing_errors(f"cache {str(cache)!r}"):
+            _copy(source, single, target, look, progress or LoadProgress())
     return target / single
 
 
