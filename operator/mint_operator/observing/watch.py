@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 import structlog
 
-from mint_operator.handlers import adapterwaves, basemodels, children, engines
+from mint_operator.handlers import children, engines, resources
 from mint_operator.observing.dirt import Dirt
 from mint_operator.observing.feed import Feed
 from mint_operator.settings import LIVENESS_PATH
@@ -102,8 +102,7 @@ class Watch:
         settings.watching.connect_timeout = 10
 
     def _register(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
-        basemodels.register(registry, self._dirt, self._feed)
-        adapterwaves.register(registry, self._dirt, self._feed)
+        resources.register(registry, self._dirt, self._feed)
         engines.register(registry, settings, self._dirt, self._feed)
         children.register(registry, settings, self._dirt, self._kinds)
 
