@@ -17,6 +17,7 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
 from mint_contracts.reasons import Reasons
+from mint_contracts.records import Placement
 from mint_gateway.scope import granted
 from mint_gateway.scope_filter import within
 from mint_gateway.view import MapView, lost_something, merge, stale_holdings
@@ -161,7 +162,7 @@ class Mirror:
             view = msgspec.structs.replace(view, version=None, announced=announced)
         elif whole or pulse.version != view.version:
             record = await self._reader.base_record(base)
-            placements = await self._reader.placements(base)
+            placements = await self._placements(view, pulse.version, whole=whole)
             view = msgspec.structs.replace(
                 view,
                 version=pulse.version,
@@ -174,6 +175,17 @@ class Mirror:
         following.view = merge(view, pulse, held, settled=now >= following.settled_at, rereporting=rereporting)
         if whole:
             following.resync_at = now + RESYNC_S
+
+    async def _placements(self, view: MapView, version: int, *, whole: bool) -> Mapping[str, Placement]:
+        """Return the base's placements at this version or later: if possible, read only those that have changed."""
+        if not whole and view.version is not None:
+            changed = await self._reader.placements_since(view.base, view.version, version)
+            if changed is not None:
+                placements = dict(view.placements)
+                for name in changed:
+                    placements.pop(name, None)
+                return placements | {name: each for name, each in changed.items() if each is not None}
+        return await self._reader.placements(view.base)
 
     async def _gone(self, following: _Following, pulse: Pulse, now: float, *, others: bool) -> bool:
         """Return whether an unnamed base was removed (its epoch stays), or has been lost for more than FORGET_S."""

@@ -1,13 +1,14 @@
 -- The placement map's writes. Each is one atomic step. The library's name contains a digest of this file, so that two
 -- versions of MinT can share a Redis during an upgrade.
 
--- KEYS: epoch, version, base, placements, editions, waves, writing, assigned...
+-- KEYS: epoch, version, base, placements, editions, waves, writing, recent, assigned...
 -- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, the version that the change was planned for (-1:
 -- the map had none; "": any), which part of the change this is ("whole", "first", "next" or "last"), a unique token,
--- the key of the set of bases, and the base, which is added to it. (That key is none of KEYS: a node of a Redis Cluster
--- then says where it leads on to, not that the keys are apart.)
+-- the key of the set of bases, and the base, which is added to it (that key is none of KEYS: a node of a Redis Cluster
+-- then says where it leads on to, not that the keys are apart), the adapters whose placements the complete change
+-- touches (JSON; "": too many), and for how many versions those are kept.
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
--- with one element of "assigned" for each key after the seventh. called (JSON): [[engine, its channel]...], every
+-- with one element of "assigned" for each key after the eighth. called (JSON): [[engine, its channel]...], every
 -- engine whose part the complete change touches; they are notified when it commits. Returns the version.
 local function change(key, ops)
   for _, pair in ipairs(ops.set) do redis.call('HSET', key, pair[1], pair[2]) end
@@ -29,19 +30,24 @@ local function apply(keys, argv)
   if argv[7] ~= '' and argv[7] ~= there then return redis.error_reply('MAPCHANGED ' .. there) end
   -- A map that was lost twice has no version either time: the token shows whether the first part is still there.
   local part, token = argv[8], argv[9]
+  local begins = part == 'first' or part == 'whole'
+  -- Nobody knows what an earlier change did that was never completed: who follows must read everything once more.
+  if begins and redis.call('GET', keys[7]) then redis.call('HSET', keys[8], 'torn', token) end
   if part == 'first' then redis.call('SET', keys[7], token) end
   if part == 'next' or part == 'last' then
     if redis.call('GET', keys[7]) ~= token then return redis.error_reply('MAPCHANGED ' .. there) end
   end
-  if part == 'last' then redis.call('DEL', keys[7]) end
+  if part == 'last' or part == 'whole' then redis.call('DEL', keys[7]) end
   redis.call('SADD', argv[10], argv[11])
   if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
   local ops = cjson.decode(argv[5])
   change(keys[4], ops.placements)
   change(keys[6], ops.waves)
-  for i, each in ipairs(ops.assigned) do change(keys[7 + i], each) end
+  for i, each in ipairs(ops.assigned) do change(keys[8 + i], each) end
   if argv[4] == '1' then
-    redis.call('INCR', keys[2])
+    local version = redis.call('INCR', keys[2])
+    if argv[12] ~= '' and not redis.call('HGET', keys[8], 'torn') then redis.call('HSET', keys[8], version, argv[12]) end
+    redis.call('HDEL', keys[8], 'torn', version - argv[13])
     redis.call('PUBLISH', argv[2], 'map')
     for _, each in ipairs(cjson.decode(argv[6])) do
       redis.call('HINCRBY', keys[5], each[1], 1)

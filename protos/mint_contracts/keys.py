@@ -9,6 +9,7 @@ that a cluster's node redirects reports that and does not follow.
 | mint:{ns/name}:epoch              | string | newest operator epoch seen            | operator |
 | mint:{ns/name}:version            | string | grows when a change is complete       | operator |
 | mint:{ns/name}:version:writing    | string | token of an incomplete change         | operator |
+| mint:{ns/name}:recent             | hash   | version -> adapters placed anew by it | operator |
 | mint:{ns/name}:base               | string | BaseRecord                            | operator |
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
@@ -61,6 +62,14 @@ def version(base: str) -> str:
 def writing(base: str) -> str:
     """String: the token of a change in several parts, present from its first part to its last."""
     return f"mint:{{{base}}}:version:writing"
+
+
+def recent(base: str) -> str:
+    """Hash: each of the last versions to the adapters whose placements it changed, so that followers read only those.
+
+    A version that is not there changed too many, or is unknown: read all.
+    """
+    return f"mint:{{{base}}}:recent"
 
 
 def base_record(base: str) -> str:

@@ -15,6 +15,7 @@ from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
 from mint_contracts.map_reporter import reported_recently
+from mint_contracts.map_writer import RECENT_ADAPTERS, RECENT_VERSIONS
 from mint_contracts.records import (
     Assignment,
     BaseRecord,
@@ -107,6 +108,22 @@ class MapReader:
     async def placements(self, base: str) -> dict[str, Placement]:
         """Return every explicit placement of a base, by adapter."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement, _warm_placement)
+
+    async def placements_since(self, base: str, version: int, now: int) -> dict[str, Placement | None] | None:
+        """Return the placements (None: there is none any more) that changed after `version`, up to version `now`.
+
+        None if that is not known: read all of them.
+        """
+        if not version < now <= version + RECENT_VERSIONS:
+            return None
+        versions = [str(each) for each in range(version + 1, now + 1)]
+        said = await bounded(lambda: self._redis.hmget(keys.recent(base), versions))
+        names = sorted({name for each in said if each for name in msgspec.json.decode(each, type=list[str])})
+        if None in said or len(names) > RECENT_ADAPTERS:
+            return None
+        raw = await bounded(lambda: self._redis.hmget(keys.placements(base), names)) if names else []
+        there = {name: each for name, each in zip(names, raw, strict=True) if each is not None}
+        return dict.fromkeys(names) | decoded(there, Placement, _warm_placement)
 
     async def placement(self, base: str, adapter: str) -> Placement | None:
         """Return one adapter's explicit placement; None if no wave names it."""

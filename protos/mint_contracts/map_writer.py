@@ -13,6 +13,8 @@ from mint_contracts.functions import bounded, call, text
 from mint_contracts.records import Assignment, MapChange, MapState, Placement
 
 OPS_PER_CALL = 1000
+RECENT_VERSIONS = 64  # followers read several times a second, and changes come no faster
+RECENT_ADAPTERS = 1000  # of one change: beyond that, followers read everything
 FORGOTTEN_PER_CALL = 1000  # keys: a base's catalog may have tens of thousands
 
 T = TypeVar("T")
@@ -40,18 +42,19 @@ class MapWriter:
         called = sorted({*change.set_assigned, *change.del_assigned})
         tells_only = not change.completes or (bool(change) and not change.places)
         *before, last = _split(change)
-        token = uuid.uuid4().hex
+        token, names = uuid.uuid4().hex, _placed_anew(change)
         for number, part in enumerate(before):
-            await self._apply_part(base, part, None, (seen, "next" if number else "first", token))
+            await self._apply_part(base, part, None, (seen, "next" if number else "first", token), names)
         which = "last" if before else "whole"
-        return await self._apply_part(base, last, None if tells_only else called, (seen, which, token))
+        return await self._apply_part(base, last, None if tells_only else called, (seen, which, token), names)
 
     async def _apply_part(
-        self, base: str, part: MapChange, called: Sequence[str] | None, guard: tuple[str, str, str]
+        self, base: str, part: MapChange, called: Sequence[str] | None, guard: tuple[str, str, str], names: str
     ) -> int:
         """Make one call. `called` commits the complete change and notifies these engines. Returns the version.
 
         `guard` is what the map is checked against: the version seen, which part this is, and the change's token.
+        `names` are the adapters that the complete change places anew.
         """
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
@@ -61,9 +64,9 @@ class MapWriter:
                 _ops(part.set_assigned.get(engine, ()), part.del_assigned.get(engine, ())) for engine in engines
             ],
         }
-        names = [keys.epoch(base), keys.version(base), keys.base_record(base), keys.placements(base)]
-        names += [keys.editions(base), keys.waves(base), keys.writing(base)]
-        names += [keys.assigned(base, engine) for engine in engines]
+        fields = [keys.epoch(base), keys.version(base), keys.base_record(base), keys.placements(base)]
+        fields += [keys.editions(base), keys.waves(base), keys.writing(base), keys.recent(base)]
+        fields += [keys.assigned(base, engine) for engine in engines]
         record = "" if part.base is None else text(part.base)
         channels = [[engine, keys.called(base, engine)] for engine in called or ()]
         args = [
@@ -76,8 +79,10 @@ class MapWriter:
             *guard,
             keys.BASES,
             base,
+            names,
+            str(RECENT_VERSIONS),
         ]
-        return int(await call(self._redis, "apply", names, args))
+        return int(await call(self._redis, "apply", fields, args))
 
     async def forget(self, base: str) -> None:
         """Remove every key of a base that no longer exists, except the epoch, which is the fence.
@@ -93,6 +98,12 @@ class MapWriter:
 
     async def _remove(self, base: str, names: Sequence[str]) -> None:
         await call(self._redis, "forget", [keys.epoch(base), *names], [str(self.epoch)])
+
+
+def _placed_anew(change: MapChange) -> str:
+    """Return the adapters whose placements a change touches, as JSON; "" if they are too many."""
+    names = [*[each.adapter for each in change.set_placements], *change.del_placements]
+    return text(names) if len(names) <= RECENT_ADAPTERS else ""
 
 
 def _ops(records: Sequence[Placement | Assignment], names: Sequence[str]) -> dict[str, Any]:

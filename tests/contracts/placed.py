@@ -1,8 +1,12 @@
 """Records of one base's part of the placement map: what is written to it and reported about it."""
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import keys, map_reporter
+from mint_contracts import functions, keys, map_reporter, map_writer
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, Held, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
@@ -35,3 +39,17 @@ async def outlive(redis: Redis, base: str, engine: str) -> None:
     """Pretend that a heartbeat's lifetime has passed since the engine last reported a part of what it holds."""
     kept_s = map_reporter.TELLING_TTL_S - map_reporter.HEARTBEAT_TTL_S
     assert await redis.pexpire(keys.telling(base, engine), int(kept_s * 1000))
+
+
+def losing_before(monkeypatch: pytest.MonkeyPatch, part: int, lose: Callable[[], Awaitable[Any]]) -> None:
+    """Make `lose` run once, just before Redis gets the given part (counted from 0) of the next change."""
+    real, sent = functions.call, 0
+
+    async def call(*args: Any) -> Any:
+        nonlocal sent
+        sent += 1
+        if sent == part + 1:
+            await lose()
+        return await real(*args)
+
+    monkeypatch.setattr(map_writer, "call", call)

@@ -169,6 +169,7 @@ def test_every_key_is_in_the_bases_hash_slot() -> None:
             for make in (keys.epoch, keys.version, keys.base_record, keys.placements, keys.engines, keys.told)
         ),
         keys.writing(BASE),
+        keys.recent(BASE),
         *(make(BASE, "e-0") for make in (keys.assigned, keys.engine, keys.held, keys.telling)),
         keys.changed(BASE),
     )

@@ -1,19 +1,18 @@
 """What the map loses to a flush, full memory or another version affects nothing else, and is written again."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import functions, keys, map_writer
+from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import FORGOTTEN_PER_CALL, OPS_PER_CALL, MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Tier, WaveRecord
-from tests.contracts.placed import BASE, assignment, held, placement, record, write
+from tests.contracts.placed import BASE, assignment, held, losing_before, placement, record, write
 from tests.redis_process import full_memory
 
 PINNED = {"residency": "Pinned"}
@@ -79,20 +78,6 @@ WHOLE = MapChange(
     set_placements=tuple(map(placement, NAMES)),
     set_assigned={"e-0": tuple(map(assignment, NAMES))},
 )
-
-
-def losing_before(monkeypatch: pytest.MonkeyPatch, part: int, lose: Callable[[], Awaitable[Any]]) -> None:
-    """Make `lose` run once, just before Redis gets the given part (counted from 0) of the next change."""
-    real, sent = functions.call, 0
-
-    async def call(*args: Any) -> Any:
-        nonlocal sent
-        sent += 1
-        if sent == part + 1:
-            await lose()
-        return await real(*args)
-
-    monkeypatch.setattr(map_writer, "call", call)
 
 
 @pytest.mark.parametrize("part", range(1, PARTS))

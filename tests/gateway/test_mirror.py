@@ -259,6 +259,23 @@ async def test_only_what_changed_is_read_again(scene: Scene) -> None:
     assert after - before == 1  # one engine's holdings; neither placements nor other engines'
 
 
+async def test_only_placements_that_changed_are_read_again(scene: Scene) -> None:
+    await scene.base()
+    engines = [await scene.engine(f"e-{n}") for n in range(2)]
+    await scene.place_many([f"demo/a-{number}" for number in range(9)], ["e-0", "e-1"])
+    await scene.open()
+    await scene.seen(*engines)
+    before = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    await scene.place("demo/a-0", "e-1")
+    await scene.unplace("demo/a-1")
+    await scene.place("demo/b", "e-0")
+    placements = await MapReader(scene.redis).placements(BASE)
+    await until(lambda: scene.gateway.mirror.views[BASE].version == scene.versions[BASE])
+    assert scene.gateway.mirror.views[BASE].placements == placements
+    after = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    assert after - before == 1, "the one that this test made"
+
+
 async def test_a_record_that_cannot_be_read_keeps_the_last_view_and_spares_other_bases(scene: Scene) -> None:
     await scene.base()
     await scene.base("demo/other")
