@@ -30,13 +30,13 @@ def storage_errors(scheme: str, subject: str) -> Iterator[None]:
 def cause_of(error: Exception) -> Exception:
     """Return the actual failure: fsspec's http turns each one into FileNotFoundError, with the real one as cause."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _status(cause) != 404:
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and status_of(cause) != 404:
         return cause if not isinstance(cause, FileNotFoundError) else error
     return error
 
 
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error carries, or None."""
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that a storage library's error carries, or None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -48,14 +48,14 @@ def _status(error: BaseException) -> int | None:
 
 def described(error: Exception) -> str:
     """Return what messages may say of a storage library's error: its own text may have a redirect's signed URL."""
-    status = _status(error)
+    status = status_of(error)
     return type(error).__name__ + (f", HTTP {status}" if status else "")
 
 
 def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:
     if isinstance(error, MintError):  # of `WebFiles`, as the cause of fsspec's
         return type(error)(subject, str(error))
-    status, what = _status(error), described(error)
+    status, what = status_of(error), described(error)
     if full := disk_full(error, subject):
         return full
     if isinstance(error, FileNotFoundError) or status in {404, 410}:

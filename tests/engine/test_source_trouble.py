@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,21 @@ def test_a_forbidden_source_is_a_terminal_failure(shelf: Path, tmp_path: Path) -
     with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
         loader(tmp_path).load(Source(f"http://{address}/private/adapter"))
     assert caught.value.terminal
+
+
+def test_files_that_a_bucket_refuses_as_they_do_not_exist_are_not_needed(shelf: Path, tmp_path: Path) -> None:
+    """S3 and Google's answer with 403 in place of 404 to whoever may read objects, but not list them."""
+
+    class Unlisted(stores.Files):
+        def send_error(self, code: int, *how: str | None) -> None:
+            super().send_error(HTTPStatus.FORBIDDEN if code == HTTPStatus.NOT_FOUND else code, *how)
+
+    backends.backend.cache_clear()
+    with stores.serving(Unlisted, shelf) as (address, _):
+        here, there = loader(tmp_path), f"http://{address}/team/store/acme"
+        assert here.load(Source(f"{there}/good")).rank == 4
+        with pytest.raises(errors.SourceForbidden, match="HTTP 403"):
+            here.load(Source(f"{there}/nobody"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from http import HTTPStatus
 from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
@@ -13,7 +14,7 @@ from mint_contracts.claims import local_path
 from mint_contracts.errors import SourceUnavailable
 from mint_contracts.hub import Place, place_of
 from mint_contracts.source import Location, Source, locate
-from mint_contracts.storage_errors import cause_of, storage_errors
+from mint_contracts.storage_errors import cause_of, status_of, storage_errors
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.web_stream import WebStream
 
@@ -205,11 +206,20 @@ def _size_of(info: FileInfo) -> int | None:
 
 
 def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, FileInfo]:
-    found: dict[str, FileInfo] = {}
+    """Return those of the files that a web server has.
+
+    Buckets that anybody may read, but not list, refuse what does not exist: with 403, as if it were secret.
+    """
+    found, refusal = dict[str, FileInfo](), None
     for name in names:
         try:
             found[name] = files.info(f"{root}/{name}")
         except FileNotFoundError as error:
-            if cause_of(error) is not error:
+            cause = cause_of(error)
+            if status_of(cause) == HTTPStatus.FORBIDDEN:
+                refusal = error
+            elif cause is not error:
                 raise
+    if refusal is not None and not found:
+        raise refusal
     return found
