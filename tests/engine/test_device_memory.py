@@ -242,6 +242,7 @@ async def test_as_many_policies_train_on_a_gpu_as_fit_it(
 ) -> None:
     """The next one waits without a slot, and trains once another has ended."""
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.1)
+    monkeypatch.setattr("mint_engine.model.generic.find_gpu_kernels", lambda *_, **__: None)  # they are interpreted
     base, names = save_base(tmp_path / "base"), [f"acme/{n}" for n in range(3)]
     device.memory = 64 << 20
     async with training(base, tmp_path, train(steps=2), device="cuda") as scene:
