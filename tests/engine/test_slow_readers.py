@@ -75,9 +75,7 @@ async def test_a_client_that_goes_away_leaves_room_to_others(base: Path, monkeyp
             await until(lambda: unread.taken == 0)
 
 
-async def test_events_that_were_read_no_longer_count_and_only_the_error_is_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_events_that_were_read_no_longer_count_and_only_the_error_is_left() -> None:
     budget = ByteBudget(1000, "engine e-0", "is full")
     first, second = Inbox(budget.share(own=0)), Inbox(budget.share(own=0))
     event = Tokens((5,), "a", (Scored(5, -1.0, ((6, -2.0),)),))

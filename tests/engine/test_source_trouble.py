@@ -27,9 +27,7 @@ from tests.redis_process import free_port
 
 
 @pytest.mark.parametrize("scheme", ["http", "s3", "hf"])
-def test_storage_that_does_not_answer_is_tried_again_later(
-    scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_storage_that_does_not_answer_is_tried_again_later(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backends.backend.cache_clear()
     address = f"http://127.0.0.1:{free_port()}"
     for variable in ("AWS_ENDPOINT_URL", "HF_ENDPOINT"):
@@ -89,9 +87,7 @@ def test_a_web_server_that_sends_no_parts_of_files_is_read_from_as_they_come(
 
 
 @pytest.mark.parametrize("told", ["bytes 1-{last}/{size}", "bytes 0-{size}/{size}", "bytes */{size}", ""])
-def test_a_part_that_was_not_asked_for_is_not_taken_for_the_one_that_was(
-    told: str, shelf: Path, tmp_path: Path
-) -> None:
+def test_a_part_that_was_not_asked_for_is_not_taken_for_the_one_that_was(told: str, shelf: Path) -> None:
     class Confused(stores.Files):
         def do_GET(self) -> None:  # noqa: N802
             body = Path(self.translate_path(self.path)).read_bytes()

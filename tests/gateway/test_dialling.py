@@ -42,7 +42,7 @@ async def test_addresses_outside_the_cluster_are_reached_through_the_proxy(monke
             assert (await asyncio.wait_for(asked, LIMIT_S)).startswith(b"CONNECT mint.example:8470 ")
 
 
-async def test_an_invalid_address_is_refused_by_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_address_is_refused_by_the_call() -> None:
     async with dial("[::1:8470", None) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await SamplerStub(channel).Generate(GenerateRequest(base_model=BASE, text="Ahoy"), timeout=LIMIT_S).read()
