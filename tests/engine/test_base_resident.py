@@ -96,7 +96,7 @@ def test_what_own_kernels_have_packed_is_held_once_where_nobody_trains(
         try:
             assert generation.compute.startswith("lean")
             slots.load(0, draw_adapter(slots, 4))
-            answers.append(play(generation, TURNS[:4], read.vocab_size))
+            answers.append(play(generation._forward, TURNS[:4]))
             held.append(sum(each.numel() for each in read.model.parameters()))
         finally:
             generation.close()

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import random
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ import torch
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from mint_contracts.layer_groups import first_seen, pages_for
+from mint_contracts.layer_groups import first_seen
 from mint_engine.model.base import Base
+from mint_engine.model.cache import Cache
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
@@ -25,6 +25,7 @@ from mint_engine.model.routes import RouteCache
 from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.lean_families import LEFT, TAKEN
+from tests.engine.parallel import playing
 from tests.waiting import join
 
 CPU = torch.device("cpu")
@@ -82,9 +83,9 @@ def fill(slots: Slots, slot: int, rank: int, draw: torch.Generator) -> None:
     slots.filled[slot] = at
 
 
-def span_of(forward: Forward, row: int, length: int, position: int, pages: list[int], slot: int) -> Span:
+def span_of(cache: Cache, row: int, length: int, position: int, pages: list[int], slot: int) -> Span:
     """A span with pages of other groups of layers, and null pages for what lies before a window."""
-    groups, others = forward.cache.groups, []
+    groups, others = cache.groups, []
     for at, window in enumerate(groups.windows[1:], 1):
         first = first_seen(position, window)
         others.append([0 if n < first else page + 80 * at for n, page in enumerate(pages)])
@@ -96,20 +97,8 @@ def span_of(forward: Forward, row: int, length: int, position: int, pages: list[
 
 def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
     """Every turn's logits: each (sequence, count) gets its next tokens, in one batch; sequence 0 is bare."""
-    draw = random.Random(1)
-    texts = [[draw.randrange(128) for _ in range(200)] for _ in range(4)]
-    tables = [list(range(1 + 10 * n, 11 + 10 * n)) for n in range(4)]
-    done, found = [0] * 4, []
-    for turn in turns:
-        tokens: list[int] = []
-        spans = []
-        for who, count in turn:
-            pages = tables[who][: pages_for(done[who] + count)]
-            spans.append(span_of(forward, len(tokens), count, done[who], pages, who - 1 if who else NO_SLOT))
-            tokens += texts[who][done[who] : done[who] + count]
-            done[who] += count
-        found.append(forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True))
-    return torch.cat(found)
+    owned = [[(who, count, who - 1 if who else NO_SLOT) for who, count in turn] for turn in turns]
+    return playing.play(forward, owned, span_of)
 
 
 EVEN = frozenset({"granitemoe", "ernie4_5_moe", "hunyuan_v1_moe"})  # families whose experts often score equally
@@ -259,7 +248,7 @@ def test_single_rows_of_many_adapters_get_what_each_gets_alone(family: str, thre
         torch.set_num_threads(threads)
         lean, generic = (make(TAKEN[family], dtype, lean=lean, ranks=ranks) for lean in (True, False))
         tokens = [7 * at % 128 for at in range(count)]
-        spans = [span_of(lean, at, 1, 0, [1 + at], max(at - 2, NO_SLOT)) for at in range(count)]
+        spans = [span_of(lean.cache, at, 1, 0, [1 + at], max(at - 2, NO_SLOT)) for at in range(count)]
         crowd = lean.run(tokens, spans, range(count)).clone()
         for token, span, found in zip(tokens, spans, crowd, strict=True):
             alone = lean.run([token], [replace(span, row=0)], [0])

@@ -1,7 +1,7 @@
 """Engines of one rank and of several over the same base, and what they compute turn by turn."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from mint_contracts.layer_groups import pages_for
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.build import build
+from mint_engine.model.forward import Forward
+from mint_engine.model.span import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.scheduler import Limits
@@ -54,10 +56,10 @@ def draw_adapter(slots: Slots, rank: int) -> Packed:
     return pack(slots.modules, {path: delta(module) for path, module in slots.modules.items()}, slots.dtype)
 
 
-def play(generation: Generation, turns: list[Turn], vocabulary: int) -> torch.Tensor:
+def play(forward: Forward, turns: list[Turn], span_of: Callable[..., Span] = span) -> torch.Tensor:
     """Every turn's logits: each sequence gets its next tokens, all in one batch."""
     draw = random.Random(1)
-    texts = [[draw.randrange(vocabulary) for _ in range(200)] for _ in range(4)]
+    texts = [[draw.randrange(forward.base.vocab_size) for _ in range(200)] for _ in range(4)]
     tables = [list(range(1 + 10 * n, 11 + 10 * n)) for n in range(4)]
     done, found = [0] * 4, []
     for turn in turns:
@@ -65,8 +67,8 @@ def play(generation: Generation, turns: list[Turn], vocabulary: int) -> torch.Te
         spans = []
         for who, count, slot in turn:
             pages = tables[who][: pages_for(done[who] + count)]
-            spans.append(span(generation._forward.cache, len(tokens), count, done[who], pages, slot))
+            spans.append(span_of(forward.cache, len(tokens), count, done[who], pages, slot))
             tokens += texts[who][done[who] : done[who] + count]
             done[who] += count
-        found.append(generation._forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True))
+        found.append(forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True))
     return torch.cat(found)

@@ -23,7 +23,7 @@ def test_another_node_that_can_make_no_file_fails_that_load_alone(tmp_path: Path
     with engine(save_base(tmp_path), 2, nodes=2) as two:
         packed = draw_adapter(two.slots, 4)
         two.slots.load(0, packed)
-        expected = play(two.generation, TURNS, two.vocabulary)
+        expected = play(two.generation._forward, TURNS)
         [node] = two.workers
         most = resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, (FEW, most[1]))
@@ -32,7 +32,7 @@ def test_another_node_that_can_make_no_file_fails_that_load_alone(tmp_path: Path
         resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, most)
         assert not two.lost
         two.slots.clear(1)
-        assert torch.equal(play(two.generation, TURNS, two.vocabulary), expected)
+        assert torch.equal(play(two.generation._forward, TURNS), expected)
         two.slots.load(1, draw_adapter(two.slots, 9))
         assert node.process.poll() is None
         assert node.has_logged("adapter_not_received")

@@ -39,5 +39,5 @@ def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> 
     for ranks in (1, 3):
         with built(base, ranks) as (slots, generation):
             slots.load(1, draw_adapter(slots, 4))
-            found.append(play(generation, TURNS[-4:], generation._forward.base.vocab_size))
+            found.append(play(generation._forward, TURNS[-4:]))
     assert (found[1] - found[0]).norm() / found[0].norm() < 1e-5

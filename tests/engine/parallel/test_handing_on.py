@@ -30,7 +30,7 @@ def updated(each: Learning) -> torch.Tensor:
             updates.advance(0, 0.0)
     assert isinstance(told[0], Learnt)
     assert each.trainer.policy(NAMES[0]).step == 1
-    return play(each.generation, TURNS, each.vocabulary)
+    return play(each.generation._forward, TURNS)
 
 
 def test_a_hand_off_that_another_rank_refuses_once_is_made_again(

@@ -86,11 +86,10 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
                     os.kill(pid, signal.SIGTERM)
                 slots.load(0, packed(four, slots))
                 slots.load(1, packed(nine, slots))
-                vocabulary = generation._forward.base.vocab_size
-                mixed = play(generation, TURNS, vocabulary)
+                mixed = play(generation._forward, TURNS)
                 slots.load(0, packed(nine, slots))  # replaces another
                 slots.clear(1)
-                found.append(torch.cat([mixed, play(generation, TURNS, vocabulary)]))
+                found.append(torch.cat([mixed, play(generation._forward, TURNS)]))
                 assert all(each.process.poll() is None for each in group.workers)
             finally:
                 generation.close()
@@ -107,7 +106,7 @@ def test_two_nodes_of_two_ranks_compute_what_one_rank_does(tmp_path: Path) -> No
         with built(base, ranks, nodes=nodes) as (slots, generation):
             slots.load(0, packed(folder, slots))
             slots.load(1, packed(folder, slots))
-            found.append(play(generation, TURNS, generation._forward.base.vocab_size))
+            found.append(play(generation._forward, TURNS))
     one, four = found
     assert (four - one).norm() / one.norm() < CLOSE
     assert torch.equal(four.argmax(-1), one.argmax(-1))

@@ -113,10 +113,10 @@ def answers(each: Learning) -> torch.Tensor:
     """Logits of requests for two adapters and the bare base, then with one adapter replaced and the other cleared."""
     for slot, rank in enumerate((4, 9)):
         each.slots.load(slot, draw_adapter(each.slots, rank))
-    mixed = play(each.generation, TURNS, each.vocabulary)
+    mixed = play(each.generation._forward, TURNS)
     each.slots.load(0, draw_adapter(each.slots, 9))
     each.slots.clear(1)
-    return torch.cat([mixed, play(each.generation, TURNS, each.vocabulary)])
+    return torch.cat([mixed, play(each.generation._forward, TURNS)])
 
 
 @pytest.mark.parametrize("kind", [*EXACT, *ROUNDED], indirect=True, ids=", ".join)
@@ -191,7 +191,7 @@ def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
     """Neither does cutting the work into pieces; and cancelled work leaves nothing behind."""
     two = kind.two
     expected = two.gradients()
-    answers = play(two.generation, TURNS, two.vocabulary)
+    answers = play(two.generation._forward, TURNS)
     two.create()
     given_up = two.trainer.begin(two.batches(range(len(NAMES))))
     for _ in range(4):
@@ -201,7 +201,7 @@ def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
     while work.advance():
         pieces += 1
         if pieces % 4 == 0:
-            assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+            assert torch.equal(play(two.generation._forward, TURNS), answers)
     for name, gradient in zip(NAMES, expected, strict=True):
         found = two.trainer.policy(name).gradient
         assert found is not None
@@ -215,7 +215,7 @@ def test_updates_that_take_turns_have_the_gradients_of_one_go(kind: Kind, monkey
     monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=24))
     two = kind.two
     expected = two.gradients()
-    answers = play(two.generation, TURNS, two.vocabulary)
+    answers = play(two.generation._forward, TURNS)
     two.create()
     first, second, third = two.batches(range(len(NAMES)))
     waiting: dict[str, PolicyBatch | Share] = {NAMES[0]: first, NAMES[1]: second}
@@ -225,7 +225,7 @@ def test_updates_that_take_turns_have_the_gradients_of_one_go(kind: Kind, monkey
         finish(work)
         waiting = dict(work.left())
         turns += 1
-        assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+        assert torch.equal(play(two.generation._forward, TURNS), answers)
         given_up = two.trainer.begin([third], most=24)
         given_up.advance()
         given_up.cancel()
@@ -243,7 +243,7 @@ def test_a_lesson_that_fails_on_the_first_rank_alone_fails_alone(kind: Kind, fai
     """Between two pieces, or while others wait for grades: what comes next is as if it had never happened."""
     two = kind.two
     expected = two.gradients()
-    answers = play(two.generation, TURNS, two.vocabulary)
+    answers = play(two.generation._forward, TURNS)
     two.create()
     first, second, third = two.batches(range(len(NAMES)))
     if fails == "holding":
@@ -256,7 +256,7 @@ def test_a_lesson_that_fails_on_the_first_rank_alone_fails_alone(kind: Kind, fai
         learn(two.trainer, [first, second, third])
     assert not two.lost
     assert all(two.trainer.policy(name).gradient is None for name in NAMES)
-    assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+    assert torch.equal(play(two.generation._forward, TURNS), answers)
     for found, each in zip(two.gradients(), expected, strict=True):
         assert torch.equal(found, each)
 
