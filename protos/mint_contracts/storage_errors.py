@@ -4,6 +4,7 @@ Messages never contain credentials: of a storage library's error they give only 
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from mint_contracts.backends import Errors, backend
 from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceNotFound, SourceUnavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_CODE = re.compile(r"[A-Za-z0-9]{1,60}")
 
 
 @contextmanager
@@ -49,7 +51,15 @@ def status_of(error: BaseException) -> int | None:
 def described(error: Exception) -> str:
     """Return what messages may say of a storage library's error: its own text may have a redirect's signed URL."""
     status = status_of(error)
-    return type(error).__name__ + (f", HTTP {status}" if status else "")
+    told = type(error).__name__, f"HTTP {status}" if status else "", _code_of(error) or _code_of(error.__cause__)
+    return ", ".join(filter(None, told))
+
+
+def _code_of(error: BaseException | None) -> str:
+    """Return the code that S3 gives for an error, such as RequestTimeTooSkewed; "" for other errors."""
+    response = getattr(error, "response", None)
+    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    return code if _CODE.fullmatch(code) else ""
 
 
 def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:

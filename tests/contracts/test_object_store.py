@@ -156,6 +156,28 @@ def test_what_a_bucket_does_not_delete_is_told(
         backend("s3").files.rm("shelf/a", recursive=True)
 
 
+class Refusing(Keeping):
+    """A server that refuses every object, for the reason `why`."""
+
+    def answer(self, body: str) -> None:
+        self.send_response(403)
+        error = f"<Error><Code>{self.why}</Code></Error>"
+        self.send_header("Content-Length", str(len(error)))
+        self.end_headers()
+        self.wfile.write(error.encode())
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [("RequestTimeTooSkewed", "PermissionError, RequestTimeTooSkewed"), ("SlowDown", "OSError, SlowDown")],
+)
+def test_the_reason_that_a_bucket_gives_is_told(why: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Keeping, "why", why)
+    with bucket(monkeypatch, Refusing), pytest.raises(MintError) as caught:
+        object_store(Source("s3://shelf/catalog")).names()
+    assert f"({said})" in str(caught.value)
+
+
 def vast(path: Path) -> None:
     """Create a sparse file of a terabyte."""
     path.parent.mkdir(exist_ok=True)
