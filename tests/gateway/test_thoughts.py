@@ -293,6 +293,17 @@ async def test_grpc_has_the_text_as_it_is(client: openai.AsyncOpenAI, scene: Sce
     assert shaped.lstrip().startswith("<think>" if thoughts else "{")
 
 
+async def test_the_mark_that_ends_a_thought_is_nothing_to_stop_an_answer_at(
+    client: openai.AsyncOpenAI, scene: Scene
+) -> None:
+    request = GenerateRequest(base_model=BASE, chat=Chat(messages=[Message(role="user", content="How deep?")]))
+    request.chat.thoughts, request.sampling.max_tokens = True, 200
+    for stop, answer in ((">", ANSWER), ("think", ANSWER), ("9", "It is ")):
+        request.sampling.answer_stop[:] = [stop]
+        text = "".join([event.chunk.text async for event in scene.stub().Generate(request)])
+        assert text == f"<think>\n{THOUGHT}\n</think>\n\n{answer}"
+
+
 async def test_a_base_without_markers_answers_as_before(scene: Scene, tmp_path: Path) -> None:
     """Its text is its content, whatever it looks like."""
     base = save_base(tmp_path, max_position_embeddings=CONTEXT)

@@ -286,16 +286,19 @@ class Generation:
         self.scheduler.generated(completion)
         text, stopped = "", token in self._eos and not sampling.ignore_eos
         marks = completion.request.channels and token in self._channels and not stopped
-        if completion.ahead is not None:
-            completion.ahead = after(token, completion.ahead)
-            if completion.ahead is None:
-                completion.text.seek(sampling.answer_stop)
+        before, completion.ahead = completion.ahead, after(token, completion.ahead)
+        thinks = before is not None and before.begun  # the token is the thought's, also if it ends that
+        answers = before is not None and completion.ahead is None  # from this token on, or from the next
+        if answers and not thinks:
+            completion.text.seek(sampling.answer_stop)
         if stopped:
             completion.text.skip()
         elif marks:
             text = completion.text.mark(token)
         else:
             text, stopped = completion.text.push(token)
+        if answers and thinks:
+            completion.text.seek(sampling.answer_stop)
         if completion.grammar is not None and not stopped:
             stopped = completion.grammar.take(token)
         ended = stopped or completion.generated >= sampling.max_tokens
