@@ -10,6 +10,7 @@ def test_half_of_those_that_wait_have_ended_by_then() -> None:
     pace.awaited(100.0)
     pace.awaited(100.4)
     assert pace.retry_after_s(64, 100.5) == 1.0, "not known yet"
+    assert pace.retry_after_s(64, 104.0) == 4.0, "none has ended for so long"
     for _ in range(68):  # of one length, so that all end in the same step
         pace.ended(105.0, awaited=True)
     assert pace.retry_after_s(64, 105.0) == pytest.approx(32 / (68 / 5))
@@ -31,5 +32,7 @@ def test_how_rarely_requests_came_before_says_nothing() -> None:
         pace.ended(6000 + at / 20, awaited=True)
     assert pace.retry_after_s(216, 6002.0) == pytest.approx(5.4)
     pace.ended(6010.0, awaited=False)
+    assert pace.retry_after_s(256, 8999.0) == 1.0, "nobody waits"
     pace.awaited(9000.0)
     assert pace.retry_after_s(256, 9000.1) == 1.0, "nobody waited meanwhile"
+    assert pace.retry_after_s(256, 9100.0) == 30.0

@@ -29,8 +29,11 @@ class Pace:
             self._times.clear()
 
     def retry_after_s(self, waiting: int, now: float) -> float:
-        """Return the seconds until half of `waiting` requests will have ended at the recent pace, within bounds."""
-        if len(self._times) < 2 or now <= self._times[0]:
-            return _UNKNOWN_S
-        per_second = (len(self._times) - 1) / (now - self._times[0])
-        return min(max(waiting / 2 / per_second, _SHORTEST_S), _LONGEST_S)
+        """Return the seconds until half of `waiting` requests will have ended at the recent pace, within bounds.
+
+        Until one has ended, that is as long again as they have waited.
+        """
+        since, ended = self._times[0] if self._times else now, len(self._times) - 1
+        if ended < 1 or now <= since:
+            return min(max(now - since, _UNKNOWN_S), _LONGEST_S)
+        return min(max(waiting / 2 / (ended / (now - since)), _SHORTEST_S), _LONGEST_S)
