@@ -109,13 +109,22 @@ class Scene:
         self._stack.push_async_callback(engine.stop)
         return engine
 
-    async def with_engine(self) -> ScriptedEngine:
+    async def with_engine(self, limits: Limits = LIMITS, store: str | None = None) -> ScriptedEngine:
         """Declare a base, start one engine, and open a gateway that has seen it."""
-        await self.base()
+        await self.base(store=store)
         engine = await self.engine("e-0")
-        await self.open()
+        await self.open(limits)
         await self.seen(engine)
         return engine
+
+    async def with_holder(self) -> tuple[ScriptedEngine, ScriptedEngine]:
+        """As `with_engine`, with two: return one that holds demo/pirate, so that it is asked first, and another."""
+        await self.base(store=STORE)
+        holder, other = await self.engine("e-0"), await self.engine("e-1")
+        await holder.hold("demo/pirate", PIRATE, Tier.DEVICE)
+        await self.open()
+        await self.seen(holder, other)
+        return holder, other
 
     async def seen(self, *engines: ScriptedEngine) -> None:
         """Wait until the gateway has seen everything written and reported so far."""

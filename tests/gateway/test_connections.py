@@ -161,11 +161,8 @@ async def test_a_client_without_a_key_keeps_no_connection(scene: Scene, tmp_path
 
 async def test_silent_connections_give_way_in_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "FIRST_S", 0.0)
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine(Limits(connections=3, farewell_s=0.0))
     engine.hold_before = asyncio.Event()
-    await scene.open(Limits(connections=3, farewell_s=0.0))
-    await scene.seen(engine)
     asking = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"}))
     await until(lambda: len(engine.seen) == 1)
     async with knocking(scene.gateway.http_port) as [silent]:
@@ -226,11 +223,8 @@ async def test_a_listener_goes_on_after_running_out_of_descriptors(
 
 
 async def test_requests_in_flight_keep_their_connections_however_silent(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine(BRIEF)
     engine.hold_before = asyncio.Event()
-    await scene.open(BRIEF)
-    await scene.seen(engine)
     by_http = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"}))
     by_grpc = asyncio.create_task(scene.client.answer(GenerateRequest(text="Ahoy")))
     await until(lambda: len(engine.seen) == 2)

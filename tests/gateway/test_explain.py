@@ -12,11 +12,9 @@ from mint_contracts.records import Failure, Tier
 from mint_gateway.client import question
 from mint_gateway.explain import explain_all
 from mint_gateway.placement_pages import PAGE
-from tests.gateway.scene import BASE, STORE, Scene
+from tests.gateway.scene import BASE, PIRATE, STORE, Scene
 from tests.redis_process import RedisProcess
 from tests.waiting import until
-
-PIRATE = f"{STORE}/demo/pirate"
 
 
 async def test_the_chosen_engine_is_the_one_that_then_answers(scene: Scene) -> None:

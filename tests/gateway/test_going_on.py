@@ -43,12 +43,8 @@ async def test_a_request_that_is_too_large_for_an_engine_goes_to_no_other(scene:
 
 
 async def test_an_engine_that_dies_before_its_first_token_is_replaced_unseen(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    dying, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    dying, _ = await scene.with_holder()
     dying.hold_before = asyncio.Event()
-    await scene.open()
-    await scene.seen(dying, other)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
     await asyncio.wait_for(dying.started.wait(), LIMIT_S)
     await dying.deafen()
@@ -58,12 +54,8 @@ async def test_an_engine_that_dies_before_its_first_token_is_replaced_unseen(sce
 
 
 async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unavailable(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    dying, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    dying, other = await scene.with_holder()
     dying.hold_after = 1
-    await scene.open()
-    await scene.seen(dying, other)
     words = []
 
     async def listen() -> None:
@@ -81,12 +73,8 @@ async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unav
 
 async def test_an_engine_that_dies_between_two_completions_ends_the_stream_as_unavailable(scene: Scene) -> None:
     """One Finished of two is not the end, and after the first token no other engine is asked."""
-    await scene.base(store=STORE)
-    dying, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    dying, other = await scene.with_holder()
     dying.hold_after = len(dying.words)
-    await scene.open()
-    await scene.seen(dying, other)
     kinds = []
 
     async def listen() -> None:
@@ -147,23 +135,15 @@ async def test_a_stream_that_breaks_off_after_its_first_event_is_not_retried(sce
 
 
 async def test_several_completions_move_to_the_next_engine_before_the_first_token(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    full, free = await scene.engine("e-0"), await scene.engine("e-1")
+    full, _ = await scene.with_holder()
     full.refuse = errors.Overloaded("engine e-0", "queue is full", retry_after_s=1.0)
-    await full.hold("demo/pirate", PIRATE, Tier.DEVICE)
-    await scene.open()
-    await scene.seen(full, free)
     answers = await scene.client.completions(question("Ahoy?", adapter="demo/pirate", n=2))
     assert [(answer.index, answer.engine) for answer in answers] == [(0, "e-1"), (1, "e-1")]
 
 
 async def test_an_engines_own_error_passes_through_unchanged(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    engine, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    engine, other = await scene.with_holder()
     engine.refuse = errors.PromptTooLong("prompt", "has 3000 tokens; the context holds 2048")
-    await scene.open()
-    await scene.seen(engine, other)
     with pytest.raises(errors.PromptTooLong) as caught:
         await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     assert str(caught.value) == str(engine.refuse)
@@ -206,11 +186,7 @@ async def test_an_engine_that_has_yet_to_read_the_map_is_given_a_moment(scene: S
 
 
 async def test_an_address_that_another_base_has_by_now_costs_a_try(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    moved, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await moved.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    moved, _ = await scene.with_holder()
     moved.refuse = errors.BaseModelNotFound(f"base model {BASE!r}", "is not served here; demo/other is")
-    await scene.open()
-    await scene.seen(moved, other)
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
     assert len(moved.seen) == 1

@@ -299,11 +299,8 @@ async def test_the_bases_name_says_whose_adapter_is_meant(scene: Scene, engine: 
 
 
 async def test_requests_beyond_the_limit_of_both_doors_are_refused(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine(Limits(requests=1, farewell_s=0.0))
     engine.hold_before = asyncio.Event()
-    await scene.open(Limits(requests=1, farewell_s=0.0))
-    await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(GenerateRequest(text="Ahoy")))
     await asyncio.wait_for(engine.started.wait(), 60)
     assert (await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"}))[0] == 429

@@ -214,11 +214,8 @@ async def test_more_prompts_than_one_request_may_hold_and_lists_of_no_meaning_ar
 
 
 async def test_each_prompt_takes_one_of_the_gateways_places(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine(Limits(requests=MOST_PROMPTS, farewell_s=0.0))
     engine.repeats = True
-    await scene.open(Limits(requests=MOST_PROMPTS, farewell_s=0.0))
-    await scene.seen(engine)
     prompts = [f"{number:04}" for number in range(MOST_PROMPTS)]
     async with asking(scene) as client:
         answer = await client.completions.create(model=BASE, prompt=prompts)

@@ -14,11 +14,9 @@ from mint_contracts.records import MapChange, Tier
 from mint_gateway import mirror as mirrors
 from mint_gateway.client import question
 from tests.contracts.placed import outlive
-from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, PIRATE, Scene
 from tests.redis_process import RedisProcess
 from tests.waiting import until
-
-PIRATE = f"{STORE}/demo/pirate"
 
 
 async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterwards(
@@ -109,10 +107,7 @@ async def test_an_engine_is_dead_when_its_heartbeat_runs_out(scene: Scene) -> No
 
 
 async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, own_redis: RedisProcess) -> None:
-    await fragile.base()
-    engine = await fragile.engine("e-0")
-    await fragile.open()
-    await fragile.seen(engine)
+    engine = await fragile.with_engine()
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)
     await engine.silence()

@@ -304,10 +304,7 @@ async def test_answers_are_kept_by_nobody_and_counted_with_other_calls(scene: Sc
 
 
 async def test_what_was_known_is_told_while_the_map_is_away(fragile: Scene, own_redis: RedisProcess) -> None:
-    await fragile.base()
-    engine = await fragile.engine("e-0")
-    await fragile.open()
-    await fragile.seen(engine)
+    await fragile.with_engine()
     own_redis.kill()
 
     async def away() -> bool:

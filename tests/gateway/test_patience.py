@@ -45,11 +45,8 @@ async def test_a_request_that_waits_is_answered_when_an_engine_comes_back(scene:
 
 
 async def test_a_clients_cancellation_reaches_the_engine(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.hold_after = 1
-    await scene.open()
-    await scene.seen(engine)
     call = scene.stub().Generate(question("Ahoy?"))
     await call.read()  # Started
     await call.read()  # the first token
@@ -59,11 +56,8 @@ async def test_a_clients_cancellation_reaches_the_engine(scene: Scene) -> None:
 
 
 async def test_a_client_that_cancels_before_the_first_token_frees_the_engine_too(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.hold_before = asyncio.Event()
-    await scene.open()
-    await scene.seen(engine)
     call = scene.stub().Generate(question("Ahoy?"))
     await asyncio.wait_for(engine.started.wait(), LIMIT_S)
     call.cancel()
@@ -71,11 +65,8 @@ async def test_a_client_that_cancels_before_the_first_token_frees_the_engine_too
 
 
 async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.hold_before = asyncio.Event()
-    await scene.open()
-    await scene.seen(engine)
     call = scene.stub().Generate(question("Ahoy?"), timeout=90.0)
     await asyncio.wait_for(engine.started.wait(), LIMIT_S)
     [remaining_s] = engine.remaining_s
@@ -86,11 +77,8 @@ async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> Non
 
 
 async def test_a_deadline_that_passes_ends_the_request_at_the_engine(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.hold_before = asyncio.Event()
-    await scene.open()
-    await scene.seen(engine)
     deadline_s = 0.5
     while not engine.started.is_set():  # on a busy machine the request may not arrive within that
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -101,11 +89,8 @@ async def test_a_deadline_that_passes_ends_the_request_at_the_engine(scene: Scen
 
 
 async def test_more_requests_than_the_gateway_takes_are_refused(scene: Scene) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine(Limits(requests=2, farewell_s=0.0, grace_s=0.1))
     engine.hold_after = 1
-    await scene.open(Limits(requests=2, farewell_s=0.0, grace_s=0.1))
-    await scene.seen(engine)
     calls = [scene.stub().Generate(question("Ahoy?")) for _ in range(2)]
     await until(lambda: len(engine.seen) == 2)
     with pytest.raises(errors.Overloaded) as caught:
@@ -139,11 +124,8 @@ async def test_the_silence_of_a_long_load_does_not_cost_the_connection(
     # Both ends' intervals are shortened alike: gRPC itself sends at most one ping per second.
     monkeypatch.setattr("tests.gateway.scripted.SERVER_OPTIONS", sooner(SERVER_OPTIONS, 10))
     monkeypatch.setattr(channels, "_OPTIONS", sooner(channels._OPTIONS, 10))
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.hold_before = asyncio.Event()
-    await scene.open()
-    await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?")))
     await asyncio.wait_for(engine.started.wait(), LIMIT_S)
     asyncio.get_running_loop().call_later(6 * KEEPALIVE_MS / 10_000, engine.hold_before.set)

@@ -81,10 +81,7 @@ async def test_the_base_is_found_by_the_adapter_and_passed_on_with_a_request_id(
 
 
 async def test_completions_of_one_request_are_told_apart(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    engine = await scene.with_engine(store=STORE)
     answers = await scene.client.completions(question("Ahoy?", adapter="demo/pirate", n=3))
     assert [(answer.index, answer.text) for answer in answers] == [
         (0, "Hello there."),
@@ -96,10 +93,7 @@ async def test_completions_of_one_request_are_told_apart(scene: Scene) -> None:
 
 
 async def test_routes_come_through_each_completions_own_in_the_order_of_its_tokens(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.with_engine(store=STORE)
     for asked in (True, False):
         answers = await scene.client.completions(question("Ahoy?", adapter="demo/pirate", n=2, routes=asked))
         routes = [[(each.first_token, each.experts) for each in answer.routes] for answer in answers]
@@ -107,11 +101,7 @@ async def test_routes_come_through_each_completions_own_in_the_order_of_its_toke
 
 
 async def test_an_engine_whose_heart_stops_is_not_asked(scene: Scene) -> None:
-    await scene.base(store=STORE)
-    silent, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await silent.hold("demo/pirate", PIRATE, Tier.DEVICE)
-    await scene.open()
-    await scene.seen(silent, other)
+    silent, _ = await scene.with_holder()
     await silent.leave()
     await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"

@@ -311,12 +311,9 @@ async def test_no_other_failure_has_the_command_line_speak_of_tls(scene: Scene, 
         assert code == 1
         return err
 
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     other = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:8470: Socket closed"
     engine.refuse = errors.Internal("", other)
-    await scene.open()
-    await scene.seen(engine)
     assert (await complains(scene.target, "ask", "Hello?")).endswith(f"{other}\n")
     assert "TLS" not in await complains(scene.target, "ask", "--adapter", "demo/nobody", "Hello?")
     for options in ((), ("--ca", str(authority.file))):

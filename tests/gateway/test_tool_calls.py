@@ -252,11 +252,8 @@ async def test_a_base_that_writes_calls_as_mistrals_is_asked_for_them(scene: Sce
 async def test_calls_are_read_in_the_form_that_the_engine_tells_of(
     scene: Scene, form: "Chat.Calls.ValueType", words: list[str], ids: str
 ) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.calls, engine.words = form, words
-    await scene.open()
-    await scene.seen(engine)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
         choice = await answered(client)
     assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
@@ -266,11 +263,8 @@ async def test_calls_are_read_in_the_form_that_the_engine_tells_of(
 
 @pytest.mark.parametrize("choice", ["auto", "required", CHOSEN])
 async def test_an_answer_of_nothing_is_an_empty_text_that_can_be_sent_back(scene: Scene, choice: Any) -> None:
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.words = []
-    await scene.open()
-    await scene.seen(engine)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
         answer = await answered(client, tool_choice=choice)
         assert (answer.message.content, answer.message.tool_calls, answer.finish_reason) == ("", None, "stop")
@@ -279,11 +273,8 @@ async def test_an_answer_of_nothing_is_an_empty_text_that_can_be_sent_back(scene
 
 async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> None:
     """An engine's pieces may end anywhere, and may contain several calls."""
-    await scene.base()
-    engine = await scene.engine("e-0")
+    engine = await scene.with_engine()
     engine.words = [*(CALL[place : place + 7] for place in range(0, len(CALL), 7)), f"{CALL}{CALL}"]
-    await scene.open()
-    await scene.seen(engine)
     asked: dict[str, Any] = ASKED | {"n": 2, "extra_headers": {"X-Request-Id": "mine"}}
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
         response = await client.chat.completions.create(**asked)
