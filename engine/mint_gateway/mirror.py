@@ -20,7 +20,7 @@ from mint_contracts.reasons import Reasons
 from mint_contracts.records import Placement
 from mint_gateway.scope import granted
 from mint_gateway.scope_filter import within
-from mint_gateway.view import MapView, lost_something, merge, stale_holdings
+from mint_gateway.view import MapView, as_known, lost_something, merge, stale_holdings
 
 POLL_S = 0.5
 QUIET_S = 0.05  # at least, between two readings, however many hints arrive
@@ -171,7 +171,7 @@ class Mirror:
                 placements=placements,
             )
         names = [n for n, r in pulse.engines.items() if r is not None] if whole else stale_holdings(view, pulse)
-        held = {name: await self._reader.held(base, name) for name in names}
+        held = await self._reader.holdings(base, names, {} if whole else as_known(view, pulse))
         following.view = merge(view, pulse, held, settled=now >= following.settled_at, rereporting=rereporting)
         if whole:
             following.resync_at = now + RESYNC_S

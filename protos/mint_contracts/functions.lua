@@ -129,6 +129,8 @@ local function write(key, argv, first, pairs)
   for i = last + 1, #argv, most do redis.call('HDEL', key, unpack(argv, i, math.min(i + most - 1, #argv))) end
 end
 
+local RECENT = 64 -- reports, and adapters of one, that are kept for followers
+
 -- Remove an unfinished report of this incarnation or an earlier one, up to the sequence (nil: any): nothing continues
 -- it, and while it exists the engine seems to be reporting. Returns whether there was one.
 local function drop(key, incarnation, sequence)
@@ -171,11 +173,12 @@ local function tell(keys, argv)
   return 1
 end
 
--- KEYS: engines, engine, held, version, editions, told, telling
+-- KEYS: engines, engine, held, version, editions, told, telling, recent
 -- ARGV: engine, incarnation, record, ttl ms, full 0|1, over, sequence, channel, news 0|1, pairs, fields and values...
 -- Bring the map to `sequence` of this incarnation. Without `full` the map must be at `over`; with it, the parts stored
--- by `tell` up to `over` (0: none) and this report replace what is there. A report that comes twice, or late, changes
--- nothing of what is held: a Redis that stood still may run calls that nobody waits for any more.
+-- by `tell` up to `over` (0: none) and this report replace what is there. `recent` keeps, by incarnation and sequence,
+-- which adapters each of the last reports has changed, unless these are RECENT or more. A report that comes twice, or
+-- late, changes nothing of what is held: a Redis that stood still may run calls that nobody waits for any more.
 -- Returns {1 if the report was taken, 0 if a full one is needed; version or -1; edition; number of adapters held}.
 -- A heartbeat without news notifies nobody: with a thousand engines the messages alone would keep every follower busy.
 local function report(keys, argv)
@@ -187,7 +190,7 @@ local function report(keys, argv)
   if full and not again then
     if there and there > sequence then return { 0, -1, 0, 0 } end
     if over > 0 and at(redis.call('HGET', keys[7], ''), incarnation) ~= over then return { 0, -1, 0, 0 } end
-    redis.call('UNLINK', keys[3])
+    redis.call('UNLINK', keys[3], keys[8])
     if over > 0 then
       redis.call('PERSIST', keys[7])
       redis.call('RENAME', keys[7], keys[3])
@@ -200,7 +203,16 @@ local function report(keys, argv)
     return { 0, -1, 0, 0 }
   end
   if not again then
-    write(keys[3], argv, 11, tonumber(argv[10]))
+    local count, names = tonumber(argv[10]), {}
+    write(keys[3], argv, 11, count)
+    if not full and #argv > 10 then
+      for i = 11, #argv do
+        if i >= 11 + 2 * count or i % 2 == 1 then names[#names + 1] = argv[i] end
+      end
+      local mark = incarnation .. ' '
+      if #names < RECENT then redis.call('HSET', keys[8], mark .. argv[7], cjson.encode(names)) end
+      redis.call('HDEL', keys[8], mark .. sequence - RECENT)
+    end
     if there ~= sequence then redis.call('HSET', keys[6], argv[1], incarnation .. ' ' .. argv[7]) end
   end
   redis.call('SET', keys[2], argv[3], 'PX', argv[4])

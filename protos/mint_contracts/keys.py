@@ -18,6 +18,8 @@ that a cluster's node redirects reports that and does not follow.
 | mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
 | mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
+| mint:{ns/name}:held:ENGINE:recent | hash   | incarnation and sequence of a report  | engine   |
+|                                   |        | -> adapters that it changed           |          |
 | mint:{ns/name}:told               | hash   | engine -> incarnation and sequence of | engines  |
 |                                   |        | its last report                       |          |
 | mint:{ns/name}:telling:ENGINE     | hash   | adapter -> Held, of an unfinished full| engine   |
@@ -110,6 +112,11 @@ def engine(base: str, name: str) -> str:
 def held(base: str, name: str) -> str:
     """Hash: adapter to Held, as one engine reports it."""
     return f"mint:{{{base}}}:held:{name}"
+
+
+def held_recently(base: str, name: str) -> str:
+    """Hash: "INCARNATION SEQUENCE" of each of an engine's last reports to the adapters it changed, as in `recent`."""
+    return f"{held(base, name)}:recent"
 
 
 def told(base: str) -> str:

@@ -5,7 +5,7 @@ it is read as far as possible, or skipped.
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -44,6 +44,24 @@ class Part(msgspec.Struct, frozen=True):
     version: int | None
     edition: int
     assigned: dict[str, Assignment]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What an engine held as of a report's `sequence`; the newest one of this incarnation is `now`."""
+
+    held: Mapping[str, Held]
+    incarnation: int
+    sequence: int
+    now: int
+
+    @property
+    def marks(self) -> list[str]:
+        """The reports since, as the map keeps them."""
+        return [f"{self.incarnation} {number}" for number in range(self.sequence + 1, self.now + 1)]
+
+
+MOST_RECENT = 64  # reports; functions.lua keeps as many
+_UNKNOWN: Mapping[str, Known] = {}
 
 
 class MapReader:
@@ -159,10 +177,44 @@ class MapReader:
         """Return what one engine reports to hold, by adapter."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.held(base, engine))), Held)
 
-    async def holdings(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Held]]:
-        """Return what each of these engines reports to hold."""
-        raws = await read_hashes(self._redis, [keys.held(base, engine) for engine in engines])
-        return {engine: decoded(raw, Held) for engine, raw in zip(engines, raws, strict=True)}
+    async def holdings(
+        self, base: str, engines: Sequence[str], known: Mapping[str, Known] = _UNKNOWN
+    ) -> dict[str, dict[str, Held]]:
+        """Return what each of these engines reports to hold; if it is `known`, only what has changed is read."""
+        found = await self._updated(base, {engine: known[engine] for engine in engines if engine in known})
+        rest = [engine for engine in engines if engine not in found]
+        raws = await read_hashes(self._redis, [keys.held(base, engine) for engine in rest])
+        return found | {engine: decoded(raw, Held) for engine, raw in zip(rest, raws, strict=True)}
+
+    async def _updated(self, base: str, known: Mapping[str, Known]) -> dict[str, dict[str, Held]]:
+        """Return what engines hold by what has changed since; without those of which that is not known."""
+        near = {engine: each for engine, each in known.items() if 0 < each.now - each.sequence <= MOST_RECENT}
+        said = await self._fields({keys.held_recently(base, engine): each.marks for engine, each in near.items()})
+        changed = {
+            engine: sorted({name for text in each if text for name in msgspec.json.decode(text, type=list[str])})
+            for engine, each in zip(near, said, strict=True)
+            if None not in each
+        }
+        raws = await self._fields({keys.held(base, engine): names for engine, names in changed.items()})
+        found = {}
+        for (engine, names), raw in zip(changed.items(), raws, strict=True):
+            there = {name: text for name, text in zip(names, raw, strict=True) if text is not None}
+            kept = dict(near[engine].held)
+            for name in names:
+                kept.pop(name, None)
+            found[engine] = kept | decoded(there, Held)
+        return found
+
+    async def _fields(self, wanted: Mapping[str, Sequence[str]]) -> list[list[str | None]]:
+        """Return these fields of each of these hashes."""
+        found: list[list[str | None]] = []
+        names = list(wanted)
+        for start in range(0, len(names), PER_CALL):
+            pipeline = self._redis.pipeline(transaction=False)
+            for name in names[start : start + PER_CALL]:
+                pipeline.hmget(name, wanted[name])
+            found += await bounded(pipeline.execute)
+        return found
 
     async def state(self, base: str, engines: Sequence[str]) -> MapState:
         """Return the operator's own part, for the named engines and every engine that ever reported."""

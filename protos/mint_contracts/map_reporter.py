@@ -67,6 +67,7 @@ class MapReporter:
         base, engine = self._base, self._engine
         names = [keys.engines(base), keys.engine(base, engine), keys.held(base, engine)]
         names += [keys.version(base), keys.editions(base), keys.told(base), keys.telling(base, engine)]
+        names.append(keys.held_recently(base, engine))
         judged = (record.ready, record.failure, record.address, record.incarnation)
         news = full or changed or gone or judged != self._reported
         args = [engine, str(record.incarnation), text(record), _ms(HEARTBEAT_TTL_S), "1" if full else "0", str(over)]

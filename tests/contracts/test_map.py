@@ -170,7 +170,7 @@ def test_every_key_is_in_the_bases_hash_slot() -> None:
         ),
         keys.writing(BASE),
         keys.recent(BASE),
-        *(make(BASE, "e-0") for make in (keys.assigned, keys.engine, keys.held, keys.telling)),
+        *(make(BASE, "e-0") for make in (keys.assigned, keys.engine, keys.held, keys.held_recently, keys.telling)),
         keys.changed(BASE),
     )
     assert {key[key.index("{") : key.index("}") + 1] for key in made} == {"{demo/smollm2}"}

@@ -1,4 +1,4 @@
-"""Followers of the map read only the placements that changed, as long as they know which those are."""
+"""Followers of the map read only what has changed, as long as the map knows what that is."""
 
 import msgspec
 import pytest
@@ -6,10 +6,11 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.map_reader import MapReader
+from mint_contracts.map_reader import MOST_RECENT, Known, MapReader
+from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import OPS_PER_CALL, RECENT_ADAPTERS, RECENT_VERSIONS, MapWriter
-from mint_contracts.records import MapChange
-from tests.contracts.placed import BASE, assignment, losing_before, placement, write
+from mint_contracts.records import EngineRecord, Held, MapChange, Tier
+from tests.contracts.placed import BASE, assignment, held, losing_before, placement, record, write
 
 LARGE = MapChange(
     set_placements=(placement("late"),),
@@ -69,3 +70,49 @@ async def test_what_a_change_that_was_cut_off_had_placed_is_not_known(
     now = await writer.apply(BASE, rest)
     assert await reader.placements_since(BASE, before, now) is None
     assert await reader.placements_since(BASE, now, await write(writer, "c")) == {"c": placement("c")}
+
+
+async def known(reader: MapReader, before: EngineRecord, holds: dict[str, Held]) -> dict[str, Known]:
+    """Return what a follower knows that has read `before` and what the engine held then."""
+    now = (await reader.pulse(BASE)).engines["e-0"]
+    assert now is not None
+    return {"e-0": Known(holds, before.incarnation, before.sequence, now.sequence)}
+
+
+async def test_what_an_engine_holds_is_known_by_what_its_last_reports_changed(redis_client: Redis) -> None:
+    reader, reporter = MapReader(redis_client), MapReporter(redis_client, BASE, "e-0")
+    await reporter.report(record(), [held("a"), held("b"), held("c")], [], full=True)
+    holds = await reader.held(BASE, "e-0")
+    await reporter.report(record(sequence=2), [held("d"), held("b", Tier.HOST)], ["c"], full=False, over=1)
+    await reporter.report(record(sequence=3), [held("d", Tier.DISK)], ["a"], full=False, over=2)
+    await redis_client.hset(keys.held(BASE, "e-0"), "unread", "{}")
+    there = {"b": held("b", Tier.HOST), "d": held("d", Tier.DISK)}
+    assert await reader.holdings(BASE, ["e-0"], await known(reader, record(), holds)) == {"e-0": there}
+    for sequence in range(4, MOST_RECENT + 3):
+        await reporter.report(record(sequence=sequence), [held("d")], [], full=False, over=sequence - 1)
+    there["d"] = held("d")
+    assert await redis_client.hlen(keys.held_recently(BASE, "e-0")) == MOST_RECENT
+    assert await reader.holdings(BASE, ["e-0"], await known(reader, record(sequence=2), there)) == {"e-0": there}
+
+
+@pytest.mark.parametrize("how", ["full", "many", "later start", "earlier mint"])
+async def test_what_followers_cannot_know_of_an_engine_they_read_completely(how: str, redis_client: Redis) -> None:
+    reader, reporter = MapReader(redis_client), MapReporter(redis_client, BASE, "e-0")
+    await reporter.report(record(), [held("a")], [], full=True)
+    await reporter.report(record(sequence=2), [held("b")], [], full=False, over=1)
+    holds, before = await reader.held(BASE, "e-0"), record(sequence=2)
+    added = [held(f"m-{number}") for number in range(MOST_RECENT)]
+    if how == "full":
+        await reporter.report(record(sequence=3), added[:1], [], full=True)
+    elif how == "many":
+        await reporter.report(record(sequence=3), added, ["a"], full=False, over=2)
+    elif how == "later start":
+        before = record()
+        await reporter.report(record(incarnation=2, sequence=2), added[:1], [], full=True)
+    else:
+        await redis_client.unlink(keys.held_recently(BASE, "e-0"))
+        await reporter.report(record(sequence=3), added[:1], ["a"], full=False, over=2)
+        before = record()
+    now = await reader.held(BASE, "e-0")
+    assert now != holds
+    assert await reader.holdings(BASE, ["e-0"], await known(reader, before, holds)) == {"e-0": now}

@@ -13,7 +13,7 @@ from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import MapChange, Tier
 from mint_gateway import mirror as mirrors
 from mint_gateway.client import question
-from tests.contracts.placed import outlive
+from tests.contracts.placed import held, outlive, record
 from tests.gateway.scene import BASE, LIMIT_S, PIRATE, Scene
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -269,6 +269,19 @@ async def test_only_placements_that_changed_are_read_again(scene: Scene) -> None
     assert scene.gateway.mirror.views[BASE].placements == placements
     after = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
     assert after - before == 1, "the one that this test made"
+
+
+async def test_only_holdings_that_changed_are_read_again(scene: Scene) -> None:
+    await scene.base()
+    await scene.open()
+    reporter = MapReporter(scene.redis, BASE, "e-0")
+    await reporter.report(record(), [held("a"), held("b")], [], full=True)
+    await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].engines)
+    before = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    await reporter.report(record(sequence=2), [held("c")], ["a"], full=False, over=1)
+    await until(lambda: scene.gateway.mirror.views[BASE].engines["e-0"].record.sequence == 2)
+    assert scene.gateway.mirror.views[BASE].engines["e-0"].held == {"b": held("b"), "c": held("c")}
+    assert (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"] == before
 
 
 async def test_a_record_that_cannot_be_read_keeps_the_last_view_and_spares_other_bases(scene: Scene) -> None:

@@ -16,7 +16,7 @@ from mint_operator.observing import map_view
 from mint_operator.observing.dirt import EVERYTHING, RESYNC, Dirt, Part
 from mint_operator.observing.map_view import MapView
 from mint_operator.planning.sizes import Size
-from tests.contracts.placed import outlive
+from tests.contracts.placed import held, outlive, record
 from tests.operator.stage import PlayedEngine
 
 KEY = "team/smol"
@@ -118,6 +118,17 @@ async def test_changes_by_others_are_seen_and_unchanged_records_are_not_read_aga
     assert (await view.look({KEY: []}))[KEY].state is first
     await writer.apply(KEY, MapChange(set_placements=(PLACEMENT,)))
     assert (await view.look({KEY: []}))[KEY].state.placements == {"a/b": PLACEMENT}
+
+
+async def test_of_what_engines_hold_only_what_changed_is_read_again(redis_client: Redis) -> None:
+    view, reporter = seen_by(Clock(), redis_client), MapReporter(redis_client, KEY, "smol-0")
+    await reporter.report(record("smol-0"), [held("a"), held("b")], [], full=True)
+    await view.look({KEY: ["smol-0"]})
+    before = (await redis_client.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    await reporter.report(record("smol-0", sequence=2), [held("c")], ["a"], full=False, over=1)
+    [found] = (await view.look({KEY: ["smol-0"]}))[KEY].engines
+    assert (found.record, found.held) == (record("smol-0", sequence=2), {"b": held("b"), "c": held("c")})
+    assert (await redis_client.info("commandstats"))["cmdstat_hgetall"]["calls"] == before
 
 
 async def test_bases_of_other_namespaces_are_left_to_other_operators(redis_client: Redis) -> None:
