@@ -134,6 +134,17 @@ async def test_long_prompts_are_read_few_at_a_time_and_short_ones_wait_for_none(
     assert await prompts.run(LONG, lambda: "long") == "long", "there is room again"
 
 
+async def test_short_prompts_do_not_wait_for_what_others_have_asyncios_threads_do() -> None:
+    """Such as reading the calls of many policies' trainers."""
+    prompts, works = Reading("engine"), Works()
+    others = [asyncio.create_task(asyncio.to_thread(works)) for _ in range(40)]  # asyncio has 32 threads at most
+    await until(lambda: works.running)
+    async with asyncio.timeout(60):
+        assert await prompts.run(SHORT, lambda: "short") == "short"
+    works.let.set()
+    await asyncio.gather(*others)
+
+
 async def test_a_prompt_longer_than_the_queue_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_BYTES", 2 * OWN_BYTES)
     prompts, works = Reading("engine"), Works()
