@@ -15,7 +15,7 @@ from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CorruptFile, SourceForbidden
 from mint_contracts.source import WRITABLE, Location, Source, locate
-from mint_contracts.storage_errors import os_errors, storage_errors, writing_errors
+from mint_contracts.storage_errors import lacks_bucket, os_errors, storage_errors, writing_errors
 
 ABANDONED_S = 3600.0  # far longer than any write takes
 
@@ -115,11 +115,15 @@ class RemoteStore:
 
     def names(self) -> list[str]:
         """Return the names of all objects directly below the folder, sorted."""
-        with storage_errors(self._scheme, self._subject), suppress(FileNotFoundError):
-            entries = backend(self._scheme).files.ls(self._root, detail=True)
-            found = [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
-            return sorted(name for name in found if name)
-        return []
+        with storage_errors(self._scheme, self._subject):
+            try:
+                entries = backend(self._scheme).files.ls(self._root, detail=True)
+            except FileNotFoundError as error:
+                if lacks_bucket(error):
+                    raise
+                return []
+        found = [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
+        return sorted(name for name in found if name)
 
     def read(self, name: str, most: int) -> bytes:
         """Read one object completely."""

@@ -1,6 +1,6 @@
 """Translation of every storage error, from the operating system or a library, to a MintError.
 
-Messages never contain credentials: of a storage library's error they give only its class and HTTP status.
+Messages never contain credentials: of a storage library's error they give only its class, HTTP status and code.
 """
 
 import errno
@@ -53,6 +53,11 @@ def described(error: Exception) -> str:
     status = status_of(error)
     told = type(error).__name__, f"HTTP {status}" if status else "", _code_of(error) or _code_of(error.__cause__)
     return ", ".join(filter(None, told))
+
+
+def lacks_bucket(error: Exception) -> bool:
+    """Return whether S3 says that it has no such bucket, so that nothing is known of a folder in it."""
+    return _code_of(error.__cause__) == "NoSuchBucket"
 
 
 def _code_of(error: BaseException | None) -> str:

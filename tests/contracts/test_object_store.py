@@ -12,10 +12,18 @@ import pytest
 
 from mint_contracts.backends import backend
 from mint_contracts.catalog_parts import Parts
-from mint_contracts.errors import CorruptFile, MintError, Overloaded, SourceForbidden, SourceUnavailable
+from mint_contracts.errors import (
+    CorruptFile,
+    MintError,
+    Overloaded,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+)
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import storage_errors
+from mint_engine.policies.store import store_of
 from tests.engine import stores
 from tests.waiting import until
 
@@ -176,6 +184,18 @@ def test_the_reason_that_a_bucket_gives_is_told(why: str, said: str, monkeypatch
     with bucket(monkeypatch, Refusing), pytest.raises(MintError) as caught:
         object_store(Source("s3://shelf/catalog")).names()
     assert f"({said})" in str(caught.value)
+
+
+def test_a_bucket_that_does_not_exist_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, mistyped = Source(f"s3://{stores.BUCKET}/a"), Source("s3://mistyped/a")
+    with stores.s3(tmp_path) as url, stores.credentials(monkeypatch, url):
+        assert object_store(empty).names() == store_of(empty).names("catalog") == []
+        with pytest.raises(SourceNotFound, match="'s3://mistyped/a': holds nothing there"):
+            object_store(mistyped).names()
+        with pytest.raises(SourceNotFound, match="'s3://mistyped/a': holds nothing there"):
+            store_of(mistyped).names("catalog")
 
 
 def vast(path: Path) -> None:

@@ -16,7 +16,7 @@ from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceUnavailable
 from mint_contracts.source import WRITABLE, Location, Source, locate
-from mint_contracts.storage_errors import os_errors, storage_errors, volume_full
+from mint_contracts.storage_errors import lacks_bucket, os_errors, storage_errors, volume_full
 from mint_engine.policies.writing import write_along
 from mint_engine.sources.copying import publish, sync
 
@@ -201,7 +201,9 @@ class BucketStore:
         with storage_errors(self._scheme, self._subject):
             try:
                 found = backend(self._scheme).files.ls(self._at(path), detail=False)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if lacks_bucket(error):
+                    raise
                 return []
         own = self._at(path).rstrip("/")
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found if name.rstrip("/") != own})
