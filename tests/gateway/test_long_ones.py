@@ -16,6 +16,7 @@ from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started,
 from mint_gateway import answering
 from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
 from mint_gateway.http.tools import Function
+from mint_gateway.keys import sharer
 from tests.gateway.http_requests import CHAT, TEXT, get, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
@@ -45,6 +46,27 @@ async def test_others_are_answered_while_a_long_answer_is_put_together(
     go_on.set()
     status, body, _ = await asking
     assert (status, [choice["text"][:10] for choice in body["choices"]]) == (200, ["word word ", "1word 1wor"])
+
+
+async def test_one_keys_long_requests_do_not_hold_up_anothers() -> None:
+    """They did for seconds: each of 4 MB takes most of a second to read, and eight may arrive at a time."""
+    offloading, done, go_on = offload.Offload(), list[str](), threading.Event()
+
+    async def work(key: str) -> None:
+        def do() -> None:
+            assert go_on.wait(LIMIT_S)
+            done.append(key)
+
+        sharer.set(key)  # for this task
+        await offloading.do(offload.LONG, do)
+
+    many = [asyncio.create_task(work("many")) for _ in range(4)]
+    await asyncio.sleep(0)  # they are in line
+    other = asyncio.create_task(work("other"))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*many, other)
+    assert done == ["many", "other", "many", "many", "many"]
 
 
 @pytest.mark.parametrize("path", [TEXT, CHAT])
