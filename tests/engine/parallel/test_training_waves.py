@@ -23,9 +23,7 @@ def save(family: str, folder: Path) -> Path:
 
 
 def engine_of(scene: Scene) -> Engine:
-    parts = scene.server._services.parts
-    assert parts is not None
-    return Engine(scene.slots, scene.residency._climber._loader, scene.residency, parts.stepper)
+    return Engine(scene.slots, scene.residency._climber._loader, scene.residency, scene.stepper)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])

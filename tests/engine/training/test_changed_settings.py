@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import WrongBase
-from mint_contracts.training_records import Stage
 from mint_engine.adapters.packed import fingerprint
 from mint_engine.model.modules import find_modules
 from mint_engine.training import state
@@ -86,8 +85,7 @@ async def test_a_policy_of_a_module_that_is_offered_no_more_is_told_which_to_off
         assert error.message.startswith(says)
         assert error.message.endswith("Add o_proj to targetModules, then resume the policy")
         scene.want(assignment("acme/wave", lease=2, saved=2, rank=4), told=train(steps=4))
-        failure = (await scene.ended("acme/wave", stage=Stage.FAILED))["acme/wave"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/wave")
         assert says in failure.message
     async with called(base, tmp_path, target_modules=WIDE) as (_, stub):
         await stub.ResumePolicy(pb.ResumePolicyRequest(policy="one"))

@@ -22,7 +22,7 @@ from mint_engine.requests.parameters import Sampling
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.rewards.service import ServiceClient
 from mint_engine.scheduling.request import Request
-from tests.engine.training.training_engine import LINES, PROMPT, Gate, Scene, assignment, stepper_of, train, training
+from tests.engine.training.training_engine import LINES, PROMPT, Gate, Scene, assignment, train, training
 from tests.waiting import until
 
 
@@ -31,7 +31,7 @@ def fill(scene: Scene) -> None:
     with suppress(Overloaded):
         for n in itertools.count():
             request = Request(PROMPT, Sampling(max_tokens=1, seed=0), adapter=f"tenant/{n}")
-            stepper_of(scene).submit(request, lambda _: None)
+            scene.stepper.submit(request, lambda _: None)
 
 
 async def test_policies_of_a_wave_share_their_examples_and_let_go_of_them(base: Path, tmp_path: Path) -> None:
@@ -308,7 +308,6 @@ async def test_a_reward_that_could_not_be_checked_is_checked_again_before_anythi
     monkeypatch.setattr(Scorer, "check", losing)
     async with training(base, tmp_path, train(reward=Reward(regex=Regex(pattern="(")))) as scene:
         scene.want(assignment("acme/one"))
-        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/one")
         assert "not a valid regular expression" in failure.message
         assert not lost

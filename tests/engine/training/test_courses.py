@@ -89,8 +89,7 @@ async def test_policies_with_a_loss_each_learn_in_one_batch_as_each_would_in_a_w
 
 def batched_together(scene: Scene) -> list[set[str]]:
     """Record the loss types in each work from now on; until one is mixed, updates wait for a second policy."""
-    updates = scene.server._updates
-    assert updates is not None
+    updates = scene.updates
     ripe, begin, found = updates._ripe, updates.trainer.begin, list[set[str]]()
 
     def patiently() -> bool:

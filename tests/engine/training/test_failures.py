@@ -15,7 +15,7 @@ from mint_engine.policies import patience
 from mint_engine.policies.store import LocalStore
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.running import CONTEXT
-from tests.engine.training.training_engine import LINES, assignment, saved, stepper_of, train, training, whole
+from tests.engine.training.training_engine import LINES, assignment, saved, train, training, whole
 from tests.waiting import until
 
 
@@ -50,8 +50,7 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
 ) -> None:
     async with training(base, tmp_path, train(**changes)) as scene:
         scene.want(assignment("acme/one"))
-        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/one")
         assert failure.reason == reason
         assert message in failure.message
         await until(lambda: len(scene.residency.slots.free) == 10)
@@ -117,8 +116,7 @@ async def test_a_loss_that_grpo_has_not_fails_its_own_policy_alone(base: Path, t
     async with training(base, tmp_path, train(steps=1)) as scene:
         own = Loss(type="cross_entropy")
         scene.want(assignment("acme/one"), assignment("acme/two", loss=own))
-        failure = (await scene.ended("acme/two", stage=Stage.FAILED))["acme/two"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/two")
         assert "cannot learn its own completions by cross_entropy" in failure.message
         await scene.ended("acme/one")
 
@@ -142,7 +140,7 @@ async def test_a_policy_outlives_a_step_with_a_defect_which_another_request_may_
 ) -> None:
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", prompts_per_step=1)
     async with training(base, tmp_path, train(prompts_per_step=1)) as scene:
-        generation, left = stepper_of(scene)._generation, [RuntimeError("memory is full")] * defects
+        generation, left = scene.stepper._generation, [RuntimeError("memory is full")] * defects
         compute = generation._compute
 
         def defective(shares: Any) -> Any:

@@ -21,7 +21,6 @@ from tests.engine.training.training_engine import (
     began,
     hold_updates,
     saved,
-    stepper_of,
     train,
     training,
     whole,
@@ -76,10 +75,9 @@ async def test_a_policy_whose_checkpoints_can_not_be_read_fails_and_leaves_what_
     async with training(base, tmp_path, train(steps=5)) as scene:
         with capture_logs() as logs:
             scene.want(assignment("acme/one", lease=2))
-            told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
-        assert told.failure is not None
-        assert (told.failure.reason, told.failure.terminal) == ("CorruptFile", True)
-        assert "new AdapterWave" in told.failure.message
+            failure = await scene.failed("acme/one")
+        assert (failure.reason, failure.terminal) == ("CorruptFile", True)
+        assert "new AdapterWave" in failure.message
         assert began(logs) == []
         assert revisions.newest(store, "acme/one", 0) == published
 
@@ -98,9 +96,7 @@ async def test_a_failed_policy_goes_on_once_its_files_are_back_and_its_wave_asks
         for path, blob in blobs.items():
             store.write(path, blob[:-1] + b"?")
         scene.want(assignment("acme/one"), told=train(steps=5))
-        told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
-        assert told.failure is not None
-        assert "raise spec.train.retry (mint wave resume)" in told.failure.message
+        assert "raise spec.train.retry (mint wave resume)" in (await scene.failed("acme/one")).message
         for path, blob in blobs.items():
             store.write(path, blob)
         scene.want(assignment("acme/one"), told=train(steps=5))
@@ -187,7 +183,7 @@ async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_i
             await updating.reached()
             await scene.roster.close()
             draining = asyncio.create_task(scene.server.drain(20))
-            await until(lambda: stepper_of(scene)._stopping)
+            await until(lambda: scene.stepper._stopping)
         assert await draining
         await until(lambda: not scene.roster._leaving)
         kept = Checkpoints(store_of(scene.store), "acme/one").newest()

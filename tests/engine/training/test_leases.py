@@ -86,9 +86,7 @@ async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, 
         scene.want(assignment("acme/one", lease=1))
         await until(checkpoints.newest)
         checkpoints.save(Record("acme/one", "default/wave", 2, 1, digest_of(b"new")), b"new")
-        told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
-        assert told.failure is not None
-        assert told.failure.reason == StaleLease.__name__
+        assert (await scene.failed("acme/one")).reason == StaleLease.__name__
         newest = checkpoints.newest()
         assert newest is not None
         assert newest[1] == b"new"

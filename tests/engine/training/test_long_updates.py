@@ -231,8 +231,7 @@ async def test_a_long_call_that_fails_in_a_later_turn_has_not_been_and_its_numbe
         for name in ("one", "two"):
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))
             await stub.ForwardBackward(lesson(name, 1))
-        assert scene.server._updates is not None
-        ranks: Any = scene.server._updates.trainer._ranks
+        ranks: Any = scene.updates.trainer._ranks
         run, turns = ranks.run, list[int]()
 
         def fail_later(batch: Any, wanted: Any, grade: Any, *, learn: bool) -> Any:

@@ -8,7 +8,6 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import Internal
 from mint_contracts.records import Failure
-from mint_contracts.training_records import Stage
 from mint_engine.policies import patience
 from mint_engine.residency.policy_memory import Needs
 from mint_engine.training.policy import PolicySettings
@@ -82,8 +81,7 @@ async def test_a_policy_that_memory_can_never_hold_fails(base: Path, tmp_path: P
     needs = await needs_of_one(base, tmp_path)
     async with training(base, tmp_path, host_bytes=room_for(1, needs) - 1) as scene:
         scene.want(assignment("acme/one"))
-        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/one")
         assert failure.reason == "CapacityExceeded"
         assert "raise hostMemory" in failure.message
         assert len(scene.residency.slots.free) == scene.residency.slots.count

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from mint_contracts.training_records import Stage
 from mint_engine.policies import patience
 from mint_engine.residency.policy_device import PolicyDevice
 from mint_engine.training.policy import PolicySettings
@@ -83,8 +82,7 @@ async def test_an_update_that_never_fits_fails_its_policy_at_once(
         leave(scene, device, 5)
         monkeypatch.setattr(memory_of(scene), "most", memory_of(scene).budget)  # as if they had been there before
         scene.want(assignment("acme/one"))
-        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/one")
         assert (failure.reason, failure.terminal) == ("CapacityExceeded", True)
         assert failure.message.startswith("policy 'acme/one': has an example of ")
         assert "sampling.maxTokens" in failure.message

@@ -19,7 +19,7 @@ from mint_engine.training import state
 from mint_engine.training.policy import PolicySettings
 from tests.engine.training.calling import called, lesson, refused
 from tests.engine.training.scene import trainer_of
-from tests.engine.training.training_engine import PROMPT, Gate, Scene, assignment, stepper_of, train, training
+from tests.engine.training.training_engine import PROMPT, Gate, Scene, assignment, train, training
 from tests.waiting import until
 
 ONE = pb.CreatePolicyRequest(policy="one", rank=4)
@@ -56,7 +56,7 @@ async def answered(scene: Scene) -> None:
         if isinstance(event, Done | Failed):
             ended.set()
 
-    stepper_of(scene).submit(Request(PROMPT, Sampling(max_tokens=4, seed=0, ignore_eos=True)), sink)
+    scene.stepper.submit(Request(PROMPT, Sampling(max_tokens=4, seed=0, ignore_eos=True)), sink)
     async with asyncio.timeout(ANSWERED_S):
         await ended.wait()
 
@@ -178,9 +178,8 @@ async def test_a_defect_in_the_making_is_told_and_the_step_thread_looks_at_the_d
         raise defect("too bad")
 
     async with called(base, tmp_path) as (scene, stub):
-        updates = scene.server._updates
-        assert updates is not None
-        stepping = stepper_of(scene)._thread
+        updates = scene.updates
+        stepping = scene.stepper._thread
 
         def computes() -> bool:
             looks.append(threading.current_thread() is stepping)

@@ -18,13 +18,13 @@ from mint_engine.residency.lending import Lending
 from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine
 from tests.engine.tiers import own_nice
-from tests.engine.training.training_engine import PROMPT, Gate, assignment, stepper_of, train, training
+from tests.engine.training.training_engine import PROMPT, Gate, assignment, train, training
 from tests.waiting import until
 
 
 async def test_a_published_revision_is_served_at_once_without_reading_storage(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
-        engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, stepper_of(scene))
+        engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, scene.stepper)
         scene.want(assignment("acme/one"))
         published = (await scene.ended("acme/one"))["acme/one"].published
         assert published is not None

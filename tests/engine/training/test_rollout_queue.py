@@ -11,7 +11,7 @@ from mint_engine.policies.rollout_queue import TURN, QueuedGroup, RolloutQueue
 from mint_engine.policies.rollouts import Ask, Rollouts
 from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.slots import NO_SLOT
-from tests.engine.training.training_engine import stepper_of, train, training
+from tests.engine.training.training_engine import train, training
 
 POLICIES = ("a", "b", "c")
 
@@ -89,7 +89,7 @@ async def test_who_gives_up_just_before_its_turn_takes_nothing_of_what_its_polic
     base: Path, tmp_path: Path
 ) -> None:
     async with training(base, tmp_path, train()) as scene:
-        rollouts = Rollouts(stepper_of(scene), places=17)
+        rollouts = Rollouts(scene.stepper, places=17)
         await rollouts._admit("c", 16)
         asked = ("a", TURN), ("a", 16), ("b", 16)
         gone, own, other = (asyncio.create_task(rollouts._admit(*each)) for each in asked)

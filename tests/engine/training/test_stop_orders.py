@@ -18,7 +18,7 @@ from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import lessons, patience
 from mint_engine.policies.halt import Halt, Halted
 from mint_engine.rewards.scorer import Scorer
-from tests.engine.training.training_engine import Scene, assignment, began, saved, stepper_of, train, training
+from tests.engine.training.training_engine import Scene, assignment, began, saved, train, training
 from tests.waiting import PATIENCE_S, until
 
 HANGS_AT = 2
@@ -184,7 +184,7 @@ async def test_a_course_without_room_for_rollouts_stops_at_once(
         raise Overloaded("engine", "has no room", retry_after_s=3600.0)
 
     async with training(base, tmp_path, train(steps=3)) as scene:
-        monkeypatch.setattr(stepper_of(scene), "submit_all", refuse)
+        monkeypatch.setattr(scene.stepper, "submit_all", refuse)
         with capture_logs() as logs:
             scene.want(assignment("acme/one"))
             await until(lambda: any(each["event"] == "tried_again" for each in logs))

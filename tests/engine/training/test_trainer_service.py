@@ -166,8 +166,7 @@ async def test_a_batch_in_several_calls_is_that_in_one_whatever_their_longest_co
 
 async def test_a_step_whose_client_goes_away_is_taken_to_its_end_and_counts_once(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
-        updates = scene.server._updates
-        assert updates is not None
+        updates = scene.updates
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.ForwardBackward(lesson("one", 1))
         with Gate() as gate:
@@ -200,8 +199,7 @@ async def test_an_engine_that_only_trains_notices_that_its_device_computes_nothi
         raise RuntimeError("an illegal memory access was encountered")
 
     async with called(base, tmp_path) as (scene, stub):
-        updates = scene.server._updates
-        assert updates is not None
+        updates = scene.updates
         ranks: Any = updates.trainer._ranks
         serves, trains = scene.server.generation._forward._pass, ranks._pass
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
@@ -260,8 +258,7 @@ async def test_calls_may_weigh_all_tokens_of_an_example_alike(base: Path, tmp_pa
 
 async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
-        updates = scene.server._updates
-        assert updates is not None
+        updates = scene.updates
         nobody, updates.rollouts = updates.rollouts, lambda: 5  # so that an update waits for others
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         abandoned = stub.ForwardBackward(lesson("one", 1))
@@ -287,8 +284,7 @@ async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Pat
         await scene.ended("acme/one")
         undisturbed = state_of(scene, "acme/one")
     async with called(base, tmp_path) as (scene, stub):
-        updates = scene.server._updates
-        assert updates is not None
+        updates = scene.updates
         nobody, updates.rollouts = updates.rollouts, lambda: 5  # so that an update waits for others
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="acme/one", rank=4))
         sampled = pb.Example(

@@ -150,8 +150,7 @@ async def test_steps_whose_gradient_is_not_finite_are_told_apart_and_spoil_no_su
 
         step_thread.learn = learn_nonsense  # type: ignore[method-assign]
         scene.want(assignment("acme/one"))
-        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
-        assert failure is not None
+        failure = await scene.failed("acme/one")
         assert failure.reason == "NonFiniteWeights"
         assert scraped()['mint_train_policies{stage="failed"}'] == 1
     assert grown['mint_train_steps_skipped_total{reason="not finite"}'] == MOST_SKIPPED

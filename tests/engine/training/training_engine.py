@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import msgspec
 
+from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy, Reward, Train, TrainSampling
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
@@ -19,6 +20,7 @@ from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.store import store_of
 from mint_engine.policies.training_context import TrainingContext
+from mint_engine.policies.updates import Updates
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
@@ -75,6 +77,16 @@ class Scene:
     def slots(self) -> Slots:
         return self.server.slots
 
+    @property
+    def updates(self) -> Updates:
+        assert self.server._updates is not None
+        return self.server._updates
+
+    @property
+    def stepper(self) -> Stepper:
+        assert self.server._services.parts is not None
+        return self.server._services.parts.stepper
+
     def want(self, *assignments: TrainAssignment, told: Train | None = None) -> None:
         if told is not None:
             self.wave = msgspec.structs.replace(self.wave, train=told)
@@ -96,6 +108,12 @@ class Scene:
 
         await until(look)
         return self.roster.progress()
+
+    async def failed(self, policy: str) -> Failure:
+        """Wait until a policy has failed; return why."""
+        failure = (await self.ended(policy, stage=Stage.FAILED))[policy].failure
+        assert failure is not None
+        return failure
 
 
 class Gate:
@@ -173,8 +191,7 @@ async def training(
 
 def hold_updates(scene: Scene, gate: Gate) -> None:
     """Make the step thread pass the gate each time it has an epoch's gradients, before the optimizer steps."""
-    updates = scene.server._updates
-    assert updates is not None
+    updates = scene.updates
     end = updates._end
 
     def held_up(work: Work) -> None:
@@ -199,13 +216,6 @@ def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
 def began(logs: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the steps at which courses began to train, according to the log."""
     return [each["step"] for each in logs if each["event"] == "training"]
-
-
-def stepper_of(scene: Scene) -> Stepper:
-    """Return the engine's stepper."""
-    parts = scene.server._services.parts
-    assert parts is not None
-    return parts.stepper
 
 
 async def whole(base: Path, folder: Path, policy: str, **changes: Any) -> tuple[tuple[float, ...], bytes]:
