@@ -1,4 +1,4 @@
-"""The documentation's pages, parsed: their code blocks, and their text between backticks."""
+"""The documentation's pages, parsed: parts, tables, code blocks, and text between backticks."""
 
 import re
 from collections.abc import Iterator
@@ -18,6 +18,17 @@ SAMPLES = sorted((ROOT / "crds" / "samples").glob("*.yaml"))
 def name(page: Path) -> str:
     """Return the name of a page in test ids."""
     return str(page.relative_to(ROOT))
+
+
+def parts(text: str) -> dict[str, str]:
+    """Return what is below each heading of a page's text, up to the next."""
+    return dict(re.findall(r"^#+ (.*)\n((?:(?!#).*\n)*)", text, re.MULTILINE))
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the rows of a table below its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def blocks(page: Path) -> Iterator[str]:

@@ -29,17 +29,12 @@ from mint_gateway.page.answers import Page
 from mint_gateway.page.files import FILES
 from mint_gateway.server import SERVICES, Limits
 from tests.apiserver import ROOT
+from tests.docs.pages import parts, rows
 
 PAGE = (ROOT / "docs" / "http.md").read_text()
-PARTS = dict(re.findall(r"^#+ (.*)\n((?:(?!#).*\n)*)", PAGE, re.MULTILINE))
+PARTS = parts(PAGE)
 OF = {"both": {"chats", "texts"}, "chats": {"chats"}, "texts": {"texts"}}
 KINDS: dict[str, type[msgspec.Struct]] = {"chats": ChatRequest, "texts": TextRequest}
-
-
-def rows(part: str) -> list[list[str]]:
-    """The rows of a part's table below its head."""
-    lines = [line for line in PARTS[part].splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def test_the_endpoints_are_the_doors() -> None:
@@ -51,7 +46,7 @@ def test_the_endpoints_are_the_doors() -> None:
         if isinstance(route.resource, web.Resource) and route.method != "HEAD":
             routes.add((route.method, route.resource.canonical))
     told = {("GET", path) for path in FILES}
-    for endpoint, text in rows("Endpoints"):
+    for endpoint, text in rows(PARTS["Endpoints"]):
         method, path = endpoint.strip("`").split()
         ends = re.findall(r"`([a-z/]+)`", text) if path.endswith("…") else [""]
         named = {(method, path.replace("…", end).replace("NAME", "{model}")) for end in ends}
@@ -72,7 +67,7 @@ def test_the_services_over_grpc_are_the_gateways_with_all_of_their_calls() -> No
 
 def test_every_parameter_has_its_row_and_its_default() -> None:
     told: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
-    for name, of, default, _ in rows("Parameters"):
+    for name, of, default, _ in rows(PARTS["Parameters"]):
         for kind in OF[of]:
             told[kind][name.strip("`")] = default
     for kind, struct in KINDS.items():
@@ -92,7 +87,7 @@ def test_what_is_ignored_is_named() -> None:
 
 def test_what_is_rejected_is_named_with_the_values_that_ask_for_nothing() -> None:
     told = {}
-    for name, accepted in rows("Parameters that are rejected"):
+    for name, accepted in rows(PARTS["Parameters that are rejected"]):
         values = re.findall(r"`([^`]*)`", accepted) or [each for each in [accepted] if each]
         told[re.findall(r"`(\w+)`", name)[0]] = tuple(json.loads(each) for each in values)
     assert told == NOT_DONE

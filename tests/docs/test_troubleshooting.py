@@ -13,24 +13,22 @@ from mint_operator.planning import conditions
 from mint_operator.pruning import CRDS_OUTDATED
 from tests.apiserver import ROOT
 from tests.chart.rendering import EVERYTHING, alerts, render
+from tests.docs.pages import parts, rows
 
-PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
-PARTS = dict(re.findall(r"^#+ (.*)\n((?:(?!#).*\n)*)", PAGE, re.MULTILINE))
+PARTS = parts((ROOT / "docs" / "troubleshooting.md").read_text())
 # Constants that are types of conditions, and no reasons.
 TYPES = {conditions.COMPLETE, conditions.RECONCILING, conditions.STALLED}
 # Calls of the operator that take a reason, and where among their arguments.
 TAKE = {"Refusal": 0, "Failure": 0, "failure": 0, "Finding": 2}
 
 
-def rows(part: str) -> list[list[str]]:
-    """The rows of a part's table below its head, without the backticks of their first cells."""
-    lines = [line for line in PARTS[part].splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    return [[first.replace("`", ""), *rest] for first, *rest in cells]
+def plain(part: str) -> list[list[str]]:
+    """The rows of a part's table, without the backticks of their first cells."""
+    return [[first.replace("`", ""), *rest] for first, *rest in rows(PARTS[part])]
 
 
 def firsts(part: str) -> list[str]:
-    return [name for first, *_ in rows(part) for name in first.split(", ")]
+    return [name for first, *_ in plain(part) for name in first.split(", ")]
 
 
 def every_error(of: type[errors.MintError]) -> Iterator[type[errors.MintError]]:
@@ -65,7 +63,7 @@ def test_every_reason_of_the_operator_is_explained_and_no_other() -> None:
 
 def test_every_error_is_explained_with_its_statuses() -> None:
     known = {each.__name__: each for each in every_error(errors.MintError)}
-    told = {name: cells for name, *cells in rows("Errors")}
+    told = {name: cells for name, *cells in plain("Errors")}
     assert told.keys() == known.keys()
     for name, (http, status, meaning, todo) in told.items():
         kind = known[name]
@@ -85,4 +83,4 @@ def test_phases_and_conditions_are_those_that_statuses_can_have(part: str) -> No
 
 def test_every_alert_is_explained_with_its_severity() -> None:
     found = {each["alert"]: each["labels"]["severity"] for each in alerts(render(EVERYTHING))}
-    assert {name: severity for name, severity, _ in rows("Alerts")} == found
+    assert {name: severity for name, severity, _ in plain("Alerts")} == found
