@@ -19,6 +19,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import NonFiniteWeights, UnsupportedBase
 from mint_contracts.quantisation import Quantisation
+from mint_engine.model.described import check_described
 from mint_engine.model.files import (
     LIBRARY_ERRORS,
     BaseFiles,
@@ -188,6 +189,7 @@ def _read_model(
         tensors = counted(tensors, progress)
         if quantisation is not None:
             tensors = dequantised(tensors, quantisation, dtype, files.subject)
+        check_described(model, tensors, loading, files.subject)
         if keep:
             tensors = keep_experts(tensors, files.subject)
             model.set_experts_implementation("eager")  # the eager implementation takes one expert at a time
