@@ -142,10 +142,10 @@ class Scene:
         await until(current)
 
 
-async def complete(redis: Redis) -> None:
+async def complete(redis: Redis, base: str = BASE) -> None:
     """Wait until a gateway has read the base's catalog."""
 
     async def look() -> bool:
-        return await redis.hget(keys.catalog(BASE), "complete") == "1"
+        return await redis.hget(keys.catalog(base), "complete") == "1"
 
     await until(look)

@@ -24,11 +24,10 @@ from mint_gateway.door_security import DoorSecurity
 from mint_gateway.scopes import SCOPES_FILE
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import lines
-from tests.gateway.scene import LIMITS, Scene
+from tests.gateway.scene import LIMITS, Scene, complete
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.scripted_trainer import ScriptedTrainer
 from tests.gateway.secrets import mount
-from tests.waiting import until
 
 SHARED = "models/base"
 TENANTS = ("acme", "rival")
@@ -79,7 +78,7 @@ class Tenants:
             self.clients[who] = await self._stack.enter_async_context(client)
         await self.scene.seen(*self.engines.values())
         for base in (SHARED, *map(own, TENANTS)):
-            await until(lambda base=base: self._complete(base))  # type: ignore[misc]
+            await complete(self.scene.redis, base)
         catalogued = lines([entry(f"{tenant}/{name}", "r1") for tenant in TENANTS for name in ("cat", "dog")])
         await self.clients["admin"].register(stream(RegisterRequest(base_model=SHARED, lines=catalogued)))
 
@@ -148,9 +147,6 @@ class Tenants:
         version = await self.scene.writer.apply(base, change)
         if change.places:
             self.scene.versions[base] = version
-
-    async def _complete(self, base: str) -> bool:
-        return bool(await self.scene.redis.hget(keys.catalog(base), "complete") == "1")
 
 
 Check = Callable[[Tenants, str, str], Awaitable[None]]  # the tenant that asks, and the other one

@@ -10,7 +10,6 @@ import aiohttp
 import openai
 import pytest
 
-from mint_contracts import keys
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, InvalidRequest, MapUnavailable, Unavailable
@@ -24,7 +23,7 @@ from mint_gateway.scopes import SCOPES_FILE
 from mint_gateway.server import OPEN
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import followed, lines
-from tests.gateway.scene import BASE, LIMIT_S, PATIENT, STORE, Scene
+from tests.gateway.scene import BASE, LIMIT_S, PATIENT, STORE, Scene, complete
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import mount
 from tests.gateway.tenants import SHARED, Tenants, stream
@@ -53,7 +52,7 @@ class Two:
         await self.scene.open(PATIENT, security, key=key)
         await self.scene.seen(*self.engines.values())
         for base in self.engines:
-            await until(partial(self._complete, base))
+            await complete(self.scene.redis, base)
 
     async def register(self, base: str, adapter: str = ADAPTER) -> None:
         request = RegisterRequest(base_model=base, lines=lines([entry(adapter)]))
@@ -70,9 +69,6 @@ class Two:
         url = f"{self.scene.url}/v1/models/{ADAPTER}{query}"
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return answer.status, await answer.json()
-
-    async def _complete(self, base: str) -> bool:
-        return bool(await self.scene.redis.hget(keys.catalog(base), "complete") == "1")
 
 
 @pytest.fixture
