@@ -2,13 +2,11 @@
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -20,7 +18,7 @@ from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.manifest_file import requests, size_of
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show
+from mint_gateway.cli.showing import show, show_json
 from mint_gateway.cli.tables import entries_table, refusals_table
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ async def run_list(options: argparse.Namespace) -> int:
             if not token:
                 break
     if options.output == "json":
-        print(json.dumps([_as_dict(entry) for entry in found], indent=2))
+        show_json(found)
         return 0
     show(entries_table(found))
     more = "; raise --limit for more" if token else ""
@@ -87,7 +85,7 @@ async def run_show(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         entry = await client.resolve(options.adapter, options.base)
     if options.output == "json":
-        print(json.dumps(_as_dict(entry), indent=2))
+        show_json(entry)
         return 0
     for line in lines(entry):
         print(escape_controls(line))
@@ -116,7 +114,7 @@ async def run_register(options: argparse.Namespace) -> int:
                 requests(options.file, options.base, lambda read: progress.update(task, completed=read))
             )
     if options.output == "json":
-        print(json.dumps(MessageToDict(response, preserving_proto_field_name=True), indent=2))
+        show_json(response)
     else:
         _print_response(response)
     return 1 if response.refused else 0
@@ -129,7 +127,7 @@ async def run_retire(options: argparse.Namespace) -> int:
         for at in range(0, len(names), RETIRED_A_CALL):
             unknown += await client.retire(names[at : at + RETIRED_A_CALL], options.base)
     if options.output == "json":
-        print(json.dumps({"retired": len(names), "unknown": unknown}, indent=2))
+        show_json({"retired": len(names), "unknown": unknown})
         return 0
     print(f"{len(names):,} retired")
     if unknown:
@@ -151,7 +149,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise InvalidRequest(f"label {text!r}", "must have the form KEY=VALUE")
     return key, value
-
-
-def _as_dict(entry: CatalogEntry) -> dict[str, Any]:
-    return dict(MessageToDict(entry, preserving_proto_field_name=True))

@@ -1,17 +1,14 @@
 """`mint explain`: where an adapter is and why, and which engine would answer now."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-
-from google.protobuf.json_format import MessageToDict
 
 from mint_contracts.escaping import escape_controls
 from mint_contracts.placement_pb2 import Explanation
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show
+from mint_gateway.cli.showing import show, show_json
 from mint_gateway.cli.tables import holders_table
 
 if TYPE_CHECKING:
@@ -34,7 +31,7 @@ async def run(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         explanation = await client.explain(options.adapter, options.base)
     if options.output == "json":
-        print(json.dumps(MessageToDict(explanation, preserving_proto_field_name=True), indent=2))
+        show_json(explanation)
         return 0
     for line in lines(explanation):
         print(escape_controls(line))

@@ -1,14 +1,11 @@
 """`mint placements`: the engines, tiers and reasons for every adapter that is placed or held."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
-
-from google.protobuf.json_format import MessageToDict
 
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show
+from mint_gateway.cli.showing import show, show_json
 from mint_gateway.cli.tables import placements_table
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ async def run(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         found = await client.placements(options.base)
     if options.output == "json":
-        print(json.dumps([MessageToDict(each, preserving_proto_field_name=True) for each in found], indent=2))
+        show_json(found)
     else:
         show(placements_table(found))
     return 0

@@ -15,6 +15,7 @@ from mint_contracts.quantisation import MODELOPT_FILE
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.cli.purpose import purpose
+from mint_gateway.cli.showing import show_json
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
 from mint_gateway.planning.fit import Mix, Storage, make_plan
@@ -96,7 +97,7 @@ async def run(options: argparse.Namespace) -> int:
     plan = make_plan(shape, device, options.tensor_parallel, mix, options.dtype, storage)
     if options.output == "json":
         more = {"fits": plan.fits, "share": plan.share, "repeated": plan.repeated}
-        print(json.dumps(msgspec.to_builtins(plan) | more, indent=2))
+        show_json(msgspec.to_builtins(plan) | more)
     else:
         console = Console(highlight=False)
         console.print(plan_table(shape, device, options.tensor_parallel, mix, plan))

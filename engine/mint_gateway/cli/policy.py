@@ -1,18 +1,15 @@
 """`mint policy`: lists and drops the policies that programs train by Trainer calls."""
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING
-
-from google.protobuf.json_format import MessageToDict
 
 from mint_contracts.errors import PolicyNotFound
 from mint_contracts.escaping import escape_controls
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show
+from mint_gateway.cli.showing import show, show_json
 from mint_gateway.cli.tables import policies_table
 
 if TYPE_CHECKING:
@@ -43,7 +40,7 @@ async def run_list(options: argparse.Namespace) -> int:
     found.policies.extend(resting.policies)
     found.silent.extend(name for name in resting.silent if name not in found.silent)
     if options.output == "json":
-        print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
+        show_json(found)
     else:
         show(policies_table(found.policies))
     if found.silent:
@@ -70,5 +67,5 @@ async def run_drop(options: argparse.Namespace) -> int:
                     print(f"dropped {name}")
         finally:  # print also those dropped before a failure
             if options.output == "json":
-                print(json.dumps({"dropped": dropped, "unknown": unknown}, indent=2))
+                show_json({"dropped": dropped, "unknown": unknown})
     return 1 if unknown else 0

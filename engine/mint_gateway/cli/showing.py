@@ -1,10 +1,13 @@
-"""Printing tables. Names are never cut, so that they can be copied and searched for.
+"""Printing tables and JSON. Names are never cut, so that they can be copied and searched for.
 
 On a narrow terminal they wrap; in a pipe or a file each row is one line, however long.
 """
 
-from typing import TextIO
+import json
+from typing import Any, TextIO
 
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
@@ -31,6 +34,16 @@ def show(what: RenderableType, file: TextIO | None = None) -> None:
     if not console.is_terminal:
         console.width = max(console.width, whole_width(what, console))
     console.print(what)
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """Return a message as JSON's types, by its own fields' names."""
+    return dict(MessageToDict(message, preserving_proto_field_name=True))
+
+
+def show_json(what: object) -> None:
+    """Print to stdout as JSON for programs; it may hold messages."""
+    print(json.dumps(what, indent=2, default=as_dict))
 
 
 def whole_width(what: RenderableType, console: Console) -> int:

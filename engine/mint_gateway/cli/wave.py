@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.live import Live
 
@@ -18,7 +17,7 @@ from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.cli import wave_orders
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show
+from mint_gateway.cli.showing import as_dict, show, show_json
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import line, progress_table, waves_table
@@ -67,7 +66,7 @@ async def list_waves(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         found = await client.waves(options.base)
     if options.output == "json":
-        print(json.dumps([_as_dict(each) for each in found], indent=2))
+        show_json(found)
     else:
         show(waves_table(found))
     return 0
@@ -83,7 +82,7 @@ async def watch(options: argparse.Namespace) -> int:
             last = await _live(console, updates)
         else:
             async for last in updates:
-                print(json.dumps(_as_dict(last)) if options.output == "json" else line(last), flush=True)
+                print(json.dumps(as_dict(last)) if options.output == "json" else line(last), flush=True)
     return 0 if last.phase in _FINE else 1
 
 
@@ -92,7 +91,7 @@ async def explain(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         found = await client.explain_wave(_name(options))
     if options.output == "json":
-        print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
+        show_json(found)
     else:
         show(wave_explained(found))
     return 0
@@ -120,7 +119,3 @@ async def _live(console: Console, updates: AsyncIterator[WaveProgress]) -> WaveP
 def _name(options: argparse.Namespace) -> str:
     name: str = options.wave
     return name if "/" in name else f"{options.namespace}/{name}"
-
-
-def _as_dict(progress: WaveProgress) -> dict[str, object]:
-    return dict(MessageToDict(progress, preserving_proto_field_name=True))
