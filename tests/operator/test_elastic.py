@@ -99,6 +99,8 @@ def test_engines_beyond_the_most_that_there_may_be_go_although_the_others_have_n
     cluster.sizes = {"a/0": LARGE, "a/1": LARGE, "b": HALF}
     cluster.waves = [wave("one", ["a/0", "a/1", "b"], residency="Host")]
     unmoved(cluster)
+    [found] = [each for each in cluster.step().base_statuses[KEY].conditions if each.type == "Progressing"]
+    assert found.message == "3 of 3 engines ready; smol-2 is removed once another engine has room for b"
     cluster.high, cluster.ready[0] = 2, False
     for _ in range(3):
         cluster.step(SHRINK_AFTER_S + PATIENCE_S)

@@ -217,9 +217,10 @@ def _once(text: str, awaited: Mapping[str, str | None]) -> str:
     """Say what is to happen, and after what."""
     if not awaited:
         return text
-    name = min(awaited)
+    name = min(awaited, key=lambda name: (awaited[name] is not None, name))  # what lacks room may never get it
+    what = f"{name} is ready on {awaited[name]}" if awaited[name] else f"another engine has room for {name}"
     more = f", and {len(awaited) - 1} adapters more elsewhere" if len(awaited) > 1 else ""
-    return f"{text} once {name} is ready on {awaited[name] or 'another engine'}{more}"
+    return f"{text} once {what}{more}"
 
 
 def _awaited(
