@@ -92,6 +92,30 @@ def test_the_next_attempt_goes_on_where_all_tries_of_the_last_one_ended(tmp_path
     assert (found.phase, found.done, found.total) == (COPYING, BYTES, BYTES)
 
 
+class Revoking(Ranged):
+    """Refuses what lies beyond a file's beginning while "revoked" is among its faults."""
+
+    def do_GET(self) -> None:  # noqa: N802 - the library's name
+        if self.faults.get("revoked") and not self.headers.get("Range", "bytes=0-").startswith("bytes=0-"):
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+
+def test_a_copy_goes_on_once_the_credentials_that_expired_meanwhile_are_replaced(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(Revoking, tmp_path) as (address, handler):
+        source = Source(f"http://{address}/base")
+        handler.faults["revoked"] = 1
+        with pytest.raises(errors.SourceForbidden):
+            fetch_base(source, tmp_path / "cache", lambda *_: None)
+        handler.faults.clear()
+        whole, resumed = fetched(source, tmp_path / "cache")
+    assert whole == (base / WEIGHTS).read_bytes()
+    assert resumed > 0
+
+
 @pytest.mark.parametrize("scheme", ["http", "s3", "gs", "hf"])
 def test_files_copied_by_a_killed_process_are_not_copied_again(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

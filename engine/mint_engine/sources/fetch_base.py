@@ -16,6 +16,7 @@ from mint_contracts.errors import (
     CapacityExceeded,
     CorruptFile,
     MintError,
+    SourceForbidden,
     SourceNotFound,
     SourceUnavailable,
     UnsafeFormat,
@@ -203,7 +204,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, progress: LoadP
         copy.check_same()
         _note(marks_path(target), copy.content_marks)
         copy.publish()
-    except SourceUnavailable:  # the next attempt continues where this one ends
+    except (SourceUnavailable, SourceForbidden):  # the next attempt continues where this one ends
         raise
     except MintError:
         copy.drop()
