@@ -13,6 +13,7 @@ from mint_contracts.errors import MintError, Overloaded, SourceForbidden, Source
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CODE = re.compile(r"[A-Za-z0-9]{1,60}")
+_LISTING = re.compile("b/[^/]+/o")  # gcsfs names what it did not find: here the bucket's listing, elsewhere an object
 
 
 @contextmanager
@@ -56,8 +57,8 @@ def described(error: Exception) -> str:
 
 
 def lacks_bucket(error: Exception) -> bool:
-    """Return whether S3 says that it has no such bucket, so that nothing is known of a folder in it."""
-    return _code_of(error.__cause__) == "NoSuchBucket"
+    """Return whether a store says that it has no such bucket, so that nothing is known of a folder in it."""
+    return _code_of(error.__cause__) == "NoSuchBucket" or bool(_LISTING.fullmatch(str(error)))
 
 
 def _code_of(error: BaseException | None) -> str:

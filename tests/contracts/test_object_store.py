@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -186,15 +186,17 @@ def test_the_reason_that_a_bucket_gives_is_told(why: str, said: str, monkeypatch
     assert f"({said})" in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_bucket_that_does_not_exist_is_not_taken_for_an_empty_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty, mistyped = Source(f"s3://{stores.BUCKET}/a"), Source("s3://mistyped/a")
-    with stores.s3(tmp_path) as url, stores.credentials(monkeypatch, url):
+    with ExitStack() as stack:
+        empty = stores.opened(scheme, tmp_path, stack, monkeypatch)
         assert object_store(empty).names() == store_of(empty).names("catalog") == []
-        with pytest.raises(SourceNotFound, match="'s3://mistyped/a': holds nothing there"):
+        mistyped = Source(f"{scheme}://mistyped/a")
+        with pytest.raises(SourceNotFound, match="://mistyped/a': holds nothing there"):
             object_store(mistyped).names()
-        with pytest.raises(SourceNotFound, match="'s3://mistyped/a': holds nothing there"):
+        with pytest.raises(SourceNotFound, match="://mistyped/a': holds nothing there"):
             store_of(mistyped).names("catalog")
 
 
