@@ -351,6 +351,24 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
     assert load(base).context_length == 300
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, 1.1386),
+        ({"attn_factor": 0.8782488562869419}, 1.0),
+        ({"attn_factor": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}, 0.5),
+        ({"attn_factor": 0.5, "attention_factor": 1.25}, 1.25),
+    ],
+)
+def test_yarns_factor_of_attention_is_the_one_that_a_base_names(
+    told: dict[str, float], expected: float, tmp_path: Path
+) -> None:
+    """As vLLM reads it: DeepSeek-R1-0528-Qwen3-8B names one by which the usual factor becomes 1."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    base = save_base(tmp_path, rope_parameters=rope | told)
+    assert load(base).model.model.rotary_emb.attention_scaling == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_base_that_transformers_cannot_compute_is_reported(folder: Path, ranks: int) -> None:
     """transformers constructs this model, but fails in its first layer."""

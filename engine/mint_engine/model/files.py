@@ -18,6 +18,7 @@ from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, Uns
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.gguf_config import check_read, complete
 from mint_engine.model.integers import WORDS
+from mint_engine.model.positions import with_attention_factors
 from mint_engine.model.quantised_experts import EXPERT
 from mint_engine.model.stored import Stored, open_tensors
 from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
@@ -187,6 +188,7 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     quantisation = read_quantisation(raw, files.subject)
     known = _SAME_ARCHITECTURE.get(str(raw.get("model_type", "")))
     config = _config_for(files, known, raw) if known else _load_config(files)
+    config = _config_by_library(files, lambda: with_attention_factors(config))
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
             del each.quantization_config

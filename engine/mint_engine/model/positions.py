@@ -1,5 +1,6 @@
-"""How many positions a base's requests may have, by how its configuration rotates queries and keys (RoPE)."""
+"""How a configuration rotates queries and keys (RoPE), and how many positions requests may have for that."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,27 @@ def alike_positions(config: PreTrainedConfig) -> int | None:
         if each.get("rope_type") == "longrope"
     ]
     return min(bounds, default=None)
+
+
+def with_attention_factors(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration with YaRN's `attn_factor` in a field that transformers reads; it ignores that one.
+
+    As in vLLM and SGLang, it multiplies the factor of queries and keys that follows from the stretching, which
+    DeepSeek-R1-0528-Qwen3-8B so makes 1.
+    """
+    for each in _rotations(config.get_text_config()):
+        if each.get("rope_type") == "yarn" and each.get("attn_factor") and each.get("attention_factor") is None:
+            stretched, own, shared = float(each.get("factor") or 1), each.get("mscale"), each.get("mscale_all_dim")
+            usual = _magnitude(stretched)
+            if own and shared:
+                usual = _magnitude(stretched, own) / _magnitude(stretched, shared)
+            each["attention_factor"] = float(each["attn_factor"]) * usual
+    return config
+
+
+def _magnitude(stretched: float, scale: float = 1.0) -> float:
+    """YaRN's factor of queries and keys (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * scale * math.log(stretched) + 1 if stretched > 1 else 1.0
 
 
 def _undivided(config: PreTrainedConfig) -> int | None:
