@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
+from mint_contracts.durable import publish
 from mint_contracts.errors import CorruptFile, SourceForbidden
 from mint_contracts.source import WRITABLE, Location, Source, locate
 from mint_contracts.storage_errors import lacks_bucket, os_errors, storage_errors, writing_errors
@@ -83,14 +84,11 @@ class LocalStore:
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(unfinished, self._folder / name)
+                publish(Path(unfinished), self._folder / name)
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(unfinished)
                 raise
-            _sync(self._folder)
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -153,11 +151,3 @@ class RemoteStore:
 def _check_size(size: int, most: int, subject: str) -> None:
     if size > most:
         raise CorruptFile(subject, f"has {size} bytes, and what belongs there at most {most}; move it elsewhere")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from mint_contracts.durable import publish, sync
 from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
 from mint_contracts.targets import is_within
 from mint_engine.adapters.adapter import Module
@@ -30,7 +31,6 @@ from mint_engine.adapters.check import Fit, check_packed, expert_path
 from mint_engine.adapters.fused import stack, tensor_paths, weight_of
 from mint_engine.adapters.packed import Packed, halves
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig, parse
-from mint_engine.sources.copying import publish, sync
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 
 ANY_RANK = 1 << 30

@@ -20,6 +20,7 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel
 
+from mint_contracts.durable import publish
 from mint_contracts.errors import InvalidRequest, MintError, SourceNotFound
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import os_errors, writing_errors
@@ -33,7 +34,6 @@ from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.files import BaseFiles, read_config
 from mint_engine.model.modules import find_modules, unused_linears
-from mint_engine.sources.copying import publish
 from mint_engine.sources.fetch import PACKED
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.storage import Folder, folder_of

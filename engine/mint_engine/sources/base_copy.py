@@ -20,8 +20,9 @@ import msgspec
 import structlog
 
 from mint_contracts.byte_counts import in_units
+from mint_contracts.durable import publish, sync
 from mint_contracts.errors import CapacityExceeded, SourceUnavailable
-from mint_engine.sources.copying import CHUNK_BYTES, pour, publish, sync
+from mint_engine.sources.copying import CHUNK_BYTES, pour
 from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import About, NoRanges, RemoteFolder

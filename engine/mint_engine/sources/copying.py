@@ -1,9 +1,7 @@
-"""Moving bytes from a source to this machine's disk: bounded in size, durable, visible only when complete."""
+"""Moving bytes from a source to this machine, bounded in size."""
 
 import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mint_contracts.errors import CorruptFile
@@ -47,22 +45,6 @@ def pour(file: BinaryIO, out: Writer, limit: int, tell: Callable[[int], None]) -
         copied += len(part)
         tell(len(part))
     return copied
-
-
-def publish(partial: Path, target: Path) -> None:
-    """Rename a complete file or folder from its temporary name to its own, atomically and durably."""
-    sync(partial)
-    partial.rename(target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Fsync a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def folder_name(source: Source) -> str:

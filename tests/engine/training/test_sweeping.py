@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from mint_contracts import durable
 from mint_contracts.errors import SourceNotFound, SourceUnavailable, StaleLease
 from mint_engine.policies import store as stores
 from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store
-from mint_engine.sources import copying
 from tests.engine.training.publications import made
 from tests.engine.training.publications import publish as publish_and_sweep
 from tests.engine.training.training_engine import Gate
@@ -50,7 +50,7 @@ async def test_who_finds_what_it_writes_swept_by_a_newer_lease_is_told_of_that(
         def held(partial: Path, target: Path) -> None:
             if target.parent.name == str(Name(1, 3)):
                 writing.go_by()
-            copying.publish(partial, target)
+            durable.publish(partial, target)
 
         monkeypatch.setattr(stores, "publish", held)
         stale = threads.submit(write, store, Name(1, 3), tmp_path)
@@ -85,11 +85,11 @@ async def test_two_concurrent_sweeps_do_not_miss_files_that_the_other_removed(
 
         def held(folder: Path) -> None:
             if synced:
-                copying.sync(folder)
+                durable.sync(folder)
             if folder.name == "b":
                 removing.go_by()
             if not synced:
-                copying.sync(folder)
+                durable.sync(folder)
 
         monkeypatch.setattr(stores, "sync", held)
         removed = threads.submit(store.delete, "a/b/one")
