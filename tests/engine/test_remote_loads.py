@@ -218,6 +218,29 @@ async def test_a_remote_adapter_that_comes_after_its_wave_is_loaded(
     assert here.failure(NAMES[0]) == ""
 
 
+@pytest.mark.usefixtures("direct")
+async def test_a_remote_adapter_that_is_refused_is_loaded_once_it_no_longer_is(
+    scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions of a store may come after the wave, too, and no engine has to start again for them."""
+
+    class Guarded(stores.Files):
+        def _fault(self) -> bool:
+            if self.faults.get("guarded"):
+                self.send_error(403)
+            return bool(self.faults.get("guarded"))
+
+    monkeypatch.setattr("mint_engine.residency.copies.FIRST_RETRY_S", 0.02)
+    here = scene(store=None)
+    with stores.serving(Guarded, store) as (address, handler):
+        handler.faults["guarded"] = 1
+        here.residency.want([Assignment(NAMES[0], Source(f"http://{address}/{NAMES[0]}"), Tier.DEVICE)])
+        await until(lambda: here.failure(NAMES[0]) == "SourceForbidden")
+        handler.faults.clear()
+        await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    assert here.failure(NAMES[0]) == ""
+
+
 def test_a_silence_without_further_attempts_is_forgotten() -> None:
     """Else every server that was ever silent would cost memory for good."""
     now = [0.0]

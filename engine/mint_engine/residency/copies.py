@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import MintError, SourceNotFound
+from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound
 from mint_contracts.records import Failure, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.arrival import Arrival
@@ -93,12 +93,13 @@ class Copy:
     def failed(self, error: MintError, now: float, *, wanted: bool) -> None:
         """Record a failed load. A wave's terminal failure is never retried: its source would have to change.
 
-        A remote source that is missing may come after the wave, and nothing notifies us of that, so it is retried.
+        A remote source that is missing, or refused, may come or be opened after the wave, and nothing notifies us of
+        that, so it is retried.
         """
         self.error = error
         self.attempts += 1
-        awaited = isinstance(error, SourceNotFound) and not is_local(self.source)  # local sources are watched
-        if error.terminal and not (awaited and wanted):
+        unwatched = wanted and not is_local(self.source)
+        if error.terminal and not (unwatched and isinstance(error, SourceNotFound | SourceForbidden)):
             self.retry_at = math.inf if wanted else now + FORGET_S
         else:
             wait = delay_s(self.attempts, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S if wanted else FORGET_S)
