@@ -53,6 +53,7 @@ STALL_S = 300.0  # a step that takes longer has hung
 
 _LONGEST_ID = 128
 _LONGEST_SALT = 256
+_LONGEST_CLIENT = 256
 _LOADING_RETRY_S, _DRAINING_RETRY_S = 5.0, 1.0
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -226,6 +227,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
         if len(request.cache_salt) > _LONGEST_SALT:
             raise InvalidRequest("cache_salt", f"has more than {_LONGEST_SALT} characters")
+        if len(request.client) > _LONGEST_CLIENT:
+            raise InvalidRequest("client", f"has more than {_LONGEST_CLIENT} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
         vocabulary = parts.base.vocab_size
         # Refused before the prompt costs anything.
@@ -264,4 +267,5 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             calls=read_form(request.chat, tokenizer),
             thought=thought,
             salt=request.cache_salt,
+            client=request.client,
         )

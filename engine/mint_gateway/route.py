@@ -19,6 +19,7 @@ from mint_gateway.channels import Channels
 from mint_gateway.choose import Candidate, Now, candidates, refusal
 from mint_gateway.explain import why_none_answers
 from mint_gateway.inflight import InFlight
+from mint_gateway.keys import opaque, sharer
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import candidate_bases, choose_base, possible_bases, resolve
 from mint_gateway.retries import Patience, Retries, another_may_do_better, is_away
@@ -143,7 +144,7 @@ class Router:
         Raises MintError for the gateway's own errors and AioRpcError for errors from an engine.
         """
         trail.adapter, trail.base_model = request.adapter, request.base_model
-        request.cache_salt = granted.get().salt(request.cache_salt)
+        request.cache_salt, request.client = granted.get().salt(request.cache_salt), opaque(sharer.get())
         with self._in_flight.admit():
             loop = asyncio.get_running_loop()
             deadline = None if remaining_s is None else loop.time() + remaining_s

@@ -34,6 +34,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     WHENCE_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """"namespace/name" of the BaseModel. May be empty at a gateway if the adapter's name is unambiguous."""
     adapter: _builtins.str
@@ -46,6 +47,11 @@ class GenerateRequest(_message.Message):
     cache_salt: _builtins.str
     """Only requests with the same salt, of at most 256 characters, share cached prefixes of prompts. A gateway makes it
     different for each scope of keys: nobody can infer others' prompts from a faster first token.
+    """
+    client: _builtins.str
+    """Set only by gateways, which discard a client's value: a digest of the name of the request's API key, of at most
+    256 characters. Clients take turns where adapters wait for slots, and share the limits of what may wait. Empty
+    where no keys, or only one, tell clients apart: requests without it are one client's, which may have all.
     """
     @_builtins.property
     def tokens(self) -> Global___TokenIds: ...
@@ -71,10 +77,11 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         whence: Global___Whence | None = ...,
         cache_salt: _builtins.str = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "cache_salt", b"cache_salt", "chat", b"chat", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "cache_salt", b"cache_salt", "chat", b"chat", "client", b"client", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -138,6 +138,7 @@ class FixedHolder:
     slots: Slots
     adapters: dict[str, Path]
     users: dict[str, int] = field(default_factory=dict)
+    clients: set[str] = field(default_factory=set)  # that have asked
 
     def __post_init__(self) -> None:
         self.places = {name: slot for slot, name in enumerate(self.adapters)}
@@ -157,9 +158,10 @@ class FixedHolder:
         self.revisions[name] = "none"
 
     @asynccontextmanager
-    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Pinned]:
+    async def hold(self, adapter: str, source: Source | None = None, client: str = "") -> AsyncIterator[Pinned]:
         if adapter not in self.places:
             raise AdapterNotFound(f"adapter {adapter}", "is in no wave and no store")
+        self.clients.add(client)
         self.users[adapter] = self.users.get(adapter, 0) + 1
         try:
             yield Pinned(slot=self.places[adapter], revision=self.revisions[adapter])

@@ -85,6 +85,14 @@ async def test_a_cached_prefix_is_found_only_with_the_same_salt(base: Path) -> N
             await stream(engine, request)
 
 
+async def test_an_adapter_is_held_for_the_client_that_the_gateway_names(base: Path, adapter: Path) -> None:
+    async with running(base, {"a": adapter}) as engine:
+        request = request_of(1, "a")
+        request.client = "acme"
+        await stream(engine, request)
+        assert engine.holder.clients == {"acme"}
+
+
 async def test_their_prompt_is_hashed_once(quiet: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, hashed, blake2b = tuple(range(3, 3 + 4 * PAGE_TOKENS)), list[bytes](), hashlib.blake2b
 

@@ -30,6 +30,7 @@ from tests.waiting import until
         (GenerateRequest(text="x", adapter="no/such"), AdapterNotFound, "no wave"),
         (GenerateRequest(text="x", adapter="../etc"), InvalidRequest, "valid name"),
         (GenerateRequest(text="x", request_id="i" * 200), InvalidRequest, "request_id"),
+        (GenerateRequest(text="x", client="c" * 257), InvalidRequest, "client"),
         (GenerateRequest(), InvalidRequest, "missing"),
         (GenerateRequest(text=""), InvalidRequest, "empty"),
         (GenerateRequest(tokens=TokenIds()), InvalidRequest, "empty"),

@@ -278,6 +278,27 @@ async def test_requests_that_wait_for_loads_are_bounded_and_one_adapter_leaves_r
     await once(here, NAMES[3])
 
 
+async def test_one_client_leaves_loads_and_places_to_wait_for_others(scene: Callable[..., Scene]) -> None:
+    here = scene(slots=4, loads_waiting=4, requests_waiting=8)
+    here.loader.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        for name in NAMES[:2]:
+            group.create_task(once(here, name, "many"))
+        await until(lambda: len(here.residency.books.loading) == 2)
+        with pytest.raises(errors.Overloaded, match="2 other adapters are loading or waiting"):
+            await once(here, NAMES[2], "many")
+        group.create_task(once(here, NAMES[2], "one"))
+        for _ in range(2):
+            group.create_task(once(here, NAMES[0], "many"))
+        await until(lambda: here.residency.books.awaiting.total == 5)
+        with pytest.raises(errors.Overloaded, match="5 requests already wait for adapters, 3 of them for this one"):
+            await once(here, NAMES[0], "many")
+        group.create_task(once(here, NAMES[0], "one"))
+        await until(lambda: here.residency.books.awaiting.total == 6)
+        here.loader.gate.set()
+    await once(here, NAMES[3], "many")
+
+
 async def test_unknown_adapters_are_not_found_with_and_without_a_store(scene: Callable[..., Scene]) -> None:
     with pytest.raises(errors.AdapterNotFound, match=r"nor in the adapter store .* or publish it if it is a policy"):
         await once(scene(), "team/none")

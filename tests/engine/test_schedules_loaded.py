@@ -164,7 +164,8 @@ class Schedule:
         self.residency.start()
 
     async def ask(self, adapter: str, prompt: tuple[int, ...], sampling: Sampling) -> None:
-        client = Client(CheckedRequest(f"r{len(self.clients)}", adapter, prompt, sampling))
+        number = len(self.clients)
+        client = Client(CheckedRequest(f"r{number}", adapter, prompt, sampling, client=f"c{number % 3}"))
         client.task = asyncio.create_task(run_request(client.asked, self.residency, self.stepper, client.inbox))
         self.clients.append(client)
         await self.settle()

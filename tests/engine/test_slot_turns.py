@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from mint_engine.residency.slot_turns import Seat, SlotTerms, Turn, choose_closed
+from mint_engine.residency.slot_turns import Seat, SlotTerms, Turn, choose_closed, in_turns
 
 TERMS = SlotTerms(hold_s=2.0, late_s=5.0)
 NOW = 10.0
@@ -45,6 +45,43 @@ def test_beside_a_slot_that_is_late_others_are_tried_in_turn() -> None:
     assert closed(late, replace(other, closed_at=6), third) == {0, 1}
     assert closed(late, replace(other, closed_at=5), third) == {0, 2}, "it was late as well"
     assert closed(late, replace(other, closed_at=5)) == {0, 1}, "there is no other"
+
+
+def test_clients_take_turns_and_the_one_whose_last_slot_is_longest_ago_is_next() -> None:
+    assert in_turns("aaabac", {"a": 7, "b": 3}) == [5, 3, 0, 1, 2, 4], "c has had none yet"
+    assert in_turns("baab", {}) == [0, 1, 3, 2], "nobody has had one: whoever came first"
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_one_client_alone_is_served_in_order_of_arrival(count: int, last: int) -> None:
+    assert in_turns([""] * count, {"": last}) == list(range(count))
+
+
+@given(st.lists(st.sampled_from("abcd") | st.none(), max_size=60))
+def test_nobody_who_is_next_of_a_client_waits_for_two_turns_of_another(events: list[str | None]) -> None:
+    """Each event is a waiter's arrival, or a slot that somebody gets."""
+    line: list[tuple[int, str]] = []
+    last: dict[str, int] = {}
+    meanwhile: dict[str, list[str]] = {}  # who has had slots since the client last had one or came to the line
+    for now, event in enumerate(events, 1):
+        if event is not None:
+            line.append((now, event))
+            meanwhile.setdefault(event, [])
+        elif line:
+            order = in_turns([client for _, client in line], last)
+            assert sorted(order) == list(range(len(line)))
+            arrived, client = line.pop(order[0])
+            assert arrived < min((other for other, its in line if its == client), default=now), "its own in order"
+            if line:  # what would come next, if nobody else came
+                kept = [at - (at > order[0]) for at in order[1:]]
+                assert in_turns([each for _, each in line], last | {client: now}) == kept
+            last[client] = now
+            del meanwhile[client]
+            for had in meanwhile.values():
+                had.append(client)
+                assert len(had) == len(set(had))
+            if any(each == client for _, each in line):
+                meanwhile[client] = []
 
 
 TIMES = st.sampled_from([0.0, 1.0, 4.0, 5.0, 6.5, 8.0, 8.5, 9.0, NOW])

@@ -34,8 +34,8 @@ def copy_of(here: Scene, name: str) -> Copy:
     return here.residency.books.of_adapter[name][0]
 
 
-async def hold(here: Scene, name: str, until_set: asyncio.Event) -> str:
-    async with here.residency.hold(name) as held:
+async def hold(here: Scene, name: str, until_set: asyncio.Event, client: str = "") -> str:
+    async with here.residency.hold(name, client=client) as held:
         await asyncio.wait_for(until_set.wait(), PATIENCE_S)
         return held.revision
 
@@ -131,6 +131,46 @@ async def test_slots_go_to_the_request_that_has_waited_longest(scene: Callable[.
     end.set()
     first, *others = await asyncio.gather(running, *waiting)
     assert here.slots.loads == [first, *others]
+
+
+async def test_one_clients_many_adapters_are_in_nobodys_way(scene: Callable[..., Scene]) -> None:
+    here, end, served = scene(slots=1, terms=AT_ONCE), asyncio.Event(), list[str]()
+    running = asyncio.create_task(hold(here, NAMES[0], end, "many"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+
+    async def ask(name: str, client: str) -> None:
+        async with here.residency.hold(name, client=client):
+            served.append(name)
+
+    async def train(name: str) -> None:
+        slot = await here.residency.lending.reserve(name)
+        served.append(name)
+        await here.residency.lending.release(slot)
+
+    coming = [*(ask(name, "many") for name in NAMES[1:5]), ask(NAMES[5], "one"), train(NAMES[6])]
+    waiting: list[asyncio.Task[None]] = []
+    for each in coming:
+        waiting.append(asyncio.create_task(each))
+        await until(lambda: len(here.residency.slots._line) == len(waiting))
+    end.set()
+    await asyncio.gather(running, *waiting)
+    assert served == [NAMES[at] for at in (1, 5, 6, 2, 3, 4)]
+
+
+async def test_an_adapter_counts_for_the_first_client_that_waits_for_it(scene: Callable[..., Scene]) -> None:
+    here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    asking = []
+    for client in ("first", "second"):
+        asking.append(asyncio.create_task(hold(here, NAMES[1], end, client)))
+        await until(lambda: here.residency.books.awaiting.of(NAMES[1]) == len(asking))
+    assert copy_of(here, NAMES[1]).client == "first"
+    asking[0].cancel()
+    await until(lambda: here.residency.books.awaiting.of(NAMES[1]) == 1)
+    assert copy_of(here, NAMES[1]).client == "second"
+    end.set()
+    await asyncio.gather(running, asking[1])
 
 
 async def test_only_requests_without_a_closing_slot_are_refused(scene: Callable[..., Scene]) -> None:

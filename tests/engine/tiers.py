@@ -112,8 +112,8 @@ def wanted(store: Path, *names: str, tier: Tier = Tier.DEVICE, version: str = ""
     return [Assignment(name, Source(f"file://{store}/{name}", version), tier) for name in names]
 
 
-async def once(here: Scene, name: str) -> str:
-    async with here.residency.hold(name) as held:
+async def once(here: Scene, name: str, client: str = "") -> str:
+    async with here.residency.hold(name, client=client) as held:
         return held.revision
 
 

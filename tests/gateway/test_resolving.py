@@ -29,13 +29,14 @@ async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -
     await scene.seen(engine)
     await client.register(in_pieces(lines([entry("a/b", "r1"), entry("a/b", "r2")])))
     sneaky = question("hi", adapter="a/b")
-    sneaky.whence.uri = "file:///etc"
+    sneaky.whence.uri, sneaky.client = "file:///etc", "somebody"
     await client.answer(sneaky)
     await client.answer(question("hi", adapter="a/b@r1"))
     assert [(each.adapter, each.whence.uri) for each in engine.seen] == [
         ("a/b", "s3://adapters/a/b/r2"),
         ("a/b@r1", "s3://adapters/a/b/r1"),
     ]
+    assert {each.client for each in engine.seen} == {""}, "without keys all are one client"
     assert (await client.explain("a/b@r1")).source_uri == "s3://adapters/a/b/r1"
     with pytest.raises(AdapterNotFound, match="not in that base's catalog"):
         await client.answer(question("hi", adapter="a/b@r9"))

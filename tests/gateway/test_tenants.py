@@ -14,6 +14,7 @@ from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
 from mint_gateway import scope_filter
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
+from mint_gateway.keys import opaque
 from mint_gateway.page.files import FILES
 from mint_gateway.scope import Scope
 from mint_gateway.view import MapView
@@ -69,7 +70,9 @@ async def generate(tenants: Tenants, me: str, other: str) -> None:
     await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
 
     async def ask(adapter: str, base: str) -> object:
-        return await client.answer(question("Ahoy?", base_model=base, adapter=adapter))
+        asked = question("Ahoy?", base_model=base, adapter=adapter)
+        asked.client = opaque(other)  # which counts for nothing
+        return await client.answer(asked)
 
     for name in ("bot", "twin", "made", "cat"):
         assert await ask(f"{me}/{name}", SHARED)
@@ -81,6 +84,7 @@ async def generate(tenants: Tenants, me: str, other: str) -> None:
     assert [engine.base for engine in tenants.engines.values() if engine.seen] == [SHARED], "the other's is not meant"
     salt = Scope((f"{me}/",), frozenset({me, "models"})).salt("")
     assert {each.cache_salt for each in tenants.engines[SHARED].seen} == {salt}, "what is cached is each tenant's own"
+    assert {each.client for each in tenants.engines[SHARED].seen} == {opaque(me)}, "its key's turns are its own"
     for base in (SHARED, own(me)):
         assert await ask("", base)
     assert await refused(ask("", own(other)), own(other)) == await refused(ask("", own(NOBODY)), own(NOBODY))

@@ -22,3 +22,4 @@ class CheckedRequest(msgspec.Struct, frozen=True):
     calls: int = 0  # the form of tool calls that Started must report
     thought: int = 0  # how completions begin, which Started must report
     salt: str = ""  # cache salt: separates the request's cached pages from those of other salts
+    client: str = ""  # who asks, for turns and shares; empty if clients cannot be told apart

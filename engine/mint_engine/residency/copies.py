@@ -2,7 +2,10 @@
 
 import asyncio
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound
@@ -15,6 +18,9 @@ from mint_engine.sources.local import is_local
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 60.0
 FORGET_S = 5.0  # how long later requests get the error of a request's failed load
+# Clients besides those that gateways name, by hexadecimal digests.
+WAVES = "waves"
+POLICIES = "policies"
 
 
 class Closed:
@@ -37,6 +43,7 @@ class Copy:
     slot: int | None = None
     since: float = 0.0  # when it was put into its slot, monotonic
     closed: "Closed | None" = None  # set while its slot takes no new requests
+    clients: Counter[str] = field(default_factory=Counter)  # of the requests that wait for it, in order of arrival
     users: int = 0  # the users counted by the next four fields, and the requests that wait for its load
     serving: int = 0  # requests that use its slot
     lent: bool = False  # a policy trains in its slot
@@ -59,6 +66,22 @@ class Copy:
     def key(self) -> Key:
         """The key of the copy."""
         return self.adapter, self.source
+
+    @property
+    def client(self) -> str:
+        """The client whose turn it takes in the line for slots: of those that wait for it, the first."""
+        return next(iter(self.clients), POLICIES if self.lent else WAVES)
+
+    @contextmanager
+    def awaited_by(self, client: str) -> Iterator[None]:
+        """Count a client's request that waits for it, for the duration of the block."""
+        self.clients[client] += 1
+        try:
+            yield
+        finally:
+            self.clients[client] -= 1
+            if not self.clients[client]:
+                del self.clients[client]
 
     @property
     def seated(self) -> int | None:

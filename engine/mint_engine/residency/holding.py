@@ -41,12 +41,15 @@ class AdapterStatus(msgspec.Struct, frozen=True):
 class Holder(Protocol):
     """Keeps adapters resident and gives requests their slots."""
 
-    def hold(self, adapter: str, source: Source | None = None) -> AbstractAsyncContextManager[Pinned]:
+    def hold(
+        self, adapter: str, source: Source | None = None, client: str = ""
+    ) -> AbstractAsyncContextManager[Pinned]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold.
 
-        `source` is the catalog's, for an adapter that no wave wants here.
+        `source` is the catalog's, for an adapter that no wave wants here. `client` is who asks, empty if clients
+        cannot be told apart.
 
-        If other adapters keep every slot in use, it gets one in its turn (see `slot_turns`).
+        If other adapters keep every slot in use, it gets one in its turn and its client's (see `slot_turns`).
 
         Raises a MintError on entry: AdapterNotFound, a Rejected, Overloaded, SourceUnavailable.
         """

@@ -17,12 +17,13 @@ from mint_contracts import records
 from mint_contracts.errors import Internal, MintError, Overloaded, SourceUnavailable
 from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
+from mint_contracts.shares import Shares
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
 from mint_engine.residency.audit import Audit, Evidence
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
-from mint_engine.residency.copies import Copy, fresh_error
+from mint_engine.residency.copies import WAVES, Copy, fresh_error
 from mint_engine.residency.decide import decide
 from mint_engine.residency.holding import AdapterStatus, Pinned, Tenant
 from mint_engine.residency.host import HostTier
@@ -93,7 +94,7 @@ class Residency:
             loader, self._readers, self._source_stat, lambda: not self.books.loading, lambda: self.on_change()
         )
         self._wanted: dict[str, Assignment] = {}
-        self._loads_waiting = limits.loads_waiting
+        self._loads, self._waiting = Shares(limits.loads_waiting), Shares(limits.requests_waiting)
         # By whether sources are local.
         self._lines = {True: (limits.workers, LoadQueue()), False: (limits.remote_workers, LoadQueue())}
         self._wake = asyncio.Event()
@@ -137,12 +138,12 @@ class Residency:
         self._want_anew()
 
     @asynccontextmanager
-    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Pinned]:
+    async def hold(self, adapter: str, source: Source | None = None, client: str = "") -> AsyncIterator[Pinned]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold (see `Holder`)."""
-        copy = await self._open_copy(check_asked(adapter), source)
+        copy = await self._open_copy(check_asked(adapter), source, client)
         copy.users += 1
         try:
-            slot = await self._in_slot(copy)
+            slot = await self._in_slot(copy, client)
             with self.books.serve(copy):
                 yield Pinned(slot=slot, revision=copy.revision, arrival=copy.arrival)
         finally:
@@ -224,24 +225,24 @@ class Residency:
             self.slots.give_back(await self._climber.vacate(copy))
             self._changed()
 
-    async def _open_copy(self, adapter: str, source: Source | None) -> Copy:
+    async def _open_copy(self, adapter: str, source: Source | None, client: str) -> Copy:
         """Return the copy that answers a request, waiting while that copy's slot is closed."""
         while (closed := (copy := self.books.for_request(adapter, source)).closed) is not None:
-            with self._awaiting(copy), self.books.awaiting_open_slot.holding(adapter):
+            with self._awaiting(copy, client), self.books.awaiting_open_slot.holding(adapter):
                 await closed.over.wait()
         return copy
 
-    async def _in_slot(self, copy: Copy) -> int:
+    async def _in_slot(self, copy: Copy, client: str) -> int:
         """Return the copy's slot, loading the copy first if necessary. Raises what its load raises."""
         while copy.seated is None:
             refusal = copy.refusal(time.monotonic())
             if refusal is not None:
                 raise self.books.for_client(copy, refusal)
-            with self._awaiting(copy):
+            with self._awaiting(copy, client):
                 load = copy.load
                 if load is None:
-                    self._admit(copy)
-                    load = self._start(copy, Tier.DEVICE)
+                    self._admit(copy, client)
+                    load = self._start(copy, Tier.DEVICE, client)
                 elif copy.users == 1:  # its last client had left, so its place in line did not count
                     self.slots.moved()
                 copy.goal = Tier.DEVICE
@@ -254,21 +255,24 @@ class Residency:
         return copy.seated
 
     @contextmanager
-    def _awaiting(self, copy: Copy) -> Iterator[None]:
+    def _awaiting(self, copy: Copy, client: str) -> Iterator[None]:
         """Count a request that waits for its adapter. Raises Overloaded if too many wait already."""
         counter = self.books.awaiting
-        if not counter.has_room(copy.adapter, 1):
+        if not (counter.has_room(copy.adapter, 1) and self._waiting.may_take(client)):
             own = counter.of(copy.adapter)
             raise self._refusal(
                 copy, f"{counter.total} requests already wait for adapters, {own} of them for this one"
             )
-        with counter.holding(copy.adapter):
-            yield
+        self._waiting.take(client)
+        try:
+            with counter.holding(copy.adapter), copy.awaited_by(client):
+                yield
+        finally:
+            self._waiting.give_back(client)
 
-    def _admit(self, copy: Copy) -> None:
-        loading = len(self.books.loading)
-        if loading >= self._loads_waiting:
-            raise self._refusal(copy, f"{loading} other adapters are loading or waiting")
+    def _admit(self, copy: Copy, client: str) -> None:
+        if not self._loads.may_take(client):
+            raise self._refusal(copy, f"{len(self.books.loading)} other adapters are loading or waiting")
 
     def _refusal(self, copy: Copy, why: str) -> Overloaded:
         return Overloaded(
@@ -277,9 +281,10 @@ class Residency:
             retry_after_s=max(0.1, len(self.books.loading) / (self.rate.per_s or FIRST_PER_S)),
         )
 
-    def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":
+    def _start(self, copy: Copy, goal: Tier, client: str = WAVES) -> "asyncio.Task[MintError | None]":
         copy.goal = goal
-        copy.load = self._spawn(self._load(copy))
+        self._loads.take(client)
+        copy.load = self._spawn(self._load(copy, client))
         copy.usable = asyncio.get_running_loop().create_future()
         copy.load.add_done_callback(partial(_tell_end, copy.usable))
         self.books.loading.add(copy)
@@ -287,7 +292,7 @@ class Residency:
         self.books.changed(copy)
         return copy.load
 
-    async def _load(self, copy: Copy) -> MintError | None:
+    async def _load(self, copy: Copy, client: str) -> MintError | None:
         """Run one load to its end and return its error, if any. Never raises: all waiters get the same answer."""
         began, error = time.monotonic(), None
         try:
@@ -301,6 +306,7 @@ class Residency:
             )
         finally:
             copy.load = None
+            self._loads.give_back(client)
             self.books.loading.discard(copy)
             self.books.changed(copy)
         now = time.monotonic()

@@ -1,6 +1,6 @@
 """Assigns slots to copies: a free slot first, then an idle copy's, and failing that one that is closed for it.
 
-First come, first served.
+Clients take turns; each one's copies are served in the order in which they came.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.decide import victim, wanted_tier
-from mint_engine.residency.slot_turns import SlotTerms, choose_closed
+from mint_engine.residency.slot_turns import SlotTerms, choose_closed, in_turns
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +40,7 @@ class SlotTable:
         self.free = list(range(count))[::-1]
         self.aside = set[int]()  # could not be cleared and may still hold a tenant: unused until they can
         self._line: list[_Waiter] = []  # longest wait first
+        self._last: dict[str, int] = {}  # when each client got its last slot, while anybody waits
         self._closed: list[Copy] = []  # those that the last decision closed
 
     @property
@@ -62,6 +63,8 @@ class SlotTable:
             taken = await self._wait(waiter)
         finally:
             self._line.remove(waiter)
+            if not self._line:
+                self._last.clear()
             self.moved()
         if taken is not waiter.predecessor:
             self._serve_on(waiter)
@@ -110,13 +113,9 @@ class SlotTable:
 
     def _look(self, waiter: _Waiter) -> "int | Copy | None":
         """Return what a waiter may take now, or None."""
-        if waiter is self._first():
-            if self.free:
-                return self.free.pop()
-            idle = [each for each in self._books.in_slots.values() if not each.users]  # few: views of all took longer
-            key = victim([self._books.view(each) for each in idle], self._books.wants)
-            if key is not None:
-                return self._books.copies[key]
+        if waiter is self._first() and (spare := self._spare()) is not None:
+            self._last[waiter.copy.client] = self._books.tick()
+            return spare
         replaced = waiter.predecessor
         if replaced is not None and replaced.slot is not None:
             self._books.current[waiter.copy.adapter] = waiter.copy
@@ -124,6 +123,14 @@ class SlotTable:
             if replaced.users == 0:
                 return replaced
         return None
+
+    def _spare(self) -> "int | Copy | None":
+        """Return a free slot, or the idle copy that gives way first, or None."""
+        if self.free:
+            return self.free.pop()
+        idle = [each for each in self._books.in_slots.values() if not each.users]  # few: views of all took longer
+        key = victim([self._books.view(each) for each in idle], self._books.wants)
+        return None if key is None else self._books.copies[key]
 
     def _refusal(self, waiter: _Waiter) -> Overloaded:
         self._serve_on(waiter)
@@ -149,12 +156,16 @@ class SlotTable:
 
     def _first(self) -> _Waiter:
         """Return the waiter whose turn it is. The line must not be empty."""
-        return next((each for each in self._line if self._needs(each)), self._line[0])
+        return (self._in_turns() or self._line)[0]
+
+    def _in_turns(self) -> list[_Waiter]:
+        """Return those in line who need a slot, in the order of their turns."""
+        needing = [each for each in self._line if self._needs(each)]
+        return [needing[at] for at in in_turns([each.copy.client for each in needing], self._last)]
 
     def _closes_for(self, waiter: _Waiter) -> bool:
         """Return whether the waiter will get one of the closed slots."""
-        needing = [each for each in self._line if self._needs(each)]
-        return waiter in needing[: sum(each.closed is not None for each in self._closed)]
+        return waiter in self._in_turns()[: sum(each.closed is not None for each in self._closed)]
 
     def _take_turns(self, now: float) -> float:
         """Close and open slots as the line requires; return the time at which to look again at the latest."""

@@ -2,14 +2,16 @@
 
 Otherwise a steady stream of requests for a few adapters would keep every slot in use for good. While somebody waits
 and no slot is free or idle, a slot is closed: its running requests finish, new ones wait as for any cold adapter, and
-once idle it goes to the copy that has waited longest. The adapter that lost it gets its next turn in the same way.
+once idle it goes to the first in line. The adapter that lost it gets its next turn in the same way. In line, clients
+take turns: one that asks for hundreds of adapters delays another's adapter by one of them at a time.
 
 With n unpinned slots, and requests that take at most L seconds, an adapter that waits behind p others gets a slot
-within (p // n + 1) (hold + L) seconds. A pure function of a snapshot of the slots.
+within (p // n + 1) (hold + L) seconds. Pure functions of a snapshot of the slots and of the line.
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -61,3 +63,22 @@ def choose_closed(seats: Sequence[Seat], *, free: int, waiting: int, now: float,
         soon += [at for at, _ in ripe_at if at > now]
     closed = [*late[: lacking + missing], *(slot for _, slot in tried), *ripe]
     return Turn(frozenset(closed), min(soon, default=math.inf))
+
+
+def in_turns(line: Sequence[str], last: Mapping[str, int]) -> list[int]:
+    """Return the order in which the positions of a line get slots, from each one's client, the longest wait first.
+
+    The next is always the longest waiter of the client that has waited longest since its `last` slot, a number that
+    grows with time. Those that are not in `last` come before all others, in the order in which they came.
+    """
+    waiting: dict[str, deque[int]] = {}
+    for position, client in enumerate(line):
+        waiting.setdefault(client, deque()).append(position)
+    clients = deque(sorted(waiting, key=lambda client: last.get(client, 0)))
+    order: list[int] = []
+    while clients:
+        client = clients.popleft()
+        order.append(waiting[client].popleft())
+        if waiting[client]:
+            clients.append(client)
+    return order

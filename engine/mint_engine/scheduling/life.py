@@ -27,7 +27,7 @@ async def run_request(asked: CheckedRequest, holder: Holder, stepper: Stepper, i
         if not asked.adapter:
             await _run(asked, Pinned(NO_SLOT, ""), stepper, inbox)
             return
-        async with holder.hold(asked.adapter, asked.source) as pinned:
+        async with holder.hold(asked.adapter, asked.source, asked.client) as pinned:
             await _run(asked, pinned, stepper, inbox)
     except MintError as error:
         inbox.put_nowait(CompletionEvent(0, Failed(error)))
