@@ -9,6 +9,7 @@ from mint_operator.planning import capacity
 from mint_operator.planning.adapters import Want
 from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
 from mint_operator.planning.naming import Claim, barred
+from mint_operator.planning.pinned import Pinned
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sharing import conflict, merge
@@ -49,6 +50,7 @@ class _Tally(msgspec.Struct):
     """What the waves admitted so far take."""
 
     taken: capacity.Demand
+    pinned: Pinned
     replicas: int = 0
     by_namespace: dict[str, int] = {}
     merged: dict[str, Want] = {}
@@ -75,7 +77,7 @@ def admit(
     asks = ask(base, waves, before.asks if before else NOBODY)
     limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
     shared, kept_out = _shared_of(asks), barred(asks, claims, there)
-    tally = _Tally(taken=reserved, by_namespace=dict(held), merged={})
+    tally = _Tally(taken=reserved, pinned=Pinned(limits.slots), by_namespace=dict(held), merged={})
     last = before.cases if before is not None and before.limits == limits else {}
     same_sizes = before is not None and before.sizes is sizes
     cases: dict[str, Case] = {}
@@ -134,11 +136,13 @@ def _add(
             (conflict(tally.merged, asks, meta.key, names) if names else None)
             or case.never
             or capacity.over_quota(meta.namespace, case.quota, held, more.slots)
+            or tally.pinned.refusal(case.ask)
             or capacity.now(limits, tally.taken, more)
         )
     )
     if verdict is None:
         tally.merged.update(merged)
+        tally.pinned.add(case.ask)
         tally.taken = tally.taken.plus(more)
         tally.by_namespace[meta.namespace] = held + more.slots
         tally.replicas = max(tally.replicas, case.engines)

@@ -41,7 +41,8 @@ class Share(msgspec.Struct, frozen=True):
     @property
     def counts(self) -> bool:
         """Whether the wave has its slots, or gets them once there are enough."""
-        return self.holds or (self._refused != conditions.WAITING_FOR_QUOTA and self.wave.status.phase != "Failed")
+        elsewhere = {conditions.WAITING_FOR_QUOTA, conditions.WAITING_FOR_ENGINES}  # more engines would not help
+        return self.holds or (self._refused not in elsewhere and self.wave.status.phase != "Failed")
 
     def yields(self, priority: int) -> bool:
         """Whether the wave gives way to another of this priority."""
