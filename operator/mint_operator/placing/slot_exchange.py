@@ -35,7 +35,7 @@ def _move_one(table: Table, engine: str, want: Want) -> bool:
     board = table.board
     for other in sorted(board.given.get(engine, ()), key=lambda name: _need(table.wants[name]), reverse=True):
         need = table.wants[other]
-        if need.residency is not Tier.DEVICE or other == want.adapter or (need.pins and not want.pins):
+        if need.residency is not Tier.DEVICE or other == want.adapter:
             continue
         places = table.places(other)
         target = _elsewhere(table, need, places)
