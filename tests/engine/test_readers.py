@@ -12,9 +12,10 @@ from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.background_threads import LOWER, disable_thread_teams
 from mint_engine.residency.readers import Readers
+from mint_engine.residency.turns import Turns
 from tests.engine.changes import OFTEN, answers, change
 from tests.engine.tiers import NAMES, Scene, ahead, once, own_nice, wanted
-from tests.waiting import join, until
+from tests.waiting import PATIENCE_S, join, until
 
 HERE, FAR = Source("file:///nowhere"), Source("http://127.0.0.1:1/nowhere")
 
@@ -69,6 +70,45 @@ async def test_low_priority_reads_give_way(source: Source) -> None:
     assert await readers.run(source, own_nice, awaited=True) == own
     readers.close()
     assert own_nice() == own
+
+
+@pytest.mark.parametrize("source", [HERE, FAR])
+async def test_one_clients_many_reads_are_in_nobodys_way(source: Source) -> None:
+    readers, gate, begun = Readers(1, 1, never), threading.Event(), list[str]()
+
+    def read(name: str) -> None:
+        begun.append(name)
+        assert gate.wait(PATIENCE_S)
+
+    async def ask(name: str, client: str) -> None:
+        await readers.run(source, lambda: read(name), awaited=True, client=client)
+
+    async with asyncio.TaskGroup() as group:
+        for name in ("a", "b", "c", "d"):
+            group.create_task(ask(name, "many"))
+        gone = group.create_task(ask("e", "one"))
+        group.create_task(ask("f", "one"))
+        await until(lambda: begun)
+        gone.cancel()
+        await asyncio.wait({gone})
+        gate.set()
+    readers.close()
+    assert begun == ["a", "b", "f", "c", "d"]
+
+
+async def test_a_turn_that_somebody_left_is_passed_on() -> None:
+    turns, had = Turns(1), list[str]()
+
+    async def take(name: str) -> None:
+        async with turns.turn(name):
+            had.append(name)
+
+    async with turns.turn("first"):
+        left, waiting = asyncio.create_task(take("left")), asyncio.create_task(take("waiting"))
+        await until(lambda: len(turns._line) == 2)
+    left.cancel()  # it has its turn, but has not woken up yet
+    await waiting
+    assert had == ["waiting"]
 
 
 async def test_a_new_state_of_what_is_served_is_read_beside_steps_where_it_lies_in_the_old_ones_place(

@@ -168,7 +168,9 @@ class Climber:
             packed = await self._copy(lambda: self._loader.held(source, state))
             if packed is not None:
                 return packed
-        return await self._readers.run(source, lambda: self._loader.load(source), awaited=copy.users > 0)
+        return await self._readers.run(
+            source, lambda: self._loader.load(source), awaited=copy.users > 0, client=copy.client
+        )
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:
         """Put an adapter into the host tier, if it fits; else return it as it is."""

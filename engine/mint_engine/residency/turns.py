@@ -1,0 +1,43 @@
+"""A number of turns at once, such as reads, for which clients wait as they do for slots (see `slot_turns`)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mint_engine.residency.slot_turns import in_turns
+
+
+class Turns:
+    """At most `count` turns at once. Used only on the event loop's thread."""
+
+    def __init__(self, count: int) -> None:
+        self._free, self._given = count, 0
+        self._line: list[tuple[str, asyncio.Future[None]]] = []  # longest wait first
+        self._last: dict[str, int] = {}  # when each client got its last turn, while anybody waits
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Wait for the client's turn, which lasts for the duration of the block."""
+        came = client, asyncio.get_running_loop().create_future()
+        self._line.append(came)
+        try:
+            self._pass_on()
+            if not came[1].done():
+                await asyncio.wait({came[1]})  # does not cancel it
+            yield
+        finally:
+            if came[1].done():
+                self._free += 1
+            else:
+                self._line.remove(came)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._free and self._line:
+            client, given = self._line.pop(in_turns([each for each, _ in self._line], self._last)[0])
+            self._free -= 1
+            self._given += 1
+            self._last[client] = self._given
+            given.set_result(None)
+        if not self._line:
+            self._last.clear()
