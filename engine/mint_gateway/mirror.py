@@ -14,13 +14,13 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.map_reader import MapReader, Pulse
+from mint_contracts.map_reader import MapReader, Pulse, known_of
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
 from mint_contracts.reasons import Reasons
 from mint_contracts.records import Placement
 from mint_gateway.scope import granted
 from mint_gateway.scope_filter import within
-from mint_gateway.view import MapView, as_known, lost_something, merge, stale_holdings
+from mint_gateway.view import MapView, lost_something, merge, stale_holdings
 
 POLL_S = 0.5
 QUIET_S = 0.05  # at least, between two readings, however many hints arrive
@@ -171,7 +171,7 @@ class Mirror:
                 placements=placements,
             )
         names = [n for n, r in pulse.engines.items() if r is not None] if whole else stale_holdings(view, pulse)
-        held = await self._reader.holdings(base, names, {} if whole else as_known(view, pulse))
+        held = await self._reader.holdings(base, names, {} if whole else known_of(view.engines, pulse))
         following.view = merge(view, pulse, held, settled=now >= following.settled_at, rereporting=rereporting)
         if whole:
             following.resync_at = now + RESYNC_S

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.map_reader import Known, Pulse
+from mint_contracts.map_reader import Pulse
 from mint_contracts.records import BaseRecord, EngineRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_gateway.scope import EVERYTHING, Scope
@@ -183,16 +183,6 @@ def stale_holdings(known: MapView, pulse: Pulse) -> list[str]:
         if before is None or _edition(before.record) != _edition(record):
             changed.append(name)
     return changed
-
-
-def as_known(known: MapView, pulse: Pulse) -> dict[str, Known]:
-    """Return what is known of the pulse's engines, as far as they are still those that reported it."""
-    found = {}
-    for name, record in pulse.engines.items():
-        before = known.engines.get(name)
-        if record is not None and before is not None and before.record.incarnation == record.incarnation:
-            found[name] = Known(before.held, record.incarnation, before.record.sequence, record.sequence)
-    return found
 
 
 def lost_something(known: MapView, pulse: Pulse) -> bool:

@@ -1,12 +1,14 @@
 -- The placement map's writes. Each is one atomic step. The library's name contains a digest of this file, so that two
 -- versions of MinT can share a Redis during an upgrade.
 
+local RECENT = 64 -- for how many changes of the map, and reports of an engine, it is kept which adapters they changed
+
 -- KEYS: epoch, version, base, placements, editions, waves, writing, recent, assigned...
 -- ARGV: epoch, channel, base record or "", commit 0|1, ops, called, the version that the change was planned for (-1:
 -- the map had none; "": any), which part of the change this is ("whole", "first", "next" or "last"), a unique token,
 -- the key of the set of bases, and the base, which is added to it (that key is none of KEYS: a node of a Redis Cluster
 -- then says where it leads on to, not that the keys are apart), the adapters whose placements the complete change
--- touches (JSON; "": too many), and for how many versions those are kept.
+-- touches (JSON; "": too many).
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
 -- with one element of "assigned" for each key after the eighth. called (JSON): [[engine, its channel]...], every
 -- engine whose part the complete change touches; they are notified when it commits. Returns the version.
@@ -45,9 +47,11 @@ local function apply(keys, argv)
   change(keys[6], ops.waves)
   for i, each in ipairs(ops.assigned) do change(keys[8 + i], each) end
   if argv[4] == '1' then
-    local version = redis.call('INCR', keys[2])
-    if argv[12] ~= '' and not redis.call('HGET', keys[8], 'torn') then redis.call('HSET', keys[8], version, argv[12]) end
-    redis.call('HDEL', keys[8], 'torn', version - argv[13])
+    local version, torn = redis.call('INCR', keys[2]), redis.call('HDEL', keys[8], 'torn') == 1
+    -- Followers need every version since theirs. So none before a gap is of use, nor those of an earlier life of the map.
+    if redis.call('HEXISTS', keys[8], version - 1) == 0 then redis.call('UNLINK', keys[8]) end
+    if argv[12] ~= '' and not torn then redis.call('HSET', keys[8], version, argv[12]) end
+    redis.call('HDEL', keys[8], version - RECENT)
     redis.call('PUBLISH', argv[2], 'map')
     for _, each in ipairs(cjson.decode(argv[6])) do
       redis.call('HINCRBY', keys[5], each[1], 1)
@@ -129,8 +133,6 @@ local function write(key, argv, first, pairs)
   for i = last + 1, #argv, most do redis.call('HDEL', key, unpack(argv, i, math.min(i + most - 1, #argv))) end
 end
 
-local RECENT = 64 -- reports, and adapters of one, that are kept for followers
-
 -- Remove an unfinished report of this incarnation or an earlier one, up to the sequence (nil: any): nothing continues
 -- it, and while it exists the engine seems to be reporting. Returns whether there was one.
 local function drop(key, incarnation, sequence)
@@ -177,7 +179,7 @@ end
 -- ARGV: engine, incarnation, record, ttl ms, full 0|1, over, sequence, channel, news 0|1, pairs, fields and values...
 -- Bring the map to `sequence` of this incarnation. Without `full` the map must be at `over`; with it, the parts stored
 -- by `tell` up to `over` (0: none) and this report replace what is there. `recent` keeps, by incarnation and sequence,
--- which adapters each of the last reports has changed, unless these are RECENT or more. A report that comes twice, or
+-- which adapters each of the last reports has changed, if they are fewer than RECENT. A report that comes twice, or
 -- late, changes nothing of what is held: a Redis that stood still may run calls that nobody waits for any more.
 -- Returns {1 if the report was taken, 0 if a full one is needed; version or -1; edition; number of adapters held}.
 -- A heartbeat without news notifies nobody: with a thousand engines the messages alone would keep every follower busy.
@@ -285,7 +287,7 @@ end
 
 -- With memory full and without this flag, Redis would refuse all of these, even calls that only delete: all heartbeats
 -- would stop, and nothing could be freed. The map is as large as what engines hold, twice that while they report all of
--- it again; what clients can make grow is refused (catalog.lua).
+-- it again, and has the names of RECENT changes; what clients can make grow is refused (catalog.lua).
 redis.register_function{ function_name = 'LIBRARY_apply', callback = apply, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_train', callback = train, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_trained', callback = trained, flags = { 'no-writes' } }

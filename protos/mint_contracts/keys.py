@@ -9,7 +9,8 @@ that a cluster's node redirects reports that and does not follow.
 | mint:{ns/name}:epoch              | string | newest operator epoch seen            | operator |
 | mint:{ns/name}:version            | string | grows when a change is complete       | operator |
 | mint:{ns/name}:version:writing    | string | token of an incomplete change         | operator |
-| mint:{ns/name}:recent             | hash   | version -> adapters placed anew by it | operator |
+| mint:{ns/name}:recent             | hash   | version -> adapters whose placements  | operator |
+|                                   |        | it changed                            |          |
 | mint:{ns/name}:base               | string | BaseRecord                            | operator |
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |

@@ -5,8 +5,9 @@ it is read as far as possible, or skipped.
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import msgspec
 from redis.asyncio import Redis
@@ -15,7 +16,7 @@ from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
 from mint_contracts.map_reporter import reported_recently
-from mint_contracts.map_writer import RECENT_ADAPTERS, RECENT_VERSIONS
+from mint_contracts.map_writer import RECENT_ADAPTERS
 from mint_contracts.records import (
     Assignment,
     BaseRecord,
@@ -60,8 +61,36 @@ class Known(msgspec.Struct, frozen=True):
         return [f"{self.incarnation} {number}" for number in range(self.sequence + 1, self.now + 1)]
 
 
-MOST_RECENT = 64  # reports; functions.lua keeps as many
+class _View(Protocol):
+    """An engine as a follower of the map has read it; `record` is None if its heartbeat has expired."""
+
+    @property
+    def record(self) -> EngineRecord | None: ...
+
+    @property
+    def held(self) -> Mapping[str, Held]: ...
+
+
+def known_of(views: Mapping[str, _View], pulse: Pulse) -> dict[str, Known]:
+    """Return what is known of the pulse's engines, as far as they are still those that reported it."""
+    found = {}
+    for name, record in pulse.engines.items():
+        last = views[name].record if name in views else None
+        if record is not None and last is not None and last.incarnation == record.incarnation:
+            found[name] = Known(views[name].held, record.incarnation, last.sequence, record.sequence)
+    return found
+
+
+MOST_RECENT = 64  # changes of the map, and reports of an engine; functions.lua keeps as many
 _UNKNOWN: Mapping[str, Known] = {}
+
+
+def _changed(said: Iterable[str | None]) -> list[str] | None:
+    """Return the adapters of these records of changes; None if one is missing, or cannot be read: read everything."""
+    try:
+        return sorted({name for text in said for name in msgspec.json.decode(text or "", type=list[str])})
+    except msgspec.DecodeError:  # one of a later MinT, or none
+        return None
 
 
 class MapReader:
@@ -132,12 +161,11 @@ class MapReader:
 
         None if that is not known: read all of them.
         """
-        if not version < now <= version + RECENT_VERSIONS:
+        if not version < now <= version + MOST_RECENT:
             return None
         versions = [str(each) for each in range(version + 1, now + 1)]
-        said = await bounded(lambda: self._redis.hmget(keys.recent(base), versions))
-        names = sorted({name for each in said if each for name in msgspec.json.decode(each, type=list[str])})
-        if None in said or len(names) > RECENT_ADAPTERS:
+        names = _changed(await bounded(lambda: self._redis.hmget(keys.recent(base), versions)))
+        if names is None or len(names) > RECENT_ADAPTERS:
             return None
         raw = await bounded(lambda: self._redis.hmget(keys.placements(base), names)) if names else []
         there = {name: each for name, each in zip(names, raw, strict=True) if each is not None}
@@ -190,11 +218,8 @@ class MapReader:
         """Return what engines hold by what has changed since; without those of which that is not known."""
         near = {engine: each for engine, each in known.items() if 0 < each.now - each.sequence <= MOST_RECENT}
         said = await self._fields({keys.held_recently(base, engine): each.marks for engine, each in near.items()})
-        changed = {
-            engine: sorted({name for text in each if text for name in msgspec.json.decode(text, type=list[str])})
-            for engine, each in zip(near, said, strict=True)
-            if None not in each
-        }
+        read = {engine: _changed(each) for engine, each in zip(near, said, strict=True)}
+        changed = {engine: names for engine, names in read.items() if names is not None}
         raws = await self._fields({keys.held(base, engine): names for engine, names in changed.items()})
         found = {}
         for (engine, names), raw in zip(changed.items(), raws, strict=True):

@@ -13,7 +13,6 @@ from mint_contracts.functions import bounded, call, text
 from mint_contracts.records import Assignment, MapChange, MapState, Placement
 
 OPS_PER_CALL = 1000
-RECENT_VERSIONS = 64  # followers read several times a second, and changes come no faster
 RECENT_ADAPTERS = 1000  # of one change: beyond that, followers read everything
 FORGOTTEN_PER_CALL = 1000  # keys: a base's catalog may have tens of thousands
 
@@ -42,7 +41,7 @@ class MapWriter:
         called = sorted({*change.set_assigned, *change.del_assigned})
         tells_only = not change.completes or (bool(change) and not change.places)
         *before, last = _split(change)
-        token, names = uuid.uuid4().hex, _placed_anew(change)
+        token, names = uuid.uuid4().hex, _placed(change)
         for number, part in enumerate(before):
             await self._apply_part(base, part, None, (seen, "next" if number else "first", token), names)
         which = "last" if before else "whole"
@@ -54,7 +53,7 @@ class MapWriter:
         """Make one call. `called` commits the complete change and notifies these engines. Returns the version.
 
         `guard` is what the map is checked against: the version seen, which part this is, and the change's token.
-        `names` are the adapters that the complete change places anew.
+        `names` are the adapters whose placements the complete change touches, as JSON.
         """
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
@@ -80,7 +79,6 @@ class MapWriter:
             keys.BASES,
             base,
             names,
-            str(RECENT_VERSIONS),
         ]
         return int(await call(self._redis, "apply", fields, args))
 
@@ -100,7 +98,7 @@ class MapWriter:
         await call(self._redis, "forget", [keys.epoch(base), *names], [str(self.epoch)])
 
 
-def _placed_anew(change: MapChange) -> str:
+def _placed(change: MapChange) -> str:
     """Return the adapters whose placements a change touches, as JSON; "" if they are too many."""
     names = [*[each.adapter for each in change.set_placements], *change.del_placements]
     return text(names) if len(names) <= RECENT_ADAPTERS else ""

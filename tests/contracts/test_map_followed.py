@@ -8,7 +8,7 @@ from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MOST_RECENT, Known, MapReader
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.map_writer import OPS_PER_CALL, RECENT_ADAPTERS, RECENT_VERSIONS, MapWriter
+from mint_contracts.map_writer import OPS_PER_CALL, RECENT_ADAPTERS, MapWriter
 from mint_contracts.records import EngineRecord, Held, MapChange, Tier
 from tests.contracts.placed import BASE, assignment, held, losing_before, placement, record, write
 
@@ -27,11 +27,11 @@ async def test_what_changed_since_a_version_is_known_for_a_while(redis_client: R
     assert await reader.placements_since(BASE, first, now) == moved
     assert await reader.placements_since(BASE, now - 1, now) == {"c": None, "d": placement("d")}
     assert await reader.placements_since(BASE, now, now) is None
-    for _ in range(RECENT_VERSIONS):
+    for _ in range(MOST_RECENT):
         now = await write(writer, "a")
-    assert await reader.placements_since(BASE, now - RECENT_VERSIONS, now) == {"a": placement("a")}
-    assert await reader.placements_since(BASE, now - RECENT_VERSIONS - 1, now) is None
-    assert await redis_client.hlen(keys.recent(BASE)) == RECENT_VERSIONS
+    assert await reader.placements_since(BASE, now - MOST_RECENT, now) == {"a": placement("a")}
+    assert await reader.placements_since(BASE, now - MOST_RECENT - 1, now) is None
+    assert await redis_client.hlen(keys.recent(BASE)) == MOST_RECENT
 
 
 async def test_too_many_placements_at_once_are_better_all_read(redis_client: Redis) -> None:
@@ -48,6 +48,27 @@ async def test_a_version_that_an_earlier_mint_wrote_is_not_known(redis_client: R
     before = await write(writer, "a")
     await redis_client.incr(keys.version(BASE))
     assert await reader.placements_since(BASE, before, await write(writer, "b")) is None
+
+
+async def test_versions_that_begin_anew_are_not_taken_for_those_of_an_earlier_map(redis_client: Redis) -> None:
+    writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
+    for name in ("a", "b", "c"):
+        await write(writer, name)
+    await redis_client.delete(keys.version(BASE))
+    first = await write(writer, "d")
+    many = tuple(placement(f"m-{number}") for number in range(RECENT_ADAPTERS + 1))
+    now = await writer.apply(BASE, MapChange(set_placements=many))
+    assert await reader.placements_since(BASE, first, now) is None
+    await write(writer, "e")
+    assert await redis_client.hlen(keys.recent(BASE)) == 1, "nothing of before is kept"
+
+
+async def test_a_change_that_a_later_mint_notes_in_another_form_is_not_known(redis_client: Redis) -> None:
+    writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
+    before = await write(writer, "a")
+    now = await write(writer, "b")
+    await redis_client.hset(keys.recent(BASE), str(now), '{"adapters": 1}')
+    assert await reader.placements_since(BASE, before, now) is None
 
 
 async def _cut_off() -> None:

@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.map_reader import Known, MapReader, Pulse
+from mint_contracts.map_reader import MapReader, Pulse, known_of
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import EngineRecord, EngineView, MapState, Placement, WaveRecord
 from mint_operator.observing.readiness import Readiness, watched
@@ -159,7 +159,7 @@ class MapView:
         """Return all engines' views; one with nothing new for planning stays the same object, whatever its load."""
         old = memory.views
         stale = [name for name, record in pulse.engines.items() if name not in old or _newer(old[name], record)]
-        held = await self._reader.holdings(base, stale, _as_known(old, pulse)) if stale else {}
+        held = await self._reader.holdings(base, stale, known_of(old, pulse)) if stale else {}
         for holdings in held.values():
             if news := learnt(memory.sizes, holdings.values()):
                 memory.sizes = memory.sizes.changed(news)
@@ -234,16 +234,6 @@ def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
     memory.in_flight += weight * (requests - memory.in_flight)
     memory.demand = followed(memory.demand, [record.demand for record in records if record.demand], weight)
     memory.looked_at = now
-
-
-def _as_known(views: Mapping[str, EngineView], pulse: Pulse) -> dict[str, Known]:
-    """Return what is known of the pulse's engines, as far as they are still those that reported it."""
-    found = {}
-    for name, record in pulse.engines.items():
-        last = views[name].record if name in views else None
-        if record is not None and last is not None and last.incarnation == record.incarnation:
-            found[name] = Known(views[name].held, record.incarnation, last.sequence, record.sequence)
-    return found
 
 
 def _newer(view: EngineView, record: EngineRecord | None) -> bool:
