@@ -49,7 +49,7 @@ local function apply(keys, argv)
   if argv[4] == '1' then
     local version, torn = redis.call('INCR', keys[2]), redis.call('HDEL', keys[8], 'torn') == 1
     -- Followers need every version since theirs. So none before a gap is of use, nor those of an earlier life of the map.
-    if redis.call('HEXISTS', keys[8], version - 1) == 0 then redis.call('UNLINK', keys[8]) end
+    if not redis.call('HGET', keys[8], version - 1) then redis.call('DEL', keys[8]) end
     if argv[12] ~= '' and not torn then redis.call('HSET', keys[8], version, argv[12]) end
     redis.call('HDEL', keys[8], version - RECENT)
     redis.call('PUBLISH', argv[2], 'map')
