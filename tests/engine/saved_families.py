@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import MixtralConfig
+from transformers import GPTNeoXConfig, MixtralConfig
 
 from mint_engine.model.base import Base
 from tests.engine.copies import digest, put
@@ -16,6 +16,8 @@ from tests.engine.running import save_tokenizer
 
 # In their files, mixtral's experts and all layers of vision bases have other names than in the model.
 BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)} | SEEING
+_OLD = {name: size for name, size in SIZES.items() if name not in ("head_dim", "num_key_value_heads")}
+WHOLE = {"gpt_neox": GPTNeoXConfig(**_OLD)}  # by one rank only
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 # What the adapters target: rank 4 on all of it, rank 3 on the attention alone.
@@ -42,7 +44,7 @@ def save_base(name: str, folder: Path, **changes: Any) -> Path:
     """Save a random base of the family, and its tokenizer."""
 
     def make(folder: Path) -> None:
-        config = copy.deepcopy(BASES[name])
+        config = copy.deepcopy((BASES | WHOLE)[name])
         for field, value in (changes | {"vocab_size": save_tokenizer(folder)}).items():
             setattr(config.get_text_config(), field, value)
         make_model(config).save_pretrained(folder)

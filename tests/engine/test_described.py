@@ -48,8 +48,12 @@ def test_what_a_config_does_not_mention_is_refused(
         ("deepseek_v3", "model.layers.3.self_attn.o_proj.weight", torch.ones(48, 40)),
         ("glm_5", "model.layers.1.self_attn.indexer.wk.weight", torch.ones(16, 48)),
         ("gemma3_seeing", "vision_tower.vision_model.encoder.layers.0.mlp.fc3.weight", torch.ones(4, 4)),
+        ("gpt_neox", "gpt_neox.layers.1.attention.bias", torch.ones(1, 1, 64, 64).tril().bool()),
     ],
-    ids=["zeros", "a layer that predicts further tokens", "an indexer of a layer that shares a choice", "vision"],
+    ids=[
+        *("zeros", "a layer that predicts further tokens", "an indexer of a layer that shares a choice", "vision"),
+        "a causal mask that transformers once kept in files",
+    ],
 )
 def test_what_changes_nothing_is_passed_over(family: str, name: str, tensor: torch.Tensor, tmp_path: Path) -> None:
     load_base(save_with(tmp_path, family, name, tensor), torch.float32, CPU)
