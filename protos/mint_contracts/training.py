@@ -59,6 +59,11 @@ class Loss(_Camel, frozen=True):
         """Whether all tokens of a completion are weighed by one ratio."""
         return self.importance_sampling_level == "sequence"
 
+    @property
+    def reads_old(self) -> bool:
+        """Whether it depends on the policy's log-probabilities before its first step with an example."""
+        return self.type != "cross_entropy" and bool(self.by_sequence or self.ratio_low or self.ratio_high)
+
 
 class Optimizer(_Camel, frozen=True):
     """AdamW of one policy."""

@@ -307,7 +307,8 @@ class Updates:
         if step is not None:
             job.stepped = self.trainer.policy(job.batch.policy).halfway = True
         if job.epochs > 0:
-            job.batch = with_old(job.batch, outcome.logprobs)
+            if job.batch.loss.reads_old:
+                job.batch = with_old(job.batch, outcome.logprobs)
             self._note_first()
             self._ready.append(job)
             return

@@ -96,6 +96,30 @@ def test_later_epochs_leave_out_what_the_first_one_did_however_far_steps_have_mo
     assert kept == [kept[0]] * 3
 
 
+@pytest.mark.parametrize(
+    ("loss", "kept"),
+    [
+        (Loss(), True),
+        (Loss(importance_sampling_level="sequence", ratio_low=0.0, ratio_high=0.0), True),
+        (DAPO, False),
+        (Loss(type="cross_entropy"), False),
+    ],
+    ids=["band", "sequence", "neither", "supervised"],
+)
+def test_later_epochs_have_log_probabilities_of_the_first_one_only_if_the_loss_reads_them(
+    loss: Loss, *, kept: bool
+) -> None:
+    trainer = trainer_of()
+    policies(trainer, 1)
+    job = Job(PolicyBatch("p/0", groups(1), loss), OPTIMIZER, lambda _: None, print, epochs=2)
+    updates = Updates(trainer)
+    updates.put(job)
+    while updates.busy:
+        updates.advance(0, 0.0)
+    assert trainer.policy("p/0").step == 2
+    assert {len(each.old_logprobs) > 0 for each in job.batch.examples} == {kept}
+
+
 def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> None:
     trainer = trainer_of()
     policies(trainer, 3)
