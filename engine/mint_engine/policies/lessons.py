@@ -160,7 +160,8 @@ class Lessons:
     async def _rollouts(self, place: int, ask: Ask) -> list[Rollout]:
         """Complete one prompt. Each is retried by itself: a full engine seldom has room for all of them at once.
 
-        A defect fails all requests of a step, whichever caused it: after the first, the prompt is completed again.
+        A defect that a tenant's request causes fails all rollouts of its step, too: after the first defect, the
+        prompt is completed again.
         """
         rollouts, failed = self.context.rollouts, False
 
@@ -171,8 +172,8 @@ class Lessons:
             except Internal:
                 if failed:
                     raise
-            failed = True
-            return await rollouts.group(ask)
+                failed = True
+                return await rollouts.group(ask)
 
         return await self.patiently(group, f"rollout {place}")
 
