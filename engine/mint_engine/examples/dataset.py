@@ -97,9 +97,12 @@ def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
 
 
 def _check_text(row: dict[str, Any], dataset: Dataset, subject: str) -> None:
-    """Raise BadExample for a prompt or an answer in bytes: a line of JSON would have them in base64."""
+    """Raise BadExample for a text in bytes, also a message's: a line of JSON would have it in base64."""
     for field in (dataset.prompt_field, dataset.answer_field):
-        if isinstance(row.get(field), bytes):
+        value = row.get(field)
+        messages = value if isinstance(value, list) else []
+        texts = [value, *(each.get("content") for each in messages if isinstance(each, dict))]
+        if any(isinstance(text, bytes) for text in texts):
             raise BadExample(subject, f"has bytes in {field!r}, not text; write that column as strings")
 
 

@@ -233,6 +233,15 @@ def test_rows_of_bytes_are_refused_rather_than_learnt_as_base64(tmp_path: Path, 
         read_dataset(Dataset(uri=f"file://{tmp_path}/bytes.parquet"))
 
 
+def test_messages_of_bytes_are_refused_as_well(tmp_path: Path) -> None:
+    for name, content in (("text", "say hi"), ("bytes", b"say hi")):
+        chat = [{"role": "user", "content": content, "picture": b"\x89PNG"}]
+        parquet.write_table(pyarrow.table({"prompt": [chat]}), tmp_path / f"{name}.parquet")
+    assert read_dataset(Dataset(uri=f"file://{tmp_path}/text.parquet"))[0].text == "say hi"
+    with pytest.raises(BadExample, match="row 1: has bytes in 'prompt', not text"):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/bytes.parquet"))
+
+
 TEXT = "x" * 200_000
 
 
