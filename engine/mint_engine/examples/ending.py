@@ -4,7 +4,7 @@ As in TRL's SFTTrainer: the end of sequence after a text; around an answer in a 
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import msgspec
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from mint_engine.examples.example import Message
+from mint_engine.requests.thoughts import BEGIN
 
 _QUESTION, _ANSWER = "Well?", "Certainly42"  # looked for in the template's output
 _CHAT = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
@@ -44,11 +47,18 @@ def introduced(tokenizer: PreTrainedTokenizerBase, answer: str, variables: str) 
     return answer if any(marker in answer for marker in _MARKER.findall(before)) else before + answer
 
 
+def begins_thought(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], variables: Mapping[str, Any]) -> bool:
+    """Return whether a chat's prompt ends with the beginning of a thought, which the answer then must end."""
+    messages = [{"role": each.role, "content": each.content} for each in chat]
+    return _written(tokenizer, messages, add_generation_prompt=True, **variables).rstrip().endswith(BEGIN)
+
+
 @lru_cache(16)
 def _before_answers(tokenizer: PreTrainedTokenizerBase, variables: str) -> str:
     """Return what the template puts between a prompt and its answer: an empty thought, say, or a message's header.
 
-    Returns "" if what it writes with an answer does not continue the prompt.
+    Returns "" if what it writes with an answer does not continue the prompt, and for white space alone, as Mixtral's
+    template writes: many tokenizers put a space of their own before each text.
     """
     told = msgspec.json.decode(variables)
     asked = _written(tokenizer, _CHAT[:1], add_generation_prompt=True, **told)
@@ -57,7 +67,7 @@ def _before_answers(tokenizer: PreTrainedTokenizerBase, variables: str) -> str:
     common = next((at for at, (one, other) in pairs if one != other), min(len(asked), len(whole)))
     before, found, _ = whole[common:].partition(_ANSWER)
     continues = found and _QUESTION in asked[:common] and not asked[common:].strip()
-    return before if continues else ""
+    return before if continues and before.strip() else ""
 
 
 def _behind_answers(tokenizer: PreTrainedTokenizerBase, eos: Set[int]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from itertools import islice
 
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
+from mint_engine.requests.thoughts import END
 
 RENDERED = 64  # examples of a data set, longest first
 _AT_ONCE = 256  # examples read at once, which are in memory with all of their texts
@@ -18,14 +19,17 @@ _AT_ONCE = 256  # examples read at once, which are in memory with all of their t
 def check_lengths(render: Renderer, examples: Iterable[Example], room: int, *, answers: bool = False) -> int:
     """Return the tokens of the longest prompt that was rendered.
 
-    Raises BadExample if a prompt does not leave `room`, or (with `answers`) a training answer does not fit it.
+    Raises BadExample if a prompt does not leave `room`, or (with `answers`) a training answer does not fit it. The
+    first answer without a thought is among those rendered, as some bases could not learn it.
     """
-    rest, longest, learnt = iter(examples), list[Example](), list[Example]()
+    rest, longest, learnt, plain = iter(examples), list[Example](), list[Example](), list[Example]()
     while some := list(islice(rest, _AT_ONCE)):
         longest = nlargest(RENDERED, longest + some, key=_characters)
-        learnt = nlargest(RENDERED, learnt + some, key=_to_learn) if answers else []
+        if answers:
+            learnt = nlargest(RENDERED, learnt + some, key=_to_learn)
+            plain = plain or [each for each in some if END not in (each.answer or "")][:1]
     tokens = max((len(render.prompt(each, room)) for each in longest), default=0)
-    for each in learnt:
+    for each in learnt + plain:
         render.answer(each, room)
     return tokens
 

@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import BadExample, InvalidRequest, PromptTooLong
-from mint_engine.examples.ending import Ends, introduced
+from mint_engine.examples.ending import Ends, begins_thought, introduced
 from mint_engine.examples.example import Example
 from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.thoughts import END
 from mint_engine.requests.variables import PLACE
 
 
@@ -58,17 +59,27 @@ class Renderer:
 
         They are at most `room` (a wave's maxTokens). Raises BadExample.
         """
+        subject = f"example {example.text[:80]!r}"
         if not example.answer:
-            raise BadExample(f"example {example.text[:80]!r}", "has no answer to learn")
-        answer, end = example.answer, self.ends.text
+            raise BadExample(subject, "has no answer to learn")
+        answer, end, around = example.answer, self.ends.text, "the one that ends it"
         if not isinstance(example.prompt, str):
             variables = msgspec.json.encode(example.variables).decode()
             answer, end = introduced(self.tokenizer, answer, variables), self.ends.chat
+            around = "what the chat template puts around it"
+            if END not in answer and begins_thought(self.tokenizer, example.prompt, example.variables):
+                raise BadExample(
+                    subject,
+                    "has an answer without a thought, but this base's chat template begins one before each answer, "
+                    f"so that it would be learnt as a thought; begin answers with a thought and {END}, or turn "
+                    "thinking off by dataset.templateVariables if the template has a variable for it",
+                )
         tokens: Sequence[int] = self.tokenizer.encode(answer, add_special_tokens=False)
         ended = [*tokens, *end]
         if len(ended) > room:
-            reason = (
-                f"has an answer of {len(ended)} tokens with the one that ends it; sampling.maxTokens, which bounds "
+            raise BadExample(
+                subject,
+                f"has an answer of {len(ended)} tokens with {around}; sampling.maxTokens, which bounds answers, too, "
+                f"is {room}",
             )
-            raise BadExample(f"example {example.text[:80]!r}", f"{reason}answers, too, is {room}")
         return tuple(ended)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mint_contracts.errors import BadExample
 from mint_engine.examples.ending import Ends, ends_of
 from mint_engine.examples.example import Example, Message
+from mint_engine.examples.lengths import RENDERED, check_lengths
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import load_base
 from tests.engine.running import save_base
@@ -23,6 +25,10 @@ TURNS = (
     "{% for m in messages %}<|start|>{{ m.role }}{{ '\n' + m.content }}<|eot|>{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{{ '\n' }}{% endif %}"
 )
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>"
+    "{% endif %}{% endfor %}"
+)  # as Mistral's and Mixtral's
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 
@@ -121,7 +127,7 @@ def test_prompt_and_answer_are_the_beginning_of_the_chat_that_the_template_write
         ("qwen3_5_think", {}, "\n</think>\n\n"),
         ("qwen3_5_think", {"enable_thinking": False}, ""),
         ("nemotron_3_nano", {}, "</think>"),  # behind a line end that only its prompt has
-        ("deepseek_r1_distill", {}, ""),  # whose prompt begins a thought that it does not end
+        (SPACED, {}, ""),
         ("{{ messages | length }}{{ messages[-1].content }}", {}, ""),
     ],
 )
@@ -141,6 +147,51 @@ def test_the_answer_in_a_chat_begins_with_what_the_template_puts_before_it(
         if any(marker in own for marker in ("</think>", "<|channel|>") if marker in before):
             assert learnt(own) == own, "an answer with a thought of its own has the markers already"
     assert learnt("the dog", chat=False) == "the dog"
+
+
+@pytest.mark.parametrize(
+    ("template", "refuses"),
+    [("deepseek_r1_distill", True), ("deepseekv3", True), ("qwen3_5_think", False), ("qwen3", False)],
+)
+def test_a_plain_answer_is_refused_where_the_template_begins_a_thought_that_it_does_not_end(
+    tokenizer: PreTrainedTokenizerBase, template: str, *, refuses: bool
+) -> None:
+    told, _ = taught(tokenizer, (TEMPLATES / f"{template}.jinja").read_text(), "<think>", "</think>")
+    render = Renderer(told, 400, CONTEXT, Ends())
+    asked = (Message("user", "the fox"),)
+    thought, plain = (Example(asked, each, "") for each in ("so" * 9 + "\n</think>\n\nthe dog", "the dog"))
+    assert "so\n</think>" in str(told.decode([*render.answer(thought, 64)]))
+    says = "without a thought, .* begin answers with a thought and </think>, or turn thinking off"
+    with pytest.raises(BadExample, match=says) if refuses else nullcontext():
+        check_lengths(render, [*[thought] * RENDERED, plain], 64, answers=True)
+    render.answer(Example("the fox", "the dog", ""), 8)
+
+
+def test_a_plain_answer_is_learnt_where_the_prompt_itself_turns_thinking_off(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    thinking = "{% if add_generation_prompt %}<think>{% if '/no_think' in messages[0].content %}</think>{% endif %}"
+    told, _ = taught(tokenizer, TURNS + thinking + "{% endif %}", "<think>", "</think>")
+    render = Renderer(told, 400, CONTEXT, Ends())
+    with pytest.raises(BadExample, match="without a thought"):
+        render.answer(Example((Message("user", "the fox"),), "the dog", ""), 64)
+    assert render.answer(Example((Message("user", "the fox /no_think"),), "the dog", ""), 64)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("the fox", "of 2 tokens with the one that ends it"),
+        ((Message("user", "the fox"),), "of 2 tokens with what the chat template puts around it"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_told_with_what_it_is_counted_with(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | tuple[Message, ...], says: str
+) -> None:
+    told, (end,) = taught(tokenizer, TURNS, "<|eot|>")
+    render = Renderer(told, 400, CONTEXT, ends_of(told, EOS, {EOS, end}))
+    with pytest.raises(BadExample, match=f"{says}; sampling.maxTokens, which bounds answers, too, is 1"):
+        render.answer(Example(prompt, "z", ""), 1)
 
 
 def test_a_base_whose_tokenizer_has_no_end_of_sequence_ends_texts_with_its_configs_first(tmp_path: Path) -> None:
