@@ -19,6 +19,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources import storage, web_stream
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
@@ -152,6 +153,36 @@ def test_files_that_a_bucket_refuses_as_they_do_not_exist_are_not_needed(shelf: 
         assert here.load(Source(f"{there}/good")).rank == 4
         with pytest.raises(errors.SourceForbidden, match="HTTP 403"):
             here.load(Source(f"{there}/nobody"))
+
+
+def refusing(name: str) -> type[stores.Files]:
+    """Return a web server that refuses one name, and answers with 404 to what does not exist."""
+
+    class Refusing(stores.Files):
+        def _fault(self) -> bool:
+            if self.path.endswith(name):
+                self.send_error(HTTPStatus.FORBIDDEN)
+            return self.path.endswith(name) or super()._fault()
+
+    return Refusing
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_file_that_is_refused_where_absent_ones_are_not_is_not_taken_for_absent(
+    name: str, shelf: Path, tmp_path: Path
+) -> None:
+    backends.backend.cache_clear()
+    refused = pytest.raises(errors.SourceForbidden, match="HTTP 403")
+    with stores.serving(refusing(name), shelf) as (address, _), refused:
+        loader(tmp_path).load(Source(f"http://{address}/team/store/acme/good"))
+
+
+def test_a_base_of_which_a_file_is_refused_is_not_copied_without_it(shelf: Path, tmp_path: Path) -> None:
+    """The copy would stay in the cache."""
+    backends.backend.cache_clear()
+    refused = pytest.raises(errors.SourceForbidden, match="HTTP 403")
+    with stores.serving(refusing("generation_config.json"), shelf) as (address, _), refused:
+        fetch_base(Source(f"http://{address}/team/store/base"), tmp_path, lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ BLOCK_BYTES = 8 << 20
 _MARKS = ("VersionId", "generation", "etag", "md5Hash", "blob_id", "xet_hash")
 FileInfo = Mapping[str, Any]  # fsspec's info of a file
 
+_ABSENT = "absent.mint"  # which no folder has; many servers refuse every name that begins with a dot
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -208,18 +210,25 @@ def _size_of(info: FileInfo) -> int | None:
 def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, FileInfo]:
     """Return those of the files that a web server has.
 
-    Buckets that anybody may read, but not list, refuse what does not exist: with 403, as if it were secret.
+    Buckets that anybody may read, but not list, refuse what does not exist: with 403, as if it were secret. A server
+    that does not refuse `_ABSENT` refuses only what exists.
     """
-    found, refusal = dict[str, FileInfo](), None
-    for name in names:
-        try:
-            found[name] = files.info(f"{root}/{name}")
-        except FileNotFoundError as error:
-            cause = cause_of(error)
-            if status_of(cause) == HTTPStatus.FORBIDDEN:
-                refusal = error
-            elif cause is not error:
-                raise
-    if refusal is not None and not found:
-        raise refusal
+    answers = {name: _answer(files, f"{root}/{name}") for name in names}
+    found = {name: each for name, each in answers.items() if isinstance(each, Mapping)}
+    refusals = [each for each in answers.values() if isinstance(each, FileNotFoundError)]
+    if refusals and not (found and isinstance(_answer(files, f"{root}/{_ABSENT}"), FileNotFoundError)):
+        raise refusals[0]
     return found
+
+
+def _answer(files: AbstractFileSystem, path: str) -> FileInfo | FileNotFoundError | None:
+    """Return a web server's info of a file, None if there is no such file, or the error if it is refused."""
+    try:
+        return cast(FileInfo, files.info(path))
+    except FileNotFoundError as error:
+        cause = cause_of(error)
+        if cause is error:
+            return None
+        if status_of(cause) == HTTPStatus.FORBIDDEN:
+            return error
+        raise
