@@ -1,7 +1,8 @@
 """Reads prompts on threads: long ones on only two, since tokenizers take 300 bytes per token meanwhile.
 
-Short ones have threads of their own, and wait neither for long ones nor for what else runs on asyncio's: a training
-call with a quarter of a million tokens takes a tenth of a second there, and many policies' calls may come at once.
+Short ones, as which prompts of token IDs count whatever their length, have threads of their own, and wait neither for
+long ones nor for what else runs on asyncio's: a training call with a quarter of a million tokens takes a tenth of a
+second there, and many policies' calls may come at once.
 """
 
 import asyncio

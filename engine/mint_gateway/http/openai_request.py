@@ -191,8 +191,8 @@ def text_requests(asked: TextRequest, bases: Container[str]) -> list[sampling_pb
     copied = common.ByteSize() * len(prompts)
     if copied > MOST_COPIED:
         problem = f"holds {len(prompts)} prompts, for which the other parameters would take {in_units(copied)} in all"
-        advice = f"{in_units(MOST_COPIED)} are allowed: send fewer prompts in one request, or shorten the others"
-        raise InvalidRequest("prompt", f"{problem}; {advice}")
+        advice = "send fewer prompts in one request, or make those parameters smaller"
+        raise InvalidRequest("prompt", f"{problem}; {in_units(MOST_COPIED)} are allowed: {advice}")
     for prompt in prompts:
         request = sampling_pb2.GenerateRequest()
         request.CopyFrom(common)
