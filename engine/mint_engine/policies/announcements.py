@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, SourceNotFound, StaleLease
+from mint_contracts.errors import CapacityExceeded, MintError, SourceNotFound, StaleLease
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import published_in
 from mint_engine.policies.series import Name
@@ -58,16 +58,20 @@ class Announcements:
     def announce(self, policy: str, name: Name, announcer: Announcer) -> None:
         """Make the policy's name refer to what it has published as `name`. Durable when this returns.
 
-        Raises StaleLease if a newer lease has announced.
+        A failure to remove older announcements is only logged: the next one tries again. Raises StaleLease if a newer
+        lease has announced.
         """
         others = self._all().get(policy, [])
         if others and others[-1].lease > name.lease:
             reason = f"is now published under lease {others[-1].lease}, not {name.lease}"
             raise StaleLease(f"policy {policy!r}", reason)
         self._store.write(self._path(policy, name), msgspec.json.encode(announcer))
-        for each in others:
-            if each < name:
-                self._store.delete(self._path(policy, each))
+        try:
+            for each in others:
+                if each < name:
+                    self._store.delete(self._path(policy, each))
+        except MintError as error:
+            _log.warning("announcements_unswept", policy=policy, revision=str(name), error=str(error))
 
     def withdraw(self, policy: str, announcer: Announcer | None) -> Withdrawal:
         """Remove the announcements that this announcer may withdraw, or all of them if it is None."""

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import SourceUnavailable
+from mint_contracts.errors import MintError, SourceForbidden, SourceUnavailable
 from mint_contracts.training_records import revisions_of
 from mint_engine.policies.revisions import ENTRY, KEPT
 from mint_engine.policies.store import LocalStore
 from mint_engine.sources.fetch import PACKED
-from tests.engine.training.calling import called
+from tests.engine.training.calling import BASE, called
 
 
 def kept(folder: Path, policy: str) -> dict[str, set[str]]:
@@ -30,25 +30,26 @@ async def test_the_newest_revisions_stay_and_older_ones_are_swept(base: Path, tm
             assert held.revision == published.revision
 
 
-async def test_a_revision_is_published_though_older_ones_can_not_be_removed_which_the_next_one_does(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delete = LocalStore.delete
+def announced(folder: Path) -> int:
+    return len(list((folder / "runs" / "announced" / BASE).iterdir()))
 
-    def away(self: LocalStore, path: str) -> None:
-        if path.startswith(revisions_of("acme/one")):
-            raise SourceUnavailable("store", "does not answer")
-        delete(self, path)
+
+@pytest.mark.parametrize("why", [SourceUnavailable, SourceForbidden])
+async def test_a_revision_is_published_though_older_ones_can_not_be_removed_which_the_next_one_does(
+    why: type[MintError], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: LocalStore, path: str) -> None:
+        raise why(path, "cannot be removed")
 
     async with called(base, tmp_path) as (scene, stub):
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="acme/one", rank=4))
         for sequence in range(1, KEPT + 1):
             await stub.Publish(pb.PublishRequest(policy="acme/one", sequence=sequence))
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "delete", away)
+            patch.setattr(LocalStore, "delete", refuse)
             published = await stub.Publish(pb.PublishRequest(policy="acme/one", sequence=KEPT + 1))
         async with scene.residency.hold("acme/one") as held:
             assert held.revision == published.revision
-        assert len(kept(tmp_path, "acme/one")) == KEPT + 1
+        assert (len(kept(tmp_path, "acme/one")), announced(tmp_path)) == (KEPT + 1, 2)
         await stub.Publish(pb.PublishRequest(policy="acme/one", sequence=KEPT + 2))
-        assert len(kept(tmp_path, "acme/one")) == KEPT
+        assert (len(kept(tmp_path, "acme/one")), announced(tmp_path)) == (KEPT, 1)
