@@ -5,6 +5,7 @@ import shutil
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -342,6 +343,31 @@ def test_mappings_are_let_go_of_before_files_in_use_are_removed(tmp_path: Path) 
     assert (kept.path.exists(), kept_too.path.exists()) == (False, True)
     del kept
     assert tier.used == 80
+
+
+@pytest.mark.parametrize(("budget", "others"), [(100, 0), (1000, 900)], ids=["a full budget", "a full disk"])
+def test_mappings_are_kept_where_letting_go_of_all_would_not_make_room(
+    budget: int, others: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=max(1000 - others - sum(path.stat().st_size for path in folder.iterdir()), 0))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    tier, asked = DiskTier(tmp_path, budget), list[int]()
+
+    def shed(nbytes: int) -> bool:
+        asked.append(nbytes)
+        return bool(files and files.pop())
+
+    tier.sheds = shed
+    files = [mapped(tier, name) for name in "ab"]
+    tier.keep(frozenset({source("a")}))
+    with suppress(Overloaded):  # where it is the disk that is full, writing tells
+        store(tier, "c", 61)
+    assert (asked, len(files)) == ([], 2), "a is wanted, and leaves 60"
+    tier.drop(source("c"))
+    store(tier, "c", 60)
+    assert (asked, [tier.holds(source(name)) for name in "abc"]) == ([60], [True, False, True])
 
 
 def test_the_host_tier_lets_go_of_mapped_files_that_nobody_wants(tmp_path: Path) -> None:

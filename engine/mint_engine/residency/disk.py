@@ -34,10 +34,10 @@ class DiskTier:
     """Packed files, each complete or absent. Methods may run in any thread.
 
     A removed file takes disk space, and counts, until it is no longer mapped. So mapped files stay until nothing else
-    makes room; then `sheds(nbytes)` is asked to release mappings, and returns whether there were any. Files that are
-    mapped even then, in slots or because a wave wants them in host memory, are removed last. If these alone exceed
-    the budget, disk usage exceeds it too, but by no more than they do. If the disk itself has less room than the
-    budget, because others fill it, that is all the room there is.
+    makes room; then, if that can help, `sheds(nbytes)` is asked to release mappings, and returns whether there were
+    any. Files that are mapped even then, in slots or because a wave wants them in host memory, are removed last. If
+    these alone exceed the budget, disk usage exceeds it too, but by no more than they do. If the disk itself has less
+    room than the budget, because others fill it, that is all the room there is.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
@@ -166,7 +166,7 @@ class DiskTier:
         if key in self._yielding:
             return self._add(key, nbytes, lambda _: False)
         while not self._add(key, nbytes, lambda each: not self._is_mapped(each)):
-            if not self.sheds(nbytes):
+            if not self._could_have(key, nbytes) or not self.sheds(nbytes):
                 return self._add(key, nbytes, lambda _: True, beside=0)
         return True
 
@@ -182,6 +182,11 @@ class DiskTier:
         """Bytes of the budget, besides those of the ledger, that no file can have."""
         on_disk = self.ledger.budget - self.ledger.used - shutil.disk_usage(self._folder).free
         return max(self._mapped.removed_bytes, on_disk)
+
+    def _could_have(self, key: str, nbytes: int) -> bool:
+        """Return whether a file would have room if none were mapped; otherwise, to release mappings is in vain."""
+        free = shutil.disk_usage(self._folder).free + self._mapped.removed_bytes
+        return nbytes <= min(self.ledger.budget, self.ledger.used + free) - self.ledger.pinned_beside(key)
 
     def _is_mapped(self, key: str) -> bool:
         """Return whether a key's file is mapped. Takes no lock of this tier: the ledger calls it, holding its own."""

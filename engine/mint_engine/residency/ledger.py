@@ -123,6 +123,12 @@ class Ledger(Generic[K]):
                 self._remove(key)
             return chosen
 
+    def pinned_beside(self, key: K) -> int:
+        """Return the bytes of all pinned entries but this key's."""
+        with self._lock:
+            others = self._used - sum(self._open.values())
+            return others if key in self._open else others - self._entries.get(key, 0)
+
     def set_aside(self, nbytes: int) -> list[K] | None:
         """Set `nbytes` of the budget aside, replacing the previous amount. Evicts and returns as `add` does.
 
