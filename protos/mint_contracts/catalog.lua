@@ -220,7 +220,8 @@ local function bring_in(given, argv, put_row)
     if grown ~= 0 then redis.call('HINCRBY', keys.meta, what, grown) end
   end
   local version = redis.call('HINCRBY', keys.meta, 'version', 1)
-  redis.call('PUBLISH', argv[4], argv[5])
+  -- An incomplete copy answers nobody, so there is no news until `complete`: readers keep what they know until then.
+  if redis.call('HGET', keys.meta, 'complete') == '1' then redis.call('PUBLISH', argv[4], argv[5]) end
   return version
 end
 
@@ -262,13 +263,14 @@ local function begin(given, argv)
   return 1
 end
 
--- KEYS: catalog   ARGV: token of the copy, the largest sequence in the manifests
+-- KEYS: catalog   ARGV: token of the copy, the largest sequence in the manifests, channel, news
 -- Mark the copy complete; sequences given from now on are larger than this one. Returns the catalog's new version.
 local function complete(keys, argv)
   local refused = lost(keys[1], argv[1])
   if refused then return refused end
   local last = tonumber(redis.call('HGET', keys[1], 'sequence') or '0')
   redis.call('HSET', keys[1], 'sequence', string.format('%.0f', math.max(last, tonumber(argv[2]))), 'complete', 1)
+  redis.call('PUBLISH', argv[3], argv[4])
   return redis.call('HINCRBY', keys[1], 'version', 1)
 end
 

@@ -77,7 +77,7 @@ class CatalogWriter:
 
         Raises MapUnavailable if Redis has another copy or has lost it.
         """
-        await self._call("complete", base, [copy, str(sequence)])
+        await self._call("complete", base, [copy, str(sequence), keys.catalog(base, "news"), EVERYTHING])
 
     async def _send(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str) -> None:
         """Send rows in pieces, at most CALLS_AT_ONCE at a time."""

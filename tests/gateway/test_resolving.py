@@ -3,21 +3,23 @@
 import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from mint_contracts import keys
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.catalog_writer import NAMES_PER_NEWS, CatalogWriter
 from mint_contracts.entries import Entry
-from mint_contracts.errors import AdapterNotFound, EngineUnavailable, MintError
+from mint_contracts.errors import AdapterNotFound, EngineUnavailable, MapUnavailable, MintError
 from mint_contracts.functions import connect
 from mint_contracts.source import Source
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import Client, question
 from tests.contracts.catalogs import entry
-from tests.gateway.catalogs import declare, followed, in_pieces, lines, opened
+from tests.gateway.catalogs import declare, followed, hanging, in_pieces, lines, many, opened
 from tests.gateway.scene import BASE, PATIENT, STORE, Scene, complete
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -125,6 +127,42 @@ async def test_news_of_a_name_are_news_of_its_revisions(redis_client: Redis) -> 
     await writer.apply(BASE, [(2, gone)], "two")
     resolver.forget(BASE, ["a/b"])
     assert [await resolver.find(BASE, asked) for asked in ("a/b", "a/b@r1")] == [gone, gone]
+
+
+async def test_what_was_looked_up_is_answered_while_a_lost_catalog_is_read(
+    scene: Scene, tmp_path: Path, news: list[tuple[str, str]]
+) -> None:
+    client = await opened(scene, f"file://{tmp_path}")
+    await followed(scene.redis)
+    await client.register(in_pieces(lines(many(2 * NAMES_PER_NEWS))))
+    await client.register(in_pieces(lines([entry("z/last")])))
+    await until(lambda: (BASE, "z/last") in news)
+    known, parts = many(1)[0].name, await Parts(Source(f"file://{tmp_path}")).names()
+    await client.resolve(known)
+    with hanging(tmp_path / parts[-1]) as go_on:
+        await scene.redis.hdel(keys.catalog(BASE), "complete")
+
+        async def first_part_is_in() -> bool:
+            return await scene.redis.hget(keys.catalog(BASE), "count") == str(2 * NAMES_PER_NEWS)
+
+        await until(first_part_is_in)
+        await scene.redis.client_kill_filter(_type="pubsub")
+        await followed(scene.redis)
+        assert (await client.resolve(known)).name == known
+        with pytest.raises(MapUnavailable, match="being read from its manifests"):
+            await client.resolve("z/last")
+        go_on()
+        await complete(scene.redis)
+        assert (await client.resolve("z/last")).name == "z/last"
+
+
+async def test_a_catalog_that_was_read_is_asked_anew(redis_client: Redis) -> None:
+    writer, reader = CatalogWriter(redis_client), CatalogReader(redis_client)
+    async with reader.news(BASE) as wait:
+        copy = await writer.begin(BASE, "s3://catalog/smol")
+        await writer.apply(BASE, [(1, entry("a/b"))], "one", copy=copy)
+        await writer.complete(BASE, copy, 1)
+        assert await until(lambda: wait(10.0)) == ["*"], "and nobody was told of the copy while it was incomplete"
 
 
 async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local: str) -> None:

@@ -41,7 +41,7 @@ class Resolver:
         """Return the entry of NAME or NAME@REVISION, or None if the catalog does not have it. Raises MapUnavailable.
 
         A retired name has an entry that says so. While Redis is away, cached entries stay valid, so that requests do
-        not wait for a Redis that does not answer.
+        not wait for a Redis that does not answer; so they do while the catalog is read from its manifests.
         """
         key = base, asked
         known = self._answers.known(key)
@@ -68,12 +68,14 @@ class Resolver:
 
     async def follow(self, base: str) -> None:
         """Drop what changes in a base's catalog from the cache, until cancelled."""
-        failures = 0
+        failures, again = 0, False
         while True:
             try:
                 async with self._reader.news(base) as wait:
-                    self._clear()  # earlier news may have been missed
-                    failures = 0
+                    # Earlier news may have been missed; an incomplete catalog is announced once it is complete.
+                    if not again or (await self._reader.state(base)).complete:
+                        self._clear()
+                    failures, again = 0, True
                     while True:
                         self.forget(base, await wait(NEWS_WAIT_S))
             except (MapUnavailable, ResponseError) as error:
