@@ -16,6 +16,18 @@ from mint_gateway.pem import check_certificates
 AUTHORIZATION = "authorization"  # carries the key, both in gRPC metadata and in HTTP headers
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
+# A call whose gateway has vanished silently fails after both times, rather than waiting for its deadline or for ever.
+# The second is long because a ping waits behind the data that a slow link is still carrying.
+PING_MS, PING_TIMEOUT_MS = 30_000, 60_000
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", PING_MS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a wave may be silent for minutes
+)
+
 HELLO_S = 5.0  # for a server to complete a TLS handshake
 
 # gRPC's messages for a certificate of an untrusted authority, and for one with another name.
@@ -43,7 +55,7 @@ def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
     It uses the proxy in `grpc_proxy`, `https_proxy` or `http_proxy`, unless `no_proxy` names the host or the host is
     this machine, where a port-forward ends: no proxy can reach that. Go's clients do the same.
     """
-    options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    options: list[tuple[str, int | str]] = [*_OPTIONS]
     if _is_here(target):
         options.append(("grpc.enable_http_proxy", 0))
     if trust is None:

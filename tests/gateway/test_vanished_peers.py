@@ -8,10 +8,12 @@ import grpc
 import pytest
 
 from mint_contracts import sampling_pb2
+from mint_contracts.errors import Unavailable
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.transport import SERVER_OPTIONS
-from mint_gateway import channels
+from mint_gateway import channels, dialling
 from mint_gateway.channels import Channels
+from mint_gateway.client import Client, question
 from tests.gateway.keepalive import sooner
 from tests.gateway.scene import BASE, LIMIT_S
 from tests.gateway.scripted import ScriptedEngine
@@ -28,6 +30,7 @@ async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedEngin
     """An engine that begins to answer and then hangs."""
     monkeypatch.setattr("tests.gateway.scripted.SERVER_OPTIONS", sooner(SERVER_OPTIONS))
     monkeypatch.setattr(channels, "_OPTIONS", sooner(channels._OPTIONS))
+    monkeypatch.setattr(dialling, "_OPTIONS", sooner(dialling._OPTIONS, 90))
     engine = ScriptedEngine(BASE, "smollm2-0")
     engine.hold_before = asyncio.Event()
     await engine.listen()
@@ -61,3 +64,13 @@ async def test_an_engine_notices_that_a_gateway_has_vanished(engine: ScriptedEng
             stub: SamplerAsyncStub = SamplerStub(channel)
             await begun(stub, relay)
             await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S / 2)
+
+
+async def test_a_client_notices_that_a_gateway_has_vanished(engine: ScriptedEngine) -> None:
+    with relaying(engine.address) as relay:
+        async with Client(f"127.0.0.1:{relay.port}", patience_s=0) as client:
+            events = client.ask(question("Ahoy", base_model=BASE))
+            await anext(events)
+            relay.fault = "silent"
+            with pytest.raises(Unavailable, match="ping timeout"):
+                await asyncio.wait_for(anext(events), LIMIT_S / 2)
