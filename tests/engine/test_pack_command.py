@@ -1,5 +1,6 @@
 """The mint-adapter program: from PEFT's files to a packed one, and from stores back to what `peft` loads."""
 
+import json
 import os
 import resource
 from contextlib import ExitStack
@@ -126,6 +127,16 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
         said = capsys.readouterr().err
         assert (said.partition(": ")[0], said.count("\n")) == (told, 1)
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_an_adapter_gives_a_terminal_no_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft_adapter(tmp_path / "peft")
+    config = tmp_path / "peft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj", "\x1b[2J"]}))
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    told = ["pack", str(tmp_path / "peft"), str(tmp_path / PACKED), "--base", str(tmp_path / "base")]
+    assert command.main(told) == 1
+    assert "targets \\x1b[2J;" in capsys.readouterr().err
 
 
 def test_a_volume_that_takes_no_more_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from mint_contracts.durable import publish
 from mint_contracts.errors import InvalidRequest, MintError, SourceNotFound
+from mint_contracts.escaping import escape_controls
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import os_errors, writing_errors
 from mint_engine.adapters import packed_file
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     export(packed, options.folder, modules)
         print(_line(packed))
     except MintError as error:
-        print(f"{error.reason}: {error}", file=sys.stderr)
+        print(escape_controls(f"{error.reason}: {error}"), file=sys.stderr)  # may quote the adapter's files
         return 1
     return 0
 
