@@ -130,6 +130,24 @@ async def test_an_error_is_one_line_and_exit_code_1(scene: Scene) -> None:
     assert err.count("\n") == 1
 
 
+async def test_the_error_of_an_answer_that_was_cut_off_stands_in_a_line_of_its_own(scene: Scene) -> None:
+    dying, _ = await scene.with_holder()
+    dying.hold_after = 1
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from mint_gateway.cli import main; main()"),
+        *("ask", "--adapter", "demo/pirate", "Ahoy?"),
+        env={"MINT_GATEWAY": scene.target},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout
+    assert await asyncio.wait_for(process.stdout.readexactly(5), 60) == b"Hello"
+    await dying.deafen()
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert out.startswith(b"\nmint: EngineUnavailable: ")
+    assert process.returncode == 1
+
+
 async def test_one_failure_of_several_leaves_the_other_answers(scene: Scene) -> None:
     await play(scene)
     code, out, err = await mint(scene.target, "ask", "--adapter", "demo/nobody", "--adapter", "demo/shout", "Hello?")

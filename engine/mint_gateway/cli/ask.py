@@ -104,11 +104,17 @@ async def run(options: argparse.Namespace) -> int:
 
 async def _stream(client: Client, request: GenerateRequest) -> None:
     """Print one answer as it arrives; on a terminal, control characters are made visible."""
-    events, shown = [], escape_controls if sys.stdout.isatty() else str
-    async for event in client.ask(request):
-        events.append(event)
-        if event.HasField("chunk"):
-            print(shown(event.chunk.text), end="", flush=True)
+    events, shown, begun = [], escape_controls if sys.stdout.isatty() else str, False
+    try:
+        async for event in client.ask(request):
+            events.append(event)
+            if event.HasField("chunk"):
+                begun = True
+                print(shown(event.chunk.text), end="", flush=True)
+    except MintError:
+        if begun:
+            print(flush=True)  # the error gets a line of its own
+        raise
     print()
     if sys.stderr.isatty():
         [answer] = collect(events)
