@@ -18,7 +18,7 @@ import structlog
 from mint_contracts.entries import Entry, Row, check, plainly_good
 from mint_contracts.errors import CorruptFile, MintError, SourceUnavailable
 from mint_contracts.object_store import object_store
-from mint_contracts.part_names import is_merged, sequence_of
+from mint_contracts.part_names import count_of, is_merged, sequence_of
 from mint_contracts.source import Source
 
 THREADS = 8  # per folder
@@ -88,8 +88,8 @@ class Parts:
     async def read(self, name: str, *, strict: bool = False) -> list[Row]:
         """Return a part's entries with their sequences.
 
-        Unreadable lines, and parts of more than MOST_BYTES, are logged and left out; with `strict` both raise
-        CorruptFile.
+        Unreadable lines, and parts of more than MOST_BYTES, are logged and left out, and missing lines are logged;
+        with `strict` all of these raise CorruptFile.
         """
         return await self.do(lambda: self.read_now(name, strict=strict))
 
@@ -107,13 +107,19 @@ class Parts:
             _log.error("catalog part cannot be read", part=name, error=str(error))
             return []
         try:
-            return _rows(content, first, merged=merged)
+            rows, count = _rows(content, first, merged=merged), count_of(name)
         except _UNREADABLE as error:
             if strict:
                 raise CorruptFile(
                     f"{self._manifests.uri}/{name}", f"has a line that is not an entry ({error})"
                 ) from None
             return self._one_by_one(name, content, first, merged=merged)
+        if count is not None and len(rows) != count:
+            if strict:
+                message = f"has {len(rows)} entries instead of the {count} that its name says"
+                raise CorruptFile(f"{self._manifests.uri}/{name}", message)
+            _log.error("catalog part has other entries than its name says", part=name, entries=len(rows), told=count)
+        return rows
 
     def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:
         found: list[Row] = []

@@ -9,8 +9,9 @@
 
 A run merges all parts from the sequence FIRST to LAST, in the order of adapters' names. Once its last piece exists,
 it counts, and replaces every part and run within that range at once; these may be deleted afterwards, in any order,
-or stay. A run without all its pieces is still being written, or was abandoned, and does not count. No run replaces a
-part whose name does not say where it ends.
+or stay. A run without its last piece is still being written, or was abandoned, and does not count. One that has its
+last piece and lacks others is torn, since somebody has removed them: what is left counts, and replaces nothing. No
+run replaces a part whose name does not say where it ends.
 """
 
 import itertools
@@ -28,15 +29,16 @@ _NAME = re.compile(rf"(\d{{{_DIGITS}}})-([^-.]+)(?:-(\d+))?(?:-(\d{{{_DIGITS}}})
 
 
 class Span(msgspec.Struct, frozen=True, order=True):
-    """A part, or a complete run: it covers the sequences from `first` to `last`."""
+    """A part, or a complete or torn run: it covers the sequences from `first` to `last`."""
 
     first: int
     last: int
     token: str  # unique to the part or run
     names: tuple[str, ...]
     rows: int
-    run: bool  # in the order of adapters' names
+    run: bool  # complete, and in the order of adapters' names
     ends: bool = True  # at `last`; False: the end is unknown, and it may hold later sequences
+    torn: bool = False  # what is left of a run
 
     def within(self, other: "Span") -> bool:
         """Whether the other replaces this one; of two runs over one range, the one with the larger token stays."""
@@ -103,12 +105,21 @@ def sequence_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def count_of(name: str) -> int | None:
+    """Return how many entries a part has; None if its name does not say."""
+    parsed = _parse(name)
+    return parsed.rows if parsed is not None and parsed.ends else None
+
+
 def _parsed(names: Iterable[str]) -> list[_Name]:
     return sorted(parsed for name in names if (parsed := _parse(name)) is not None)
 
 
 def _every(parsed: Iterable[_Name]) -> list[Span]:
-    """Return every part and complete run, replaced or not. `parsed` is sorted, so a run's pieces are adjacent."""
+    """Return every part, and every complete or torn run, replaced or not.
+
+    `parsed` is sorted, so a run's pieces are adjacent.
+    """
     found = []
     for (first, token, last, run), same in itertools.groupby(
         parsed, lambda each: (each.first, each.token, each.last, each.run)
@@ -116,9 +127,10 @@ def _every(parsed: Iterable[_Name]) -> list[Span]:
         pieces = list(same)
         if not run:
             found += [piece.span for piece in pieces]
-        elif pieces[-1].end and [piece.number for piece in pieces] == list(range(len(pieces))):
+        elif pieces[-1].end:
+            torn = [piece.number for piece in pieces] != list(range(len(pieces)))
             rows = sum(piece.rows for piece in pieces)
-            found.append(Span(first, last, token, tuple(piece.name for piece in pieces), rows, run))
+            found.append(Span(first, last, token, tuple(piece.name for piece in pieces), rows, not torn, torn=torn))
     return found
 
 

@@ -28,8 +28,8 @@ def test_parts_count_the_oldest_first_and_other_files_do_not() -> None:
 
 def test_a_run_takes_the_place_of_what_lies_within_it_once_it_is_whole() -> None:
     whole = run(10, 34, "aaaa", pieces=12)
-    for missing in whole:
-        names = [*PARTS, *[name for name in whole if name != missing]]
+    for written in range(len(whole)):
+        names = [*PARTS, *whole[:written]]
         assert [span.names[0] for span in spans(names)] == PARTS
         assert replaced(names) == []
     found = spans([*PARTS, *reversed(whole)])
@@ -39,6 +39,18 @@ def test_a_run_takes_the_place_of_what_lies_within_it_once_it_is_whole() -> None
     ]
     assert found[0].names == tuple(whole), "its pieces are in their order, also beyond the tenth"
     assert replaced([*PARTS, *whole]) == PARTS[:3]
+
+
+def test_what_is_left_of_a_run_counts_and_replaces_nothing() -> None:
+    whole, later = run(10, 34, "aaaa", pieces=3), run(10, 44, "bbbb")
+    for missing in whole[:-1]:
+        left = [name for name in whole if name != missing]
+        [torn] = [span for span in spans([*PARTS, *left]) if span.torn]
+        assert (torn.names, torn.run, torn.rows) == (tuple(left), False, 20)
+        assert [span.names[0] for span in spans([*PARTS, *left]) if span != torn] == PARTS
+        assert replaced([*PARTS, *left]) == []
+        assert spans([*left, *later]) == spans(later), "until a complete run has replaced it"
+        assert replaced([*left, *later]) == left
 
 
 def test_one_of_two_runs_over_the_same_range_counts_and_both_of_two_that_overlap() -> None:

@@ -179,6 +179,40 @@ async def test_a_part_with_a_line_that_cannot_be_read_is_left_for_a_person(
     assert await read_anew(redis_client, manifests) == before
 
 
+@pytest.mark.parametrize("left", [0, 1])
+async def test_a_part_that_lacks_lines_is_left_for_a_person(
+    redis_client: Redis, manifests: Source, tmp_path: Path, left: int
+) -> None:
+    names = await written(manifests, 100)
+    cut = tmp_path / "catalog" / names[7]
+    cut.write_bytes(b"".join(cut.read_bytes().splitlines(keepends=True)[:left]))
+    before = await read_anew(redis_client, manifests)
+    after = await swept(redis_client, manifests)
+    assert (after[:8], len(after)) == (names[:8], 9), "what comes after it is merged"
+    assert await read_anew(redis_client, manifests) == before
+
+
+async def test_a_run_that_lacks_pieces_costs_only_the_names_in_them_and_is_left_for_a_person(
+    redis_client: Redis, manifests: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "PIECE", 10)
+    await written(manifests, 100)
+    before = await read_anew(redis_client, manifests)
+    pieces = await swept(redis_client, manifests)
+    lost = tmp_path / "catalog" / pieces[3]
+    content = lost.read_bytes()
+    lost.unlink()
+    assert len(await read_anew(redis_client, manifests)) == len(before) - len(content.splitlines())
+    await written(manifests, 99, first=101)
+    await read_anew(redis_client, manifests)
+    after = await swept(redis_client, manifests)
+    assert after[:9] == [*pieces[:3], *pieces[4:10]]
+    assert len(after) < 99, "what comes after it is merged"
+    lost.write_bytes(content)
+    await read_anew(redis_client, manifests)
+    assert (await CatalogReader(redis_client).state(BASE)).count == 100 + 99 + 1
+
+
 async def test_parts_that_may_still_be_on_their_way_are_left_alone(redis_client: Redis, manifests: Source) -> None:
     await written(manifests, 100)
     young = part_name(10**16 - 1, 1)

@@ -48,11 +48,12 @@ async def compact(
 ) -> int:
     """Merge what is `due` up to the sequence `floor`, up to which Redis has everything. Return the number of merges.
 
-    Unreadable parts stay as they are. `horizon` is as in `below`, `stored` and `go_on` are as in `merge`.
+    Unreadable parts and torn runs stay as they are. `horizon` is as in `below`, `stored` and `go_on` as in `merge`.
     """
     for name in replaced(names):
         await parts.delete(name)
-    counted, merged, spoilt = spans(names), 0, set[str]()
+    counted, merged = spans(names), 0
+    spoilt = {name for span in counted if span.torn for name in span.names}
     while window := _first_due(counted, floor, live, spoilt):
         begin = counted.index(window[0])
         end = begin + len(window)
