@@ -120,6 +120,30 @@ async def test_requests_that_wait_for_a_slot_are_not_overtaken(tmp_path: Path) -
     assert await second == slot
 
 
+async def test_of_new_states_only_those_that_may_replace_the_old_ones_look_again(tmp_path: Path) -> None:
+    books = Books(HostTier(0), DiskTier(tmp_path, 0), None, 1)
+    table = SlotTable(books, 0, wait_s=math.inf, terms=AT_ONCE)
+    olds, news = ([Copy(name, Source(f"file:///{state}"), users=1) for name in NAMES[:4]] for state in ("old", "new"))
+    for slot, old in enumerate(olds[:3]):
+        books.current[old.adapter], old.slot = old, slot
+    books.current[NAMES[3]] = olds[3]  # its slot is still being filled
+    taking = [asyncio.create_task(table.take(new)) for new in news]
+    await until(lambda: len(table._line) == 4)
+    await until(lambda: [books.current[name] for name in NAMES[:4]] == [*news[:3], olds[3]])
+    table.moved()
+    assert [each.moved.is_set() for each in table._line] == [True, False, False, False], "and the first in line"
+    olds[3].slot = 3
+    table.moved()
+    await until(lambda: books.current[NAMES[3]] is news[3])
+    olds[2].users = 0
+    table.moved()
+    assert await taking.pop(2) is olds[2]
+    assert not any(each.done() for each in taking)
+    for each in taking:
+        each.cancel()
+    await asyncio.wait(taking)
+
+
 async def test_slots_go_to_the_request_that_has_waited_longest(scene: Callable[..., Scene]) -> None:
     here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
     running = asyncio.create_task(hold(here, NAMES[0], end))

@@ -88,21 +88,22 @@ class SlotTable:
             return
         self._first().moved.set()
         for each in self._line:
-            if each.predecessor is not None:
+            if self._may_replace(each):
                 each.moved.set()
 
     async def _wait(self, waiter: _Waiter) -> "int | Copy":
         refuse_at = time.monotonic() + self._wait_s
         while True:
             waiter.moved.clear()
-            taken = self._look(waiter)
+            first = self._first()
+            taken = self._look(waiter, is_first=waiter is first)
             if taken is not None:
                 return taken
             now, again_at = time.monotonic(), refuse_at
-            if waiter is self._first():
+            if waiter is first:
                 again_at = min(refuse_at, self._take_turns(now))
             else:
-                self._first().moved.set()
+                first.moved.set()
             if now >= refuse_at:
                 if not self._closes_for(waiter):
                     raise self._refusal(waiter)
@@ -111,9 +112,16 @@ class SlotTable:
                 async with asyncio.timeout(again_at - now):
                     await waiter.moved.wait()
 
-    def _look(self, waiter: _Waiter) -> "int | Copy | None":
+    def _may_replace(self, waiter: _Waiter) -> bool:
+        """Return whether the waiter may take its predecessor's slot, or must first direct new requests to itself."""
+        replaced = waiter.predecessor
+        if replaced is None or replaced.slot is None:
+            return False
+        return not replaced.users or self._books.current.get(waiter.copy.adapter) is not waiter.copy
+
+    def _look(self, waiter: _Waiter, *, is_first: bool) -> "int | Copy | None":
         """Return what a waiter may take now, or None."""
-        if waiter is self._first() and (spare := self._spare()) is not None:
+        if is_first and (spare := self._spare()) is not None:
             self._last[waiter.copy.client] = self._books.tick()
             return spare
         replaced = waiter.predecessor
