@@ -23,6 +23,7 @@ from mint_contracts.training_pb2 import PolicyState, WaveProgress
 from mint_gateway.answer import Answer
 from mint_gateway.cli import catalog, explain, tables, wave_tables
 from mint_gateway.cli.error_report import report_error
+from mint_gateway.cli.showing import console, show
 from mint_gateway.cli.wave_explained import wave_explained
 from tests.gateway.command import mint
 from tests.gateway.scene import Scene
@@ -85,6 +86,12 @@ def test_a_table_gives_no_orders_and_takes_none_as_markup(name: str, what: Rende
     text = drawn(what)
     assert {each for each in text if category(each) == "Cc"} == {"\n"}, name
     assert "[red]" in text
+
+
+def test_a_text_like_the_name_of_an_emoji_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show(tables.answers_table([tables.Column("", text="ports 80:100:443 :bug:")]))
+    show(wave_tables.progress_table(WaveProgress(wave="demo/w", message="at 80:100:443 :bug:"), console()))
+    assert capsys.readouterr().out.count("80:100:443 :bug:") == 2
 
 
 def test_lines_of_waves_and_lookups_give_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
 from rich.live import Live
 
 from mint_contracts.errors import MintError
@@ -18,6 +17,7 @@ from mint_gateway.answer import Answer, collect
 from mint_gateway.cli.error_report import report_error
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
+from mint_gateway.cli.showing import console
 from mint_gateway.cli.tables import Column, answers_table
 from mint_gateway.client import Client, question
 
@@ -130,7 +130,7 @@ def _columns(adapter: str, count: int) -> list[Column]:
 async def _ask_all(
     client: Client, requests: list[GenerateRequest], groups: list[list[Column]], *, live: bool
 ) -> None:
-    console, columns = Console(highlight=False), [column for group in groups for column in group]
+    shown, columns = console(), [column for group in groups for column in group]
 
     async def fill(request: GenerateRequest, group: list[Column]) -> None:
         try:
@@ -142,13 +142,13 @@ async def _ask_all(
                 column.error = error
 
     asking = asyncio.gather(*(fill(request, group) for request, group in zip(requests, groups, strict=True)))
-    if live and console.is_terminal:
-        with Live(get_renderable=lambda: answers_table(columns), console=console, refresh_per_second=12):
+    if live and shown.is_terminal:
+        with Live(get_renderable=lambda: answers_table(columns), console=shown, refresh_per_second=12):
             await asking
     else:
         await asking
         if live:
-            console.print(answers_table(columns))
+            shown.print(answers_table(columns))
 
 
 async def _typed(events: AsyncIterator[GenerateEvent], group: list[Column]) -> AsyncIterator[GenerateEvent]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
@@ -18,7 +17,7 @@ from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.manifest_file import requests, size_of
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show, show_json
+from mint_gateway.cli.showing import console, show, show_json
 from mint_gateway.cli.tables import entries_table, refusals_table
 
 if TYPE_CHECKING:
@@ -104,11 +103,16 @@ def lines(entry: CatalogEntry) -> Iterator[str]:
 
 async def run_register(options: argparse.Namespace) -> int:
     """Register a file. Return 1 if any line was refused."""
-    console = Console(stderr=True, highlight=False)
+    shown = console(sys.stderr)
     size = await asyncio.to_thread(size_of, options.file)
-    columns = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     async with reach(options) as client:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        with Progress(*columns, console=shown, disable=not shown.is_terminal) as progress:
             task = progress.add_task(f"registering {options.file.name}", total=size)
             response = await client.register(
                 requests(options.file, options.base, lambda read: progress.update(task, completed=read))

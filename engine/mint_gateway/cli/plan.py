@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.console import Console
 
 from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, SourceNotFound
 from mint_contracts.quantisation import MODELOPT_FILE
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import show_json
+from mint_gateway.cli.showing import console, show_json
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
 from mint_gateway.planning.fit import Mix, Storage, make_plan
@@ -99,11 +98,11 @@ async def run(options: argparse.Namespace) -> int:
         more = {"fits": plan.fits, "share": plan.share, "repeated": plan.repeated}
         show_json(msgspec.to_builtins(plan) | more)
     else:
-        console = Console(highlight=False)
-        console.print(plan_table(shape, device, options.tensor_parallel, mix, plan))
-        console.print(adapters_table(shape, device, options.tensor_parallel, mix, options.dtype, plan.weights))
+        shown = console()
+        shown.print(plan_table(shape, device, options.tensor_parallel, mix, plan))
+        shown.print(adapters_table(shape, device, options.tensor_parallel, mix, options.dtype, plan.weights))
         if plan.layouts:
-            console.print(layouts_table(plan, mix, options.dtype))
+            shown.print(layouts_table(plan, mix, options.dtype))
     return 0 if plan.fits else 2
 
 

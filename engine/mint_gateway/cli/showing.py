@@ -28,12 +28,17 @@ def cell(text: str) -> str:
     return escape(escape_controls(text))
 
 
+def console(file: TextIO | None = None) -> Console:
+    """Return a console that shows text as it is: rich's default colours numbers and replaces :bug: by an emoji."""
+    return Console(file=file, highlight=False, emoji=False)
+
+
 def show(what: RenderableType, file: TextIO | None = None) -> None:
     """Print to stdout, or to `file`."""
-    console = Console(highlight=False, file=file)
-    if not console.is_terminal:
-        console.width = max(console.width, whole_width(what, console))
-    console.print(what)
+    shown = console(file)
+    if not shown.is_terminal:
+        shown.width = max(shown.width, whole_width(what, shown))
+    shown.print(what)
 
 
 def as_dict(message: Message) -> dict[str, Any]:

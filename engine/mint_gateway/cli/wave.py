@@ -17,7 +17,7 @@ from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.cli import wave_orders
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import as_dict, show, show_json
+from mint_gateway.cli.showing import as_dict, console, show, show_json
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import line, progress_table, waves_table
@@ -77,9 +77,9 @@ async def watch(options: argparse.Namespace) -> int:
     last = WaveProgress()
     async with reach(options) as client:
         updates = client.watch(_name(options), history=True)
-        console = Console(highlight=False)
-        if options.output == "text" and console.is_terminal:
-            last = await _live(console, updates)
+        shown = console()
+        if options.output == "text" and shown.is_terminal:
+            last = await _live(shown, updates)
         else:
             async for last in updates:
                 print(json.dumps(as_dict(last)) if options.output == "json" else line(last), flush=True)
@@ -108,11 +108,11 @@ async def draw(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _live(console: Console, updates: AsyncIterator[WaveProgress]) -> WaveProgress:
+async def _live(shown: Console, updates: AsyncIterator[WaveProgress]) -> WaveProgress:
     last = WaveProgress()
-    with Live(console=console, refresh_per_second=4) as live:
+    with Live(console=shown, refresh_per_second=4) as live:
         async for last in updates:
-            live.update(progress_table(last, console))
+            live.update(progress_table(last, shown))
     return last
 
 

@@ -56,7 +56,7 @@ def progress_table(wave: WaveProgress, console: Console) -> RenderableType:
         if whole_width(shown, console) > console.width:
             heads = [head for head in heads if head not in columns]
             shown = _policies(wave, heads)
-    return Group(Text.from_markup(f"[bold]{cell(line(wave))}[/]"), shown)
+    return Group(Text(line(wave), style="bold"), shown)
 
 
 def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
