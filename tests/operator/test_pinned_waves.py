@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.records import Place, Placement, Tier
+from mint_contracts.resources import Residency
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedWave
 from tests.operator.worlds import base, engine, homes, placed, snapshot, source, wave
@@ -30,7 +31,10 @@ def test_a_wave_waits_for_its_engines_and_keeps_nothing_of_others_from_those_beh
         wave("b", ["b/0", "b/1"], engines=[0]),
         wave("c", ["c/0", "c/1", "c/2", "c/3"]),
     )
-    message = "needs 2 more device slots of smol-0; waves ahead of it hold 2 of 2 there; position 1 of 1 in the queue"
+    message = (
+        "needs 2 more device slots of smol-0, which waves ahead of it name; they hold 2 of 2 there; "
+        "position 1 of 1 in the queue"
+    )
     assert admitted(found)["b"] == ("WaitingForEngines", message)
     assert {name for name, each in admitted(found).items() if each[0] == "Admitted"} == {"a", "c"}
     assert all(len(each.places) == 1 for each in placed(found).values())
@@ -51,6 +55,33 @@ def test_a_wave_within_the_engines_of_others_waits_where_those_are_full() -> Non
     both = wave("a", ["a/0", "a/1", "a/2"], engines=[0, 1])
     found = found_with(both, wave("b", ["b/0"], engines=[0]), wave("c", ["c/0"], engines=[1]))
     assert [admitted(found)[name][0] for name in "abc"] == ["Admitted", "Admitted", "WaitingForEngines"]
+    assert admitted(found)["c"][1].startswith(
+        "needs 1 more device slot of smol-0, smol-1, which waves ahead of it name;"
+    )
+
+
+def test_engines_are_told_by_number() -> None:
+    full = wave("a", [f"a/{number}" for number in range(6)], engines=[2, 9, 10])
+    found = plan(snapshot(base(11, 11, slots=2), [full, wave("b", ["b/0"], engines=[2])], ENGINES))
+    assert "1 more device slot of smol-2, smol-9, smol-10, which" in admitted(found)["b"][1]
+
+
+def test_an_adapter_takes_a_slot_of_engines_that_only_another_of_its_waves_names() -> None:
+    found = found_with(
+        wave("a", ["y"]),
+        wave("b", ["y"], engines=[0], residency="Host"),
+        wave("c", ["c/0", "c/1"], engines=[0]),
+    )
+    assert [admitted(found)[name][0] for name in "abc"] == ["Admitted", "Admitted", "WaitingForEngines"]
+
+
+def test_an_adapter_takes_as_many_slots_of_engines_as_any_of_its_waves_wants_copies() -> None:
+    found = found_with(
+        wave("a", ["y"], replicas=2),
+        wave("b", ["y"], engines=[0, 1]),
+        wave("c", ["c/0", "c/1", "c/2"], engines=[0, 1]),
+    )
+    assert [admitted(found)[name][0] for name in "abc"] == ["Admitted", "Admitted", "WaitingForEngines"]
 
 
 def test_what_waves_of_the_same_engines_share_takes_its_slots_once() -> None:
@@ -67,16 +98,30 @@ def test_a_wave_of_higher_priority_comes_before_one_that_has_its_engines() -> No
     assert set(placed(found, before)) == {"b/0"}
 
 
-@given(st.lists(st.tuples(st.sets(st.integers(0, 2), min_size=1), st.integers(1, 3)), max_size=5))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([[0], [0, 1], [0, 1, 2], [2], []]),
+            st.sampled_from(["Device", "Device", "Host"]),
+            st.integers(0, 3),
+            st.sets(st.sampled_from(["x", "y", "z"])),
+        ),
+        max_size=6,
+    )
+)
 def test_waves_whose_engines_lie_within_one_another_are_placed_if_they_are_admitted(
-    asked: list[tuple[set[int], int]],
+    asked: list[tuple[list[int], Residency, int, set[str]]],
 ) -> None:
-    chain = [(engines, count) for engines, count in asked if engines in ({0}, {0, 1}, {0, 1, 2}, {2})]
     waves = [
-        wave(f"w{at}", [f"w{at}/{number}" for number in range(count)], engines=sorted(engines))
-        for at, (engines, count) in enumerate(chain)
+        wave(f"w{at}", [*sorted(shared), *own], engines=engines, residency=residency)
+        for at, (engines, residency, count, shared) in enumerate(asked)
+        if (own := [f"w{at}/{number}" for number in range(count)]) or shared
     ]
-    assert all(len(each.places) == 1 for each in placed(found_with(*waves)).values())
+    found = found_with(*waves)
+    verdicts, there = admitted(found), placed(found)
+    for each in waves:
+        if verdicts[each.meta.name][0] == "Admitted":
+            assert all(len(there[name].places) == 1 for name in each.spec.adapters.names)
 
 
 def test_an_adapter_of_named_engines_makes_room_for_another_where_it_may() -> None:

@@ -136,13 +136,13 @@ def _add(
             (conflict(tally.merged, asks, meta.key, names) if names else None)
             or case.never
             or capacity.over_quota(meta.namespace, case.quota, held, more.slots)
-            or tally.pinned.refusal(case.ask)
+            or tally.pinned.refusal(case.ask, merged)
             or capacity.now(limits, tally.taken, more)
         )
     )
     if verdict is None:
         tally.merged.update(merged)
-        tally.pinned.add(case.ask)
+        tally.pinned.add(case.ask, merged)
         tally.taken = tally.taken.plus(more)
         tally.by_namespace[meta.namespace] = held + more.slots
         tally.replicas = max(tally.replicas, case.engines)

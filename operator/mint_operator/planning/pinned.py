@@ -1,63 +1,81 @@
 """Slots of the engines that waves name: of waves that name the same ones, as many are admitted as fit there. Pure.
 
-Without this a wave would be admitted that can never be placed, and keep what it takes of the base from others.
+Without this a wave would be admitted that can never be placed, and keep what it takes of the base from others. Sets
+of engines of which neither includes the other, as [0, 1] and [1, 2], are each checked alone, and not their union.
 """
 
 from collections.abc import Mapping
 
 from mint_contracts.records import Tier
 from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Want
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.refusal import NO_NAMES, Refusal
 
 Engines = frozenset[str]
+Copies = dict[str, int]
 
 
 class Pinned:
     """What the waves admitted so far want in slots of engines that they name. Mutable, and local to one admission.
 
     `_inside` has, for each set of engines that a wave names, the copies of adapters that may only be on these.
+    `merged` is what a wave and those before it want together of the adapters that they share: engines that one
+    wave names are then the only ones for all.
     """
 
     def __init__(self, slots: int) -> None:
         """Each engine has `slots`."""
         self._slots = slots
-        self._inside: dict[Engines, dict[str, int]] = {}
+        self._inside: dict[Engines, Copies] = {}
 
-    def refusal(self, ask: Ask) -> Refusal | None:
+    def refusal(self, ask: Ask, merged: Mapping[str, Want]) -> Refusal | None:
         """Return why a wave must wait for others that name its engines; None if it need not."""
-        engines, copies = _wanted(ask)
-        for around, taken in self._around(engines).items() if copies else ():
+        wanted = _wanted(ask, merged)
+        for around, taken in self._around(wanted).items():
             room, held = len(around) * self._slots, sum(taken.values())
-            more = sum(max(0, count - taken.get(name, 0)) for name, count in copies.items())
+            more = sum(max(0, count - taken.get(name, 0)) for name, count in _within(around, wanted).items())
             if more and held + more > room:
-                names = ", ".join(sorted(around))
-                message = f"needs {more} more device slots of {names}; waves ahead of it hold {held} of {room} there"
+                names = ", ".join(sorted(around, key=lambda name: (len(name), name)))  # smol-2 before smol-10
+                message = (
+                    f"needs {more} more device slot{'s' * (more > 1)} of {names}, which waves ahead of it name; "
+                    f"they hold {held} of {room} there"
+                )
                 return Refusal(conditions.WAITING_FOR_ENGINES, message, terminal=False, mentions=NO_NAMES)
         return None
 
-    def add(self, ask: Ask) -> None:
+    def add(self, ask: Ask, merged: Mapping[str, Want]) -> None:
         """Count a wave in."""
-        engines, copies = _wanted(ask)
-        for around, taken in self._around(engines).items() if copies else ():
-            more = {name: max(count, taken.get(name, 0)) for name, count in copies.items()}
-            self._inside[around] = {**taken, **more}
+        wanted = _wanted(ask, merged)
+        for around, taken in self._around(wanted).items():
+            _count(taken, _within(around, wanted))
+            self._inside[around] = taken
 
-    def _around(self, engines: Engines) -> dict[Engines, Mapping[str, int]]:
-        """Return the known sets that include these engines, themselves among them, each with what is inside."""
-        found: dict[Engines, Mapping[str, int]] = {each: of for each, of in self._inside.items() if engines <= each}
-        if engines not in found:
-            own: dict[str, int] = {}
+    def _around(self, wanted: Mapping[Engines, Copies]) -> dict[Engines, Copies]:
+        """Return the sets wanted and the known ones that include any of them, each with what is inside."""
+        found = {each: of for engines in wanted for each, of in self._inside.items() if engines <= each}
+        for engines in wanted.keys() - found.keys():
+            found[engines] = {}
             for each, of in self._inside.items():
                 if each < engines:
-                    own |= {name: max(count, own.get(name, 0)) for name, count in of.items()}
-            found[engines] = own
+                    _count(found[engines], of)
         return found
 
 
-def _wanted(ask: Ask) -> tuple[Engines, dict[str, int]]:
-    """Return the engines that a wave names, and its copies that must be in slots there."""
-    if not ask.spec.serve.engines:
-        return frozenset(), {}
-    wants = [want for want in ask.wants if want.residency is Tier.DEVICE and want.pins and not want.at_home]
-    return frozenset(wants[0].pins if wants else ()), {want.adapter: want.replicas for want in wants}
+def _wanted(ask: Ask, merged: Mapping[str, Want]) -> dict[Engines, Copies]:
+    """Return the copies that must be in slots of the only engines that may hold them, by these."""
+    wants = [merged.get(want.adapter, want) for want in ask.wants] if ask.spec.serve.engines else merged.values()
+    found: dict[Engines, Copies] = {}
+    for want in wants:
+        if want.residency is Tier.DEVICE and want.pins and not want.at_home:
+            found.setdefault(frozenset(want.pins), {})[want.adapter] = want.replicas
+    return found
+
+
+def _within(around: Engines, wanted: Mapping[Engines, Copies]) -> Copies:
+    """Return the copies that may only be on engines of `around`."""
+    return {name: count for engines, of in wanted.items() if engines <= around for name, count in of.items()}
+
+
+def _count(taken: Copies, more: Copies) -> None:
+    taken.update({name: max(count, taken.get(name, 0)) for name, count in more.items()})
