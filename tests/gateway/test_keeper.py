@@ -224,6 +224,32 @@ async def test_a_redis_that_took_over_while_it_was_read_into_is_read_into_anew(
     await redis.aclose()
 
 
+async def test_what_a_redis_lacks_that_took_over_during_a_sweep_is_brought_in(
+    own_redis: RedisProcess, tmp_path: Path
+) -> None:
+    folder, redis = tmp_path / "catalog", patient(own_redis.url)
+    keeper, manifests = Keeper(redis, dict), Source(f"file://{folder}")
+    await keeper.look(BASE, manifests)
+    before = {key: await redis.dump(key) or b"" for key in await redis.keys("*")}
+    await written(folder, "a/one")
+    await keeper.sweep(BASE, manifests)
+    parts = await written(folder, "a/three", "a/two", sequence=2000)
+    with hanging(parts[1]) as go_on:
+        sweeping = asyncio.create_task(keeper.sweep(BASE, manifests))
+        await until(lambda: redis.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+        own_redis.kill()
+        own_redis.start()  # as a replica that has received none of the parts
+        await until(partial(answers, redis))
+        for key, value in before.items():
+            await redis.restore(key, 0, value)
+        go_on()
+        with pytest.raises(MapUnavailable):
+            await sweeping
+    await keeper.look(BASE, manifests)
+    assert await named(redis) == ["a/one", "a/three", "a/two"]
+    await redis.aclose()
+
+
 async def test_other_manifests_are_another_catalog(redis_client: Redis, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     await written(first, "a/mistaken", sequence=time.time_ns() // 1000)

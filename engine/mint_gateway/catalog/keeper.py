@@ -137,8 +137,7 @@ class Keeper:
         async for name, rows in self._read(parts, _names(counted)):
             await self._writer.apply(base, rows, name, copy=copy)
             count, last = count + len(rows), max([last, *[at for at, _ in rows]])
-        if await self._start() != start:  # a replica that took over may know the copy without all its entries
-            raise incomplete(base)
+        await self._unchanged(base, start)
         await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]))
         await self._settled(base, counted, await self._settling())
         _log.info(
@@ -156,7 +155,7 @@ class Keeper:
         Parts that their writers may still apply are left out unless `young`: a Redis that came back may have lost its
         last writes, and applying a part twice does no harm. Then compact the parts (see compaction.py) and tidy up.
         """
-        parts, before = Parts(manifests), await self._settling()
+        parts, start, before = Parts(manifests), await self._start(), await self._settling()
         names = await parts.names()
         counted = _spans(names)
         # "settled" is written by gateways of an earlier version, which consider fewer parts to be in.
@@ -168,6 +167,7 @@ class Keeper:
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part recovered", base_model=base, part=name, entries=len(rows))
+        await self._unchanged(base, start)
         settled = await self._settled(base, counted, before)
         await self._compact(base, manifests, names, settled, before - int(RETIRED_KEPT_S * _US))
         await parts.tidy()
@@ -188,6 +188,11 @@ class Keeper:
     async def _start(self) -> str:
         """Return the run_id of Redis, which differs between servers and between starts."""
         return str((await bounded(lambda: self._redis.info("server")))["run_id"])
+
+    async def _unchanged(self, base: str, start: str) -> None:
+        """Raise MapUnavailable if another Redis took over: it may know the copy without all its entries."""
+        if await self._start() != start:
+            raise incomplete(base)
 
     async def _settling(self) -> int:
         """Return the sequence before which parts are in or their writers have ended, from the clock of Redis."""
