@@ -50,7 +50,7 @@ from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of the 60 that the operator gives a pod to end; also fits the usual 30
-PART_S = 10.0  # of that, to save policies trained by calls
+PART_S = 10.0  # of that, to save policies
 TELL_S = 2.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
@@ -121,22 +121,29 @@ class Process:
         reported = await self.agent.tell(TELL_S)
         log.info("draining", told=reported, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
-        saving = [self._server.register.drain(PART_S)]
-        if self._roster is not None:
-            saving.append(self._roster.close())
-        await asyncio.gather(*saving)
+        await self._save_policies(lost=False)
         finished = await self._server.drain(max(1.0, until - time.monotonic()))
         if self._residency is not None:
             await self._residency.close()
         log.info("drained", finished=finished)
 
     async def abort(self) -> int:
-        """Report that this engine is away, after a rank or the device was lost; return the exit code to restart."""
+        """Report that this engine is away, after a rank or the device was lost; return the exit code to restart.
+
+        Policies are saved first, if they can be: a rank that ends takes nothing that they have learnt with it.
+        """
         log.error("engine_lost", running=self._server.load_now.running)
         self._leaving = True
         await self._server.refuse()
-        await self.agent.tell(TELL_S)
+        await asyncio.gather(self.agent.tell(TELL_S), self._save_policies(lost=True))
         return DEFECT
+
+    async def _save_policies(self, *, lost: bool) -> None:
+        """Let go of all policies, and save what they have learnt, within `PART_S`; see `Register.drain`."""
+        saving = [self._server.register.drain(PART_S, lost=lost)]
+        if self._roster is not None:
+            saving.append(self._roster.close())
+        await asyncio.gather(*saving)
 
     async def _try_base(self) -> Failure | None:
         """Try to load the base; return why it is refused, as text: the error itself would keep the base in memory."""

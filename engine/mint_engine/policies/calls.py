@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 
-from mint_contracts.errors import Draining, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
+from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
 from mint_engine.policies.lease_check import LeaseCheck
 from mint_engine.policies.outlasting import outlast
 from mint_engine.training.policy import PolicySettings
@@ -43,6 +43,7 @@ class Calls:
         self.sequence = 0  # of the last call that took effect
         self.taken_up = 0  # sequence number of the last call before this lease began
         self.step = 0  # optimizer steps taken
+        self.cut_off = False  # a call is under way, or the engine could not finish the last one
         self._gone = ""  # why the policy is gone; empty while it is here
         self._draining = False
         self._revert: Callable[[], Awaitable[None]] | None = None  # reverts a failed `rest` before the next call
@@ -174,8 +175,13 @@ class Calls:
             if sequence != self.sequence + 1:
                 raise self._misnumbered(f"call {sequence} comes too early")
             await self._revert_rest()
+            self.cut_off = True
             try:
                 given = await work()
+                self.cut_off = False
+            except MintError as error:
+                self.cut_off = isinstance(error, EngineUnavailable)
+                raise
             finally:
                 self._used_at = time.monotonic()
             self.sequence = sequence

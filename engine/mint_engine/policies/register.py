@@ -176,20 +176,21 @@ class Register:
         elif self.context is not None:
             await self.context.announcement_cache.clear(policy, since)
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float, *, lost: bool = False) -> None:
         """Take no more calls, and save every policy as it is, so that other engines can resume it.
 
-        Waits for at most `timeout_s`; a policy that is not saved by then resumes from its client's last save.
+        Waits for at most `timeout_s`; a policy that is not saved by then resumes from its client's last save. So does
+        one whose call was under way as the engine was `lost`: it may be why, and the next engine would get that call.
         """
         self._draining = True
-        here = self.context
-        if here is None or not self._calls:
+        here, saved = self.context, {name: each for name, each in self._calls.items() if not (lost and each.cut_off)}
+        if here is None or not saved:
             return
 
         async def save(name: str, calls: Calls) -> None:
             await calls.drain(lambda: call_checkpoints.leave(here, name, calls))
 
-        self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late saves go on
+        self._saving = [asyncio.create_task(save(*each)) for each in saved.items()]  # late saves go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)
         failed = [error for task in done if (error := task.exception()) is not None]
         errors = [str(each) for each in failed]

@@ -1,21 +1,27 @@
-"""An engine ends in good order even if one of its ranks hangs in the middle of an update."""
+"""An engine ends in good order, and keeps what it has promised, even if one of its ranks hangs or dies."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 
+import grpc
 import pytest
 
-from mint_contracts.errors import EngineUnavailable, MintError
+from mint_contracts import training_pb2_grpc
+from mint_contracts.errors import EngineUnavailable, MintError, PolicyNotFound
+from mint_contracts.settings import REDIS_URL
 from mint_contracts.source import Source
 from mint_engine import process, serve
+from mint_engine.environment import Start
 from mint_engine.parallel import ranks
 from mint_engine.policies.updates import Job, Learnt
 from mint_engine.residency import residency
 from mint_operator.planning.podspec import GRACE_S
 from tests.engine.parallel.learning import Learning
 from tests.engine.parallel.processes import followers
-from tests.engine.running import running, save_base
+from tests.engine.running import running, save_base, settings_for
+from tests.engine.training.calling import called, lesson, refused, resume, taught
 from tests.engine.training.scene import OPTIMIZER
 from tests.waiting import until
 
@@ -48,6 +54,42 @@ async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
     assert isinstance(error, EngineUnavailable)
     assert (policy.busy, policy.step) == (False, 0)
     assert policy.weights.equal(before)
+
+
+async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
+    tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine ends, too, but first saves them: another engine continues each after its last acknowledged call.
+
+    But not the one whose call was under way: it may be why the rank has died, and would end the next engine, too.
+    """
+    monkeypatch.setenv(REDIS_URL, redis_server)
+    base, others, store = save_base(tmp_path / "base"), followers(), Source(f"file://{tmp_path}/runs")
+    told = settings_for(base, tensor_parallel_size=2, training_store=store, host_bytes=64 << 20)
+    (tmp_path / "runs").mkdir()
+    server = await serve.listen(told, "tiny-1", 0)
+    ending = process.Process(Start(told, "tiny-1", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+    following = asyncio.create_task(ending.follow())
+    await ending.load_base()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = training_pb2_grpc.TrainerStub(channel)
+        made, busy = [await taught(stub, name) for name in ("one", "busy")]
+        (rank,) = set(followers()) - set(others)
+        os.kill(rank, signal.SIGSTOP)
+        call = asyncio.ensure_future(stub.ForwardBackward(lesson("busy", 4)))
+        await until(lambda: server._updates is not None and server._updates._work is not None)
+        os.kill(rank, signal.SIGKILL)
+        await server.lost.wait()
+        assert await ending.abort() == process.DEFECT
+        assert not (await refused(call)).terminal
+    following.cancel()
+    await asyncio.wait({following})
+    async with called(base, tmp_path) as (_, stub):
+        found = await stub.ResumePolicy(resume("one", made.life))
+        assert (found.life, found.sequence, found.step) == (made.life, 3, 1)
+        assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
+    await ending.drain()
+    await ending.agent.leave()
 
 
 def test_the_end_of_an_engine_whose_ranks_hang_fits_in_its_pods_grace() -> None:

@@ -56,6 +56,15 @@ def step(policy: str, sequence: int) -> pb.OptimStepRequest:
     return pb.OptimStepRequest(policy=policy, sequence=sequence, learning_rate=1e-2)
 
 
+async def taught(stub: Any, policy: str) -> pb.PolicyState:
+    """Create a policy, take a step, and accumulate a gradient for the next."""
+    made: pb.PolicyState = await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4, seed=3))
+    await stub.ForwardBackward(lesson(policy, 1))
+    await stub.OptimStep(step(policy, 2))
+    await stub.ForwardBackward(lesson(policy, 3))
+    return made
+
+
 def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
     return pb.ResumePolicyRequest(policy=policy, life=life)
 

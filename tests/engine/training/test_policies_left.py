@@ -9,19 +9,10 @@ import pytest
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Overloaded
 from mint_engine.residency.policy_memory import PolicyMemory
-from tests.engine.training.calling import called, lesson, refused, resume, step
+from tests.engine.training.calling import called, lesson, refused, resume, step, taught
 from tests.engine.training.training_engine import Gate, hold_updates
 
 LIMIT_S = 60.0  # only a failing test waits this long
-
-
-async def taught(stub: Any, policy: str) -> pb.PolicyState:
-    """Create a policy, take a step, and accumulate a gradient for the next."""
-    made: pb.PolicyState = await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4, seed=3))
-    await stub.ForwardBackward(lesson(policy, 1))
-    await stub.OptimStep(step(policy, 2))
-    await stub.ForwardBackward(lesson(policy, 3))
-    return made
 
 
 async def test_another_engine_goes_on_where_one_that_was_told_to_end_has_left_off(base: Path, tmp_path: Path) -> None:
