@@ -81,7 +81,7 @@ async def test_one_clients_many_reads_are_in_nobodys_way(source: Source) -> None
         assert gate.wait(PATIENCE_S)
 
     async def ask(name: str, client: str) -> None:
-        await readers.run(source, lambda: read(name), awaited=True, client=client)
+        await readers.run(source, lambda: read(name), awaited=True, client=lambda _: client)
 
     async with asyncio.TaskGroup() as group:
         for name in ("a", "b", "c", "d"):
@@ -96,14 +96,32 @@ async def test_one_clients_many_reads_are_in_nobodys_way(source: Source) -> None
     assert begun == ["a", "b", "f", "c", "d"]
 
 
+async def test_what_two_clients_wait_for_is_read_in_the_turn_of_the_one_who_is_next(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(slots=4, workers=1)
+    line = here.residency._readers._turns[True, True]._line
+    here.loader.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(once(here, NAMES[0], "other"))
+        await until(lambda: here.loader.fetches)
+        waiting = []
+        for name, client in [(NAMES[1], "many"), (NAMES[2], "many"), (NAMES[3], "many"), (NAMES[3], "one")]:
+            waiting.append(group.create_task(once(here, name, client)))
+            await until(lambda: here.residency.books.awaiting.total == len(waiting) + 1)
+            await until(lambda: len(line) == min(len(waiting), 3))
+        here.loader.gate.set()
+    assert here.loader.fetches == [f"file://{store}/{NAMES[at]}" for at in (0, 1, 3, 2)]
+
+
 async def test_a_turn_that_somebody_left_is_passed_on() -> None:
     turns, had = Turns(1), list[str]()
 
     async def take(name: str) -> None:
-        async with turns.turn(name):
+        async with turns.turn(lambda _: name):
             had.append(name)
 
-    async with turns.turn("first"):
+    async with turns.turn(lambda _: "first"):
         left, waiting = asyncio.create_task(take("left")), asyncio.create_task(take("waiting"))
         await until(lambda: len(turns._line) == 2)
     left.cancel()  # it has its turn, but has not woken up yet

@@ -181,7 +181,28 @@ async def test_one_clients_many_adapters_are_in_nobodys_way(scene: Callable[...,
     assert served == [NAMES[at] for at in (1, 5, 6, 2, 3, 4)]
 
 
-async def test_an_adapter_counts_for_the_first_client_that_waits_for_it(scene: Callable[..., Scene]) -> None:
+async def test_what_two_clients_wait_for_comes_in_the_turn_of_the_one_who_is_next(
+    scene: Callable[..., Scene],
+) -> None:
+    here, end, served = scene(slots=1, terms=AT_ONCE), asyncio.Event(), list[tuple[str, str]]()
+    running = asyncio.create_task(hold(here, NAMES[0], end, "other"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+
+    async def ask(name: str, client: str) -> None:
+        async with here.residency.hold(name, client=client):
+            served.append((name, client))
+
+    waiting: list[asyncio.Task[None]] = []
+    for name, client in [(NAMES[1], "many"), (NAMES[2], "many"), (NAMES[3], "many"), (NAMES[3], "one")]:
+        waiting.append(asyncio.create_task(ask(name, client)))
+        await until(lambda: here.residency.books.awaiting.total == len(waiting))
+        await until(lambda: len(here.residency.slots._line) == min(len(waiting), 3))
+    end.set()
+    await asyncio.gather(running, *waiting)
+    assert served == [(NAMES[1], "many"), (NAMES[3], "many"), (NAMES[3], "one"), (NAMES[2], "many")]
+
+
+async def test_an_adapter_counts_for_the_next_of_the_clients_that_wait_for_it(scene: Callable[..., Scene]) -> None:
     here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
     running = asyncio.create_task(hold(here, NAMES[0], end))
     await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
@@ -189,10 +210,12 @@ async def test_an_adapter_counts_for_the_first_client_that_waits_for_it(scene: C
     for client in ("first", "second"):
         asking.append(asyncio.create_task(hold(here, NAMES[1], end, client)))
         await until(lambda: here.residency.books.awaiting.of(NAMES[1]) == len(asking))
-    assert copy_of(here, NAMES[1]).client == "first"
+    copy = copy_of(here, NAMES[1])
+    assert copy.client({}) == copy.client({"first": 1, "second": 2}) == "first"
+    assert copy.client({"first": 1}) == "second"
     asking[0].cancel()
     await until(lambda: here.residency.books.awaiting.of(NAMES[1]) == 1)
-    assert copy_of(here, NAMES[1]).client == "second"
+    assert copy.client({}) == "second"
     end.set()
     await asyncio.gather(running, asking[1])
 

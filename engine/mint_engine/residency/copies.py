@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -67,10 +67,9 @@ class Copy:
         """The key of the copy."""
         return self.adapter, self.source
 
-    @property
-    def client(self) -> str:
-        """The client whose turn it takes in the line for slots: of those that wait for it, the first."""
-        return next(iter(self.clients), POLICIES if self.lent else WAVES)
+    def client(self, last: Mapping[str, int]) -> str:
+        """Return the client whose turn it takes: of those that wait for it, the next, by when each had its `last`."""
+        return min(self.clients, key=lambda client: last.get(client, 0), default=POLICIES if self.lent else WAVES)
 
     @contextmanager
     def awaited_by(self, client: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ from mint_contracts.source import Source
 from mint_engine.background_threads import lower_priority
 from mint_engine.model.device import compute_alone
 from mint_engine.residency.copies import WAVES
-from mint_engine.residency.turns import Turns
+from mint_engine.residency.turns import Choose, Turns
 from mint_engine.sources.local import is_local
 
 PATIENCE_S = 5.0  # after this long, check whether the place that is read from still responds
@@ -40,7 +40,9 @@ class Readers:
             for awaited in (True, False)
         }
 
-    async def run(self, source: Source, work: Callable[[], T], *, awaited: bool, client: str = WAVES) -> T:
+    async def run(
+        self, source: Source, work: Callable[[], T], *, awaited: bool, client: Choose = lambda _: WAVES
+    ) -> T:
         """Run `work`, which reads a source, on a reader's thread. `awaited`: a request waits for it, a `client`'s."""
         here, loop = is_local(source), asyncio.get_running_loop()
         async with self._turns[here, awaited].turn(client):

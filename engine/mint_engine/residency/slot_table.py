@@ -122,7 +122,7 @@ class SlotTable:
     def _look(self, waiter: _Waiter, *, is_first: bool) -> "int | Copy | None":
         """Return what a waiter may take now, or None."""
         if is_first and (spare := self._spare()) is not None:
-            self._last[waiter.copy.client] = self._books.tick()
+            self._last[waiter.copy.client(self._last)] = self._books.tick()
             return spare
         replaced = waiter.predecessor
         if replaced is not None and replaced.slot is not None:
@@ -169,7 +169,7 @@ class SlotTable:
     def _in_turns(self) -> list[_Waiter]:
         """Return those in line who need a slot, in the order of their turns."""
         needing = [each for each in self._line if self._needs(each)]
-        return [needing[at] for at in in_turns([each.copy.client for each in needing], self._last)]
+        return [needing[at] for at in in_turns([each.copy.client(self._last) for each in needing], self._last)]
 
     def _closes_for(self, waiter: _Waiter) -> bool:
         """Return whether the waiter will get one of the closed slots."""

@@ -1,10 +1,12 @@
 """A number of turns at once, such as reads, for which clients wait as they do for slots (see `slot_turns`)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from mint_engine.residency.slot_turns import in_turns
+
+Choose = Callable[[Mapping[str, int]], str]  # returns whose turn one takes, from when each client had its last
 
 
 class Turns:
@@ -12,12 +14,12 @@ class Turns:
 
     def __init__(self, count: int) -> None:
         self._free, self._given = count, 0
-        self._line: list[tuple[str, asyncio.Future[None]]] = []  # longest wait first
+        self._line: list[tuple[Choose, asyncio.Future[None]]] = []  # longest wait first
         self._last: dict[str, int] = {}  # when each client got its last turn, while anybody waits
 
     @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
-        """Wait for the client's turn, which lasts for the duration of the block."""
+    async def turn(self, client: Choose) -> AsyncIterator[None]:
+        """Wait for a client's turn, which lasts for the duration of the block."""
         came = client, asyncio.get_running_loop().create_future()
         self._line.append(came)
         try:
@@ -34,10 +36,12 @@ class Turns:
 
     def _pass_on(self) -> None:
         while self._free and self._line:
-            client, given = self._line.pop(in_turns([each for each, _ in self._line], self._last)[0])
+            clients = [choose(self._last) for choose, _ in self._line]
+            at = in_turns(clients, self._last)[0]
+            _, given = self._line.pop(at)
             self._free -= 1
             self._given += 1
-            self._last[client] = self._given
+            self._last[clients[at]] = self._given
             given.set_result(None)
         if not self._line:
             self._last.clear()
