@@ -285,18 +285,23 @@ async def test_one_client_leaves_loads_and_places_to_wait_for_others(scene: Call
         for name in NAMES[:2]:
             group.create_task(once(here, name, "many"))
         await until(lambda: len(here.residency.books.loading) == 2)
-        with pytest.raises(errors.Overloaded, match="2 other adapters are loading or waiting"):
+        needed = "2 adapters that requests with your key need are loading or waiting"
+        with pytest.raises(errors.Overloaded, match=f"{needed}, and 2 more are left for other keys"):
             await once(here, NAMES[2], "many")
         group.create_task(once(here, NAMES[2], "one"))
         for _ in range(2):
             group.create_task(once(here, NAMES[0], "many"))
         await until(lambda: here.residency.books.awaiting.total == 5)
-        with pytest.raises(errors.Overloaded, match="5 requests already wait for adapters, 3 of them for this one"):
+        waiting = "4 requests with your key already wait for adapters"
+        with pytest.raises(errors.Overloaded, match=f"{waiting}, and 3 more are left for other keys"):
             await once(here, NAMES[0], "many")
         group.create_task(once(here, NAMES[0], "one"))
-        await until(lambda: here.residency.books.awaiting.total == 6)
+        group.create_task(once(here, NAMES[3], "third"))
+        await until(lambda: len(here.residency.books.loading) == 4)
+        with pytest.raises(errors.Overloaded, match="4 other adapters are loading or waiting"):
+            await once(here, NAMES[4], "fourth")
         here.loader.gate.set()
-    await once(here, NAMES[3], "many")
+    await once(here, NAMES[4], "many")
 
 
 async def test_unknown_adapters_are_not_found_with_and_without_a_store(scene: Callable[..., Scene]) -> None:

@@ -258,11 +258,14 @@ class Residency:
     def _awaiting(self, copy: Copy, client: str) -> Iterator[None]:
         """Count a request that waits for its adapter. Raises Overloaded if too many wait already."""
         counter = self.books.awaiting
-        if not (counter.has_room(copy.adapter, 1) and self._waiting.may_take(client)):
+        if not counter.has_room(copy.adapter, 1):
             own = counter.of(copy.adapter)
             raise self._refusal(
                 copy, f"{counter.total} requests already wait for adapters, {own} of them for this one"
             )
+        if not self._waiting.may_take(client):
+            mine = f"{self._waiting.taken(client)} requests with your key already wait for adapters"
+            raise self._refusal(copy, f"{mine}, and {self._waiting.free} more are left for other keys")
         self._waiting.take(client)
         try:
             with counter.holding(copy.adapter), copy.awaited_by(client):
@@ -271,8 +274,12 @@ class Residency:
             self._waiting.give_back(client)
 
     def _admit(self, copy: Copy, client: str) -> None:
-        if not self._loads.may_take(client):
+        if self._loads.may_take(client):
+            return
+        if self._loads.free <= 0:  # waves' loads are never refused
             raise self._refusal(copy, f"{len(self.books.loading)} other adapters are loading or waiting")
+        mine = f"{self._loads.taken(client)} adapters that requests with your key need are loading or waiting"
+        raise self._refusal(copy, f"{mine}, and {self._loads.free} more are left for other keys")
 
     def _refusal(self, copy: Copy, why: str) -> Overloaded:
         return Overloaded(
