@@ -187,13 +187,21 @@ local function removed(given)
   end
 end
 
+-- Refuse a part whose writer stood still for so long that its sequences are settled: a merge of the parts around it may
+-- have missed it, and then replaces it. `first` is 0 for parts that were found in the manifests.
+local function late(key, first)
+  if first > 0 and first <= tonumber(redis.call('HGET', key, 'through') or '0') then
+    return redis.error_reply('CATALOGSETTLED')
+  end
+end
+
 -- KEYS: catalog, directory, roots, numbers of roots, labels, numbers of labels, epoch, base
--- ARGV: prefix of leaf keys, batch, horizon, channel, news
+-- ARGV: prefix of leaf keys, batch, horizon, channel, news, token (see apply), first sequence of the batch's part or 0
 -- batch: number of roots, each after its length; the same for labels; then rows: length of the name, name, head
 -- (14 bytes), index of its root, index of its labels (from 1; both 0 for a retired name), length of the rest, rest.
 -- A name's length has one byte, every other number two. Returns the catalog's new version.
 local function bring_in(given, argv, put_row)
-  local keys, refused = named(given), removed(given)
+  local keys, refused = named(given), removed(given) or late(given[1], tonumber(argv[7]))
   if refused then return refused end
   keys.leaves = argv[1]
   local batch, horizon, row, tally = argv[2], tonumber(argv[3]), 0, { count = 0, older = 0, retired = 0 }
@@ -230,7 +238,7 @@ local function lost(key, copy)
   if redis.call('HGET', key, 'copy') ~= copy then return redis.error_reply('CATALOGINCOMPLETE') end
 end
 
--- KEYS and ARGV of bring_in, and one more ARGV: the token of the copy that this is for, or "" for any.
+-- KEYS and ARGV of bring_in; the token is of the copy that this is for, or "" for any.
 local function apply(given, argv)
   local refused = argv[6] ~= '' and lost(given[1], argv[6]) or crowded(BROUGHT_IN)
   return refused or bring_in(given, argv, put)
@@ -275,13 +283,14 @@ local function complete(keys, argv)
 end
 
 -- KEYS: catalog   ARGV: count. Reserve that many consecutive sequences and return the first. They are microseconds
--- since 1970, so that they keep growing even if Redis has lost the last one.
+-- since 1970, so that they keep growing even if Redis has lost the last one. None is settled.
 local function sequences(keys, argv)
   local refused = incomplete(keys[1])
   if refused then return refused end
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-  local first = math.max(now, tonumber(redis.call('HGET', keys[1], 'sequence') or '0') + 1)
+  local known = redis.call('HMGET', keys[1], 'sequence', 'through')
+  local first = math.max(now, tonumber(known[1] or '0') + 1, tonumber(known[2] or '0') + 1)
   redis.call('HSET', keys[1], 'sequence', string.format('%.0f', first + tonumber(argv[1]) - 1))
   return string.format('%.0f', first)
 end

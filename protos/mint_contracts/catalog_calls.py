@@ -18,12 +18,15 @@ _PARTS = ("", "directory", "roots", "roots:numbers", "labels", "labels:numbers")
 async def call(redis: Redis, function: str, base: str, args: Sequence[str | bytes]) -> Any:
     """Call one function and return its answer as bytes.
 
-    Raises MapUnavailable if Redis does not answer or does not hold the complete catalog.
+    Raises MapUnavailable if Redis does not answer or does not hold the complete catalog, or if entries come too late.
     """
     names = [*[keys.catalog(base, part) for part in _PARTS], keys.epoch(base), keys.base_record(base)]
     try:
         return await run(redis, CATALOG, function, names, args, raw=True)
     except ResponseError as error:
+        if "CATALOGSETTLED" in str(error):
+            message = "entries took minutes to be written, so that they may have been missed; send them again"
+            raise MapUnavailable(f"catalog of {base}", message, retry_after_s=INCOMPLETE_RETRY_S) from None
         if "CATALOGINCOMPLETE" not in str(error):
             raise
     raise incomplete(base)

@@ -54,23 +54,26 @@ class CatalogWriter:
             pass
         return copy
 
-    async def apply(self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "") -> None:
+    async def apply(
+        self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "", own: bool = False
+    ) -> None:
         """Bring in the entries of a manifest part, then note that the part is in.
 
         Names that were retired before the sequence `horizon` may be forgotten. With `copy`, write only to that copy:
-        raises MapUnavailable if Redis has another one or has lost it.
+        raises MapUnavailable if Redis has another one or has lost it. `own` is as in `retire`.
         """
-        await self._send("apply", base, rows, horizon, copy)
+        await self._send("apply", base, rows, horizon, copy, own=own)
         first = min((sequence for sequence, _ in rows), default=0)
         with suppress(OutOfMemoryError):  # a part that is not noted is brought in again
             await bounded(lambda: self._redis.zadd(keys.catalog(base, "parts"), {part: first}))
 
-    async def retire(self, base: str, rows: Sequence[Row]) -> None:
+    async def retire(self, base: str, rows: Sequence[Row], *, own: bool = False) -> None:
         """Retire those of the names that Redis has, which needs no memory.
 
-        The part is not noted: it is brought in later, together with the names that Redis does not have.
+        The part is not noted: it is brought in later, together with the names that Redis does not have. `own`: the
+        caller has just written the part. Raises MapUnavailable if that took so long that a merge may have missed it.
         """
-        await self._send("retire", base, rows, 0, "")
+        await self._send("retire", base, rows, 0, "", own=own)
 
     async def complete(self, base: str, copy: str, sequence: int) -> None:
         """Mark the copy complete: it holds all of the manifests, whose largest sequence is `sequence`.
@@ -79,22 +82,27 @@ class CatalogWriter:
         """
         await self._call("complete", base, [copy, str(sequence), keys.catalog(base, "news"), EVERYTHING])
 
-    async def _send(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str) -> None:
+    async def _send(
+        self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, *, own: bool
+    ) -> None:
         """Send rows in pieces, at most CALLS_AT_ONCE at a time."""
+        first = min((sequence for sequence, _ in rows), default=0) if own else 0
         ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
         pieces = [ordered[at : at + ROWS_PER_CALL] for at in range(0, len(ordered), ROWS_PER_CALL)]
 
         async def send(piece: Sequence[Row]) -> None:
             async with self._gate:
-                await self._send_piece(function, base, piece, horizon, copy)
+                await self._send_piece(function, base, piece, horizon, copy, first)
 
         await gather_or_cancel(send(piece) for piece in pieces)
 
-    async def _send_piece(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str) -> None:
+    async def _send_piece(
+        self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, first: int
+    ) -> None:
         names = [entry.name for _, entry in rows]
         changed = " ".join(names) if len(names) <= NAMES_PER_NEWS else EVERYTHING
         where, news = keys.catalog_leaf(base, ""), keys.catalog(base, "news")
-        await self._call(function, base, [where, batch(rows), str(horizon), news, changed, copy])
+        await self._call(function, base, [where, batch(rows), str(horizon), news, changed, copy, str(first)])
 
     async def _call(self, function: str, base: str, args: Sequence[str | bytes]) -> Any:
         try:

@@ -1,8 +1,9 @@
 """A catalog's manifests are merged as they grow, and its content stays the same whatever happens meanwhile."""
 
+import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,15 @@ from redis.asyncio import Redis
 from mint_contracts import catalog_parts, keys
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.errors import MapUnavailable, SourceUnavailable
 from mint_contracts.part_names import Span, is_merged, part_name, piece_name, spans
 from mint_contracts.source import Source
-from mint_gateway.catalog import compaction, merging
+from mint_gateway.catalog import compaction, keeper, merging
 from mint_gateway.catalog.compaction import ENOUGH, GROWN, HELD, SLACK, below, due
 from mint_gateway.catalog.keeper import Keeper
+from mint_gateway.catalog.registration import Registration
 
 BASE = "demo/smollm2"
 
@@ -281,6 +284,46 @@ async def test_a_merge_gives_up_where_a_part_has_come_into_its_range(
         assert await swept(redis_client, manifests) == sorted([*names, late])
     await swept(redis_client, manifests)
     assert entry("a/late", "r1") in await read_anew(redis_client, manifests)
+
+
+class Frozen(Parts):
+    """The parts of a gateway that stands still, as on a node that is suspended, just before it writes one."""
+
+    def __init__(self, manifests: Source) -> None:
+        super().__init__(manifests)
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def write(self, name: str, entries: Sequence[Entry]) -> None:
+        self.reached.set()
+        await self.go_on.wait()
+        await super().write(name, entries)
+
+
+async def test_no_registration_is_acknowledged_that_a_merge_has_missed(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "ON_ITS_WAY_S", -1.0)  # as if more than the usual time had passed
+    monkeypatch.setattr(compaction, "ENOUGH", 2)
+    await read_anew(redis_client, manifests)
+
+    def registration(parts: Parts) -> Registration:
+        return Registration(BASE, parts, CatalogWriter(redis_client), stored=False)
+
+    async def register(to: Registration, name: str) -> None:
+        await to.add([entry(name, "r1")])
+        await to.finish()
+
+    frozen = Frozen(manifests)
+    await register(registration(Parts(manifests)), "a/before")
+    registering = asyncio.create_task(register(registration(frozen), "a/late"))
+    await frozen.reached.wait()
+    await register(registration(Parts(manifests)), "a/after")
+    assert len(await swept(redis_client, manifests)) == 1
+    frozen.go_on.set()
+    with pytest.raises(MapUnavailable, match=r"took minutes to be written.*send them again"):
+        await registering
+    await register(registration(Parts(manifests)), "a/late")
+    assert [each.name for each in await read_anew(redis_client, manifests)] == ["a/after", "a/before", "a/late"]
 
 
 ONE, TWO, RUN = part_name(10, 2), part_name(20, 2), piece_name(10, 21, "aaaa", 0, 4, end=True)

@@ -128,11 +128,11 @@ class Registration:
         await self._parts.write(name, entries)
         rows = list(enumerate(entries, first))
         try:
-            await self._writer.apply(self.base, rows, name, horizon=horizon)
+            await self._writer.apply(self.base, rows, name, horizon=horizon, own=True)
         except CapacityExceeded:
             if not all(entry.retired for entry in entries):
                 raise
-            await self._writer.retire(self.base, rows)
+            await self._writer.retire(self.base, rows, own=True)
         self.registered += len(entries)
         self.parts += 1
 
