@@ -146,7 +146,13 @@ local function merge(key, name, value, tally)
   local old = redis.call('HGET', key, name)
   local retired, was_retired = id_of(value) == RETIRED, id_of(old) == RETIRED
   if sequence_of(value) <= sequence_of(old) then
-    if not retired and not was_retired and id_of(value) ~= id_of(old) then
+    if retired then
+      for _, field in ipairs(older_of(key, name)) do
+        if sequence_of(redis.call('HGET', key, field)) < sequence_of(value) then
+          tally.older = tally.older - redis.call('HDEL', key, field)
+        end
+      end
+    elseif not was_retired and id_of(value) ~= id_of(old) then
       tally.older = tally.older + keep_older(key, name, value)
     end
     return

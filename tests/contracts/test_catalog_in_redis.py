@@ -227,6 +227,19 @@ async def test_a_retired_name_means_nothing_until_it_is_registered_again(
     assert await reader.find(BASE, "a/b", "r1") is None
 
 
+async def test_a_retirement_that_comes_late_takes_the_revisions_before_it(
+    writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    everything = rows([entry("a/b", "r1"), entry("a/b", "r2"), Entry("a/b", retired=True), entry("a/b", "r3"),
+                       entry("a/b", "r4")])  # fmt: skip
+    retirement = everything.pop(2)
+    await writer.apply(BASE, everything, "p")
+    await writer.apply(BASE, [retirement], "q")
+    found = [await reader.find(BASE, "a/b", revision) for revision in ("", "r1", "r2", "r3")]
+    assert found == [entry("a/b", "r4"), None, None, entry("a/b", "r3")]
+    assert (await reader.state(BASE)).older == 1
+
+
 async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
     redis_client: Redis, writer: CatalogWriter
 ) -> None:
