@@ -93,7 +93,7 @@ async def test_one_clients_many_reads_are_in_nobodys_way(source: Source) -> None
         await asyncio.wait({gone})
         gate.set()
     readers.close()
-    assert begun == ["a", "b", "f", "c", "d"]
+    assert begun == ["a", "f", "b", "c", "d"]
 
 
 async def test_what_two_clients_wait_for_is_read_in_the_turn_of_the_one_who_is_next(

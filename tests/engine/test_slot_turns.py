@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from mint_engine.residency.slot_turns import Seat, SlotTerms, Turn, choose_closed, in_turns
+from mint_engine.residency.slot_turns import REMEMBERED, Seat, SlotTerms, Turn, choose_closed, in_turns, remember
 
 TERMS = SlotTerms(hold_s=2.0, late_s=5.0)
 NOW = 10.0
@@ -50,6 +50,14 @@ def test_beside_a_slot_that_is_late_others_are_tried_in_turn() -> None:
 def test_clients_take_turns_and_the_one_whose_last_slot_is_longest_ago_is_next() -> None:
     assert in_turns("aaabac", {"a": 7, "b": 3}) == [5, 3, 0, 1, 2, 4], "c has had none yet"
     assert in_turns("baab", {}) == [0, 1, 3, 2], "nobody has had one: whoever came first"
+
+
+def test_of_very_many_clients_those_whose_last_slot_is_longest_ago_are_forgotten_and_still_are_next() -> None:
+    last = dict[str, int]()
+    for now, client in enumerate(["again", "gone", *map(str, range(REMEMBERED - 2)), "again", "new"], 1):
+        remember(last, client, now)
+    assert len(last) == REMEMBERED
+    assert in_turns(["new", "again", "0", "gone"], last) == [3, 2, 1, 0]
 
 
 @given(st.integers(0, 9), st.integers(0, 9))

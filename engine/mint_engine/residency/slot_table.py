@@ -17,7 +17,7 @@ from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.decide import victim, wanted_tier
-from mint_engine.residency.slot_turns import SlotTerms, choose_closed, in_turns
+from mint_engine.residency.slot_turns import SlotTerms, choose_closed, in_turns, remember
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ class SlotTable:
         self.free = list(range(count))[::-1]
         self.aside = set[int]()  # could not be cleared and may still hold a tenant: unused until they can
         self._line: list[_Waiter] = []  # longest wait first
-        self._last: dict[str, int] = {}  # when each client got its last slot, while anybody waits
+        self._last: dict[str, int] = {}  # when each client got its last slot, the longest ago first
         self._closed: list[Copy] = []  # those that the last decision closed
 
     @property
@@ -63,8 +63,6 @@ class SlotTable:
             taken = await self._wait(waiter)
         finally:
             self._line.remove(waiter)
-            if not self._line:
-                self._last.clear()
             self.moved()
         if taken is not waiter.predecessor:
             self._serve_on(waiter)
@@ -122,7 +120,7 @@ class SlotTable:
     def _look(self, waiter: _Waiter, *, is_first: bool) -> "int | Copy | None":
         """Return what a waiter may take now, or None."""
         if is_first and (spare := self._spare()) is not None:
-            self._last[waiter.copy.client(self._last)] = self._books.tick()
+            remember(self._last, waiter.copy.client(self._last), self._books.tick())
             return spare
         replaced = waiter.predecessor
         if replaced is not None and replaced.slot is not None:

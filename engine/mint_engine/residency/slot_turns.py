@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+REMEMBERED = 1024  # clients, of all that have ever had a slot
+
 
 class SlotTerms(msgspec.Struct, frozen=True):
     """Time limits of a slot's turn."""
@@ -82,3 +84,11 @@ def in_turns(line: Sequence[str], last: Mapping[str, int]) -> list[int]:
         if waiting[client]:
             clients.append(client)
     return order
+
+
+def remember(last: dict[str, int], client: str, now: int) -> None:
+    """Note in `last` that a client gets a slot. Of very many, forget the one that would be next: so it still is."""
+    last.pop(client, None)
+    last[client] = now
+    if len(last) > REMEMBERED:
+        del last[next(iter(last))]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from mint_engine.residency.slot_turns import in_turns
+from mint_engine.residency.slot_turns import in_turns, remember
 
 Choose = Callable[[Mapping[str, int]], str]  # returns whose turn one takes, from when each client had its last
 
@@ -15,7 +15,7 @@ class Turns:
     def __init__(self, count: int) -> None:
         self._free, self._given = count, 0
         self._line: list[tuple[Choose, asyncio.Future[None]]] = []  # longest wait first
-        self._last: dict[str, int] = {}  # when each client got its last turn, while anybody waits
+        self._last: dict[str, int] = {}  # when each client got its last turn, the longest ago first
 
     @asynccontextmanager
     async def turn(self, client: Choose) -> AsyncIterator[None]:
@@ -41,7 +41,5 @@ class Turns:
             _, given = self._line.pop(at)
             self._free -= 1
             self._given += 1
-            self._last[clients[at]] = self._given
+            remember(self._last, clients[at], self._given)
             given.set_result(None)
-        if not self._line:
-            self._last.clear()
