@@ -132,6 +132,9 @@ async def test_of_new_states_only_those_that_may_replace_the_old_ones_look_again
     await until(lambda: [books.current[name] for name in NAMES[:4]] == [*news[:3], olds[3]])
     table.moved()
     assert [each.moved.is_set() for each in table._line] == [True, False, False, False], "and the first in line"
+    del books.current[NAMES[2]]  # no wave wants it any more
+    table.moved()
+    assert [each.moved.is_set() for each in table._line] == [True, False, False, False]
     olds[3].slot = 3
     table.moved()
     await until(lambda: books.current[NAMES[3]] is news[3])

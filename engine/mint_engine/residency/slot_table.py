@@ -111,11 +111,11 @@ class SlotTable:
                     await waiter.moved.wait()
 
     def _may_replace(self, waiter: _Waiter) -> bool:
-        """Return whether the waiter may take its predecessor's slot, or must first direct new requests to itself."""
+        """Return whether the waiter may take its predecessor's slot, or new requests must first be kept from it."""
         replaced = waiter.predecessor
         if replaced is None or replaced.slot is None:
             return False
-        return not replaced.users or self._books.current.get(waiter.copy.adapter) is not waiter.copy
+        return not replaced.users or self._books.current.get(waiter.copy.adapter) is replaced
 
     def _look(self, waiter: _Waiter, *, is_first: bool) -> "int | Copy | None":
         """Return what a waiter may take now, or None."""
