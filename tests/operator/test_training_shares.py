@@ -178,3 +178,36 @@ def test_engines_come_for_a_gang_although_others_want_more_that_no_engine_would_
     world.waves.append(training_wave("w", 12, priority=-1, serve=Serve(residency="Host")))
     world.step()
     assert replicas(world.step()) == 3 + len(tenants)
+
+
+def test_what_is_free_is_not_kept_for_a_gang_that_needs_engines_which_are_not_there() -> None:
+    world = World(base(1, 4, slots=4), [training_wave("w", 16)], engines(1), replicas=1)
+    assert replicas(world.step()) == 4
+    world.waves.append(training_wave("v", 1, created="2026-01-02T00:00:00Z"))
+    for _ in range(2):
+        world.step()
+        assert list(world.leases) == ["team/v-0"]
+
+
+def test_what_gives_way_to_a_gang_is_not_taken_by_waves_behind_it() -> None:
+    world = World(base(slots=8), [training_wave("v", 2), worlds.wave("s", ["a", "b", "c"])], engines(1))
+    world.step()
+    world.step()
+    world.waves.append(training_wave("w", 6, priority=1, created="2026-01-02T00:00:00Z"))
+    world.waves.append(training_wave("u", 1, created="2026-01-03T00:00:00Z"))
+    world.step()
+    world.step()
+    assert set(world.leases) == {*named("v", range(2)), *named("w", range(6))}
+    assert admitted(world, "s") == ("False", "WaitingForCapacity")
+
+
+def test_what_is_served_does_not_give_way_to_a_gang_whose_slots_another_wave_takes() -> None:
+    """The gang needs 10 of 16 slots, of which there are 8; once the other has 5, it has to wait for that."""
+    serving = worlds.wave("s", ["a", "b", "c"], priority=1)
+    world = World(base(2, 4, slots=4), [training_wave("w", 10, priority=1), serving], engines(2))
+    world.step()
+    world.waves.append(training_wave("v", 5, serve=Serve(residency="Host"), created="2026-01-02T00:00:00Z"))
+    for _ in range(3):
+        world.step()
+        assert set(world.leases) == set(named("v", range(5)))
+        assert admitted(world, "s") == ("True", "Admitted")

@@ -31,7 +31,7 @@ from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep, late, moved
 from mint_operator.training.share import Share
 from mint_operator.training.standing import WaveStanding, standings_of, wanting
-from mint_operator.training.training_capacity import TrainingCapacity, admit, turn
+from mint_operator.training.training_capacity import TrainingCapacity, admit, ask_for_more, turn
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -99,11 +99,15 @@ def prepared(
         held[wave.meta.namespace] += len(kept[key])
     shares = [Share(wave, standings.get(wave.meta.key)) for wave in waves]
     capacity = TrainingCapacity(base, shares, slots, held)
-    for key in _in_turn(base, training, standings, order, held):
+    turns = _in_turn(base, training, standings, order, held)
+    for key in turns:
         if standings[key].kept:
             standings[key] = msgspec.structs.replace(standings[key], pins=kept[key])
         else:
             standings[key] = admit(training[key], standings[key], kept[key], capacity)
+    for key in turns:
+        if not standings[key].kept:
+            ask_for_more(training[key], standings[key], capacity)
     reserved = Counter(engine for standing in standings.values() for engine in standing.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(

@@ -28,9 +28,11 @@ class TrainingCapacity:
         self.slots = slots
         self.engines = 0  # that the base needs for waves that wait for memory; 0: more engines would not help
         self._names = [engine_name(base.meta.name, at) for at in range(max(replicas.min, replicas.max))]
-        self.total = len(self._names) * base.spec.adapters.device_slots
+        self._each = base.spec.adapters.device_slots
+        self.total = len(self._names) * self._each
         self.held = Counter(held)
         self.demand = self.held.total()
+        self.asked: set[str] = set()  # gangs to which what is served on ready engines gives way
         self._shares = [each for each in shares if each.wave.spec.serve.residency == "Device"]
         self._tenants = by_namespace(base.spec.tenants)
         # Each is computed once, over all adapters that are served in slots.
@@ -58,7 +60,8 @@ class TrainingCapacity:
     def left(self, wave: ObservedWave) -> int:
         """Return how many more slots a wave may have: within the quota, and beside what does not give way to it.
 
-        That counts even if it has yet to be placed, so that training does not displace it.
+        That counts even if it has yet to be placed, so that training does not displace it. So do slots that are being
+        freed for a gang.
         """
         namespace, priority = wave.meta.namespace, wave.spec.priority
         if priority not in self._kept:
@@ -97,6 +100,11 @@ class TrainingCapacity:
             more = bisect_left(range(len(new)), best, key=placed)
             self.engines = max(self.engines, len(self.slots.free) + more)
 
+    @property
+    def usable(self) -> int:
+        """The slots of all engines that are usable now, whoever has them."""
+        return len(self.slots.usable & set(self._names)) * self._each
+
     def take(self, wave: ObservedWave, count: int) -> None:
         """Count slots that a wave's policies have taken."""
         self.held[wave.meta.namespace] += count
@@ -125,7 +133,9 @@ def admit(
     if short:
         capacity.ask_for_memory(standing, pins, gang, left)
     capacity.take(wave, len(pins) - len(kept))
-    _ask_for_more(wave, standing, len(standing.wants_slot) - len(pins), capacity)
+    more = len(standing.wants_slot) - len(pins)
+    if gang and more > capacity.slots.room() and _ask(wave, more, capacity.usable, capacity, gang=True):
+        capacity.asked.add(wave.meta.key)
     if pins:
         return msgspec.structs.replace(standing, pins=pins)
     message = (
@@ -139,16 +149,28 @@ def admit(
     return msgspec.structs.replace(standing, waiting=waiting)
 
 
-def _ask_for_more(wave: ObservedWave, standing: WaveStanding, missing: int, capacity: TrainingCapacity) -> None:
-    """Add what is missing to the demand if engines can be added for it or waves of lower priority can give way.
+def ask_for_more(wave: ObservedWave, standing: WaveStanding, capacity: TrainingCapacity) -> None:
+    """Add what a wave still needs to the demand, once all waves have been admitted.
 
-    A gang asks for all or nothing: it could not begin with less, and nobody else could use that.
+    Engines that are not there may never come, so nothing that is free now is kept for a wave that needs them.
     """
-    gang = standing.train.admission == "Gang"
-    spare = capacity.total - capacity.demand - capacity.serving(wave.spec.priority if gang else None)
-    spare = min(spare, capacity.left(wave))
-    if missing <= spare or not gang:
-        capacity.demand += max(0, min(missing, spare))
+    missing = len(standing.wants_slot) - len(standing.pins)
+    if missing and wave.meta.key not in capacity.asked:
+        _ask(wave, missing, capacity.total, capacity, gang=standing.train.admission == "Gang")
+
+
+def _ask(wave: ObservedWave, missing: int, slots: int, capacity: TrainingCapacity, *, gang: bool) -> bool:
+    """Add what is missing to the demand if so many `slots` have room for it once waves of lower priority give way.
+
+    A gang asks for all or nothing: it could not begin with less, and nobody else could use that. Returns whether
+    anything was added.
+    """
+    spare = slots - capacity.demand - capacity.serving(wave.spec.priority if gang else None)
+    more = min(missing, spare, capacity.left(wave))
+    if more <= 0 or (gang and more < missing):
+        return False
+    capacity.demand += more
+    return True
 
 
 def turn(wave: ObservedWave) -> tuple[int, str, str]:
