@@ -201,13 +201,20 @@ local function late(key, first)
   end
 end
 
+-- Refuse entries of a registration whose manifests ("": any) are no longer the catalog's: they would be in these alone.
+local function moved(key, manifests)
+  local known = redis.call('HGET', key, 'manifests')
+  if manifests ~= '' and known and known ~= manifests then return redis.error_reply('CATALOGINCOMPLETE') end
+end
+
 -- KEYS: catalog, directory, roots, numbers of roots, labels, numbers of labels, epoch, base
--- ARGV: prefix of leaf keys, batch, horizon, channel, news, token (see apply), first sequence of the batch's part or 0
+-- ARGV: prefix of leaf keys, batch, horizon, channel, news, token (see apply), first sequence of the batch's part or 0,
+-- URI of its manifests or ""
 -- batch: number of roots, each after its length; the same for labels; then rows: length of the name, name, head
 -- (14 bytes), index of its root, index of its labels (from 1; both 0 for a retired name), length of the rest, rest.
 -- A name's length has one byte, every other number two. Returns the catalog's new version.
 local function bring_in(given, argv, put_row)
-  local keys, refused = named(given), removed(given) or late(given[1], tonumber(argv[7]))
+  local keys, refused = named(given), removed(given) or late(given[1], tonumber(argv[7])) or moved(given[1], argv[8])
   if refused then return refused end
   keys.leaves = argv[1]
   local batch, horizon, row, tally = argv[2], tonumber(argv[3]), 0, { count = 0, older = 0, retired = 0 }
@@ -288,10 +295,11 @@ local function complete(keys, argv)
   return redis.call('HINCRBY', keys[1], 'version', 1)
 end
 
--- KEYS: catalog   ARGV: count. Reserve that many consecutive sequences and return the first. They are microseconds
--- since 1970, so that they keep growing even if Redis has lost the last one. None is settled.
+-- KEYS: catalog   ARGV: count, URI of the manifests that they are for or ""
+-- Reserve that many consecutive sequences and return the first. They are microseconds since 1970, so that they keep
+-- growing even if Redis has lost the last one. None is settled.
 local function sequences(keys, argv)
-  local refused = incomplete(keys[1])
+  local refused = incomplete(keys[1]) or moved(keys[1], argv[2])
   if refused then return refused end
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000000 + tonumber(time[2])

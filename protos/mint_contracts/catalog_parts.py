@@ -48,6 +48,7 @@ class Parts:
 
     def __init__(self, manifests: Source) -> None:
         self._manifests = manifests
+        self.uri = manifests.uri
         self._store = object_store(manifests)
 
     async def names(self) -> list[str]:

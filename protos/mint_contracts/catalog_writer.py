@@ -34,13 +34,13 @@ class CatalogWriter:
         self._redis = redis
         self._gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
-    async def sequences(self, base: str, count: int, *, retiring: bool = False) -> int:
+    async def sequences(self, base: str, count: int, *, retiring: bool = False, own: str = "") -> int:
         """Reserve `count` unique sequences and return the first: microseconds since 1970, by Redis's clock.
 
-        `retiring`: all of them are for names being retired. Raises MapUnavailable, also while the catalog is
-        incomplete.
+        `retiring`: all of them are for names being retired. `own`: the URI of the manifests that they are for. Raises
+        MapUnavailable, also while the catalog is incomplete or if it has other manifests.
         """
-        return int(await self._call("retiring" if retiring else "sequences", base, [str(count)]))
+        return int(await self._call("retiring" if retiring else "sequences", base, [str(count), own]))
 
     async def begin(self, base: str, manifests: str) -> str:
         """Begin a copy of the manifests at that URI; return the token that is needed to fill and complete it.
@@ -55,25 +55,26 @@ class CatalogWriter:
         return copy
 
     async def apply(
-        self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "", own: bool = False
+        self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "", own: str = ""
     ) -> None:
         """Bring in the entries of a manifest part, then note that the part is in.
 
         Names that were retired before the sequence `horizon` may be forgotten. With `copy`, write only to that copy:
         raises MapUnavailable if Redis has another one or has lost it. `own` is as in `retire`.
         """
-        await self._send("apply", base, rows, horizon, copy, own=own)
+        await self._send("apply", base, rows, horizon, copy, own)
         first = min((sequence for sequence, _ in rows), default=0)
         with suppress(OutOfMemoryError):  # a part that is not noted is brought in again
             await bounded(lambda: self._redis.zadd(keys.catalog(base, "parts"), {part: first}))
 
-    async def retire(self, base: str, rows: Sequence[Row], *, own: bool = False) -> None:
+    async def retire(self, base: str, rows: Sequence[Row], *, own: str = "") -> None:
         """Retire those of the names that Redis has, which needs no memory.
 
         The part is not noted: it is brought in later, together with the names that Redis does not have. `own`: the
-        caller has just written the part. Raises MapUnavailable if that took so long that a merge may have missed it.
+        URI of the manifests, if the caller has just written the part. Raises MapUnavailable if that took so long that
+        a merge may have missed it, or if the catalog has other manifests now.
         """
-        await self._send("retire", base, rows, 0, "", own=own)
+        await self._send("retire", base, rows, 0, "", own)
 
     async def complete(self, base: str, copy: str, sequence: int) -> None:
         """Mark the copy complete: it holds all of the manifests, whose largest sequence is `sequence`.
@@ -82,9 +83,7 @@ class CatalogWriter:
         """
         await self._call("complete", base, [copy, str(sequence), keys.catalog(base, "news"), EVERYTHING])
 
-    async def _send(
-        self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, *, own: bool
-    ) -> None:
+    async def _send(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, own: str) -> None:
         """Send rows in pieces, at most CALLS_AT_ONCE at a time."""
         first = min((sequence for sequence, _ in rows), default=0) if own else 0
         ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
@@ -92,17 +91,15 @@ class CatalogWriter:
 
         async def send(piece: Sequence[Row]) -> None:
             async with self._gate:
-                await self._send_piece(function, base, piece, horizon, copy, first)
+                await self._send_piece(function, base, piece, horizon, copy, str(first), own)
 
         await gather_or_cancel(send(piece) for piece in pieces)
 
-    async def _send_piece(
-        self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, first: int
-    ) -> None:
+    async def _send_piece(self, function: str, base: str, rows: Sequence[Row], horizon: int, *given: str) -> None:
         names = [entry.name for _, entry in rows]
         changed = " ".join(names) if len(names) <= NAMES_PER_NEWS else EVERYTHING
         where, news = keys.catalog_leaf(base, ""), keys.catalog(base, "news")
-        await self._call(function, base, [where, batch(rows), str(horizon), news, changed, copy, str(first)])
+        await self._call(function, base, [where, batch(rows), str(horizon), news, changed, *given])
 
     async def _call(self, function: str, base: str, args: Sequence[str | bytes]) -> Any:
         try:

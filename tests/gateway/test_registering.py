@@ -10,9 +10,13 @@ from pathlib import Path
 import grpc
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from mint_contracts import keys
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.errors import (
     AdapterNotFound,
@@ -23,7 +27,11 @@ from mint_contracts.errors import (
     MapUnavailable,
     Overloaded,
 )
+from mint_contracts.part_names import part_name
+from mint_contracts.source import Source
+from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.catalog.pace import Pace
+from mint_gateway.catalog.registration import Registration
 from mint_gateway.catalog.servicer import OF_ONE_KEY, STREAMS, _next
 from mint_gateway.client import Client
 from tests.contracts.catalogs import entry
@@ -252,6 +260,24 @@ async def test_invalid_page_requests_are_refused(scene: Scene, local: str) -> No
         await client.catalog_page(BASE, labels={"a b": "c"})
     with pytest.raises(InvalidRequest, match="names"):
         await client.retire([])
+
+
+async def test_nothing_is_registered_in_manifests_that_are_no_longer_the_catalogs(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    old, new, writer = f"file://{tmp_path}/old", f"file://{tmp_path}/new", CatalogWriter(redis_client)
+    await Keeper(redis_client, dict).look(BASE, Source(old))
+    begun = Registration(BASE, Parts(Source(old)), writer, stored=False)
+    await begun.add([entry("a/before")])
+    await begun.finish()
+    first = await writer.sequences(BASE, 1, own=old)
+    await Keeper(redis_client, dict).look(BASE, Source(new))
+    await begun.add([entry("a/after")])
+    with pytest.raises(MapUnavailable):
+        await begun.finish()
+    with pytest.raises(MapUnavailable):
+        await writer.apply(BASE, [(first, entry("a/after"))], part_name(first, 1), own=old)
+    assert await CatalogReader(redis_client).find(BASE, "a/after") is None
 
 
 async def test_where_redis_is_full_registering_is_refused_and_retiring_is_not(scene: Scene, local: str) -> None:
