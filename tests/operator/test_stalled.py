@@ -37,6 +37,14 @@ def test_weights_that_are_not_there_yet_are_looked_for_again() -> None:
     assert (ready(fails.conditions), stalled(fails)) == (("False", "RankTooLarge"), "RankTooLarge")
 
 
+def test_what_a_store_refuses_is_stalled_although_it_is_tried_again() -> None:
+    """Only a person can permit it; it comes before what may still arrive by itself."""
+    refused = Failure("SourceForbidden", "403", terminal=True)
+    absent = Failure("SourceNotFound", "no files", terminal=True)
+    status = wave_after([engine(0, failures={"a/0": absent}), engine(1, failures={"a/1": refused})])
+    assert (ready(status.conditions), stalled(status)) == (("False", "SourceForbidden"), "SourceForbidden")
+
+
 def test_a_ready_base_one_engine_of_which_cannot_come_back_is_stalled() -> None:
     status = base_after([engine(0), engine(1, ready=False, failure=CORRUPT)], [], 1)
     assert (status.phase, ready(status.conditions)) == ("Ready", ("True", "EnginesReady"))

@@ -18,7 +18,7 @@ class Copies(msgspec.Struct):
     placed: int = 0
     ready: int = 0
     failed: int = 0
-    hopeless: int = 0  # of those that failed, the ones that are not retried
+    hopeless: int = 0  # of those that failed, the ones that fail until their sources or permissions change
 
     def count(self, copies: Iterable[Copy]) -> None:
         """Add these copies to the counts."""

@@ -64,7 +64,8 @@ RECONCILING = "Reconciling"
 STALLED = "Stalled"
 MAP_UNAVAILABLE = "MapUnavailable"
 SETTLED = "Settled"
-# Failures that end by themselves: what is missing is looked for again, and may come after what names it.
+# Failures that end by themselves: what is missing is looked for again, and may come after what names it. What is
+# forbidden (SourceForbidden) is tried again, too, but only a person can permit it.
 AWAITED = {"SourceNotFound", "AdapterNotFound"}
 
 
@@ -110,7 +111,7 @@ def stalled(verdict: Finding, *, terminal: bool) -> list[Finding]:
 
 
 def lasting_first(failure: Failure) -> tuple[bool, bool]:
-    """Sort failures: first those that no retry ends, then those that end once something is there."""
+    """Sort failures: first those that only a person's action ends, then those that end once something is there."""
     return not failure.terminal, failure.reason in AWAITED
 
 
