@@ -133,7 +133,7 @@ class Keeper:
         """Reread every part into Redis, oldest first; return how many entries were read."""
         began, parts, count, last = time.monotonic(), Parts(manifests), 0, 0
         start, copy = await self._start(), await self._writer.begin(base, manifests.uri)
-        counted = _spans(await parts.names())
+        counted = _spans(base, await parts.names())
         async for name, rows in self._read(parts, _names(counted)):
             await self._writer.apply(base, rows, name, copy=copy)
             count, last = count + len(rows), max([last, *[at for at, _ in rows]])
@@ -157,7 +157,7 @@ class Keeper:
         """
         parts, start, before = Parts(manifests), await self._start(), await self._settling()
         names = await parts.names()
-        counted = _spans(names)
+        counted = _spans(base, names)
         # "settled" is written by gateways of an earlier version, which consider fewer parts to be in.
         *floors, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "through", "copy")))
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
@@ -261,12 +261,12 @@ def _cancel_once(task: asyncio.Task[None]) -> None:
         task.cancel()
 
 
-def _spans(names: Sequence[str]) -> list[Span]:
+def _spans(base: str, names: Sequence[str]) -> list[Span]:
     counted = spans(names)
     for span in counted:
         if span.torn:
             message = "some pieces of a catalog run have been removed, and the names in them are lost; put them back"
-            _log.error(message, left=span.names)
+            _log.error(message, base_model=base, run=span.names[-1], pieces=len(span.names))
     return counted
 
 
