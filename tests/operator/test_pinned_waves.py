@@ -1,5 +1,6 @@
 """Waves that name engines: as many are admitted as these engines have slots for."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +74,20 @@ def test_an_adapter_takes_a_slot_of_engines_that_only_another_of_its_waves_names
         wave("c", ["c/0", "c/1"], engines=[0]),
     )
     assert [admitted(found)[name][0] for name in "abc"] == ["Admitted", "Admitted", "WaitingForEngines"]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["wider first", "narrower first"])
+def test_copies_that_the_other_engines_leave_take_slots_of_those_that_another_wave_names(order: int) -> None:
+    """Two copies on two engines are one on each."""
+    wider, narrower = wave("wider", ["y"], replicas=2, engines=[0, 1]), wave("narrower", ["b/0", "b/1"], engines=[0])
+    low, high = (wider, narrower)[::-order]
+    high = msgspec.structs.replace(high, spec=msgspec.structs.replace(high.spec, priority=1))
+    found = admitted(found_with(low, high))
+    assert found[high.meta.name][0] == "Admitted"
+    assert found[low.meta.name][0] == "WaitingForEngines"
+    fits = found_with(wider, wave("narrower", ["b/0"], engines=[0]))
+    assert {each[0] for each in admitted(fits).values()} == {"Admitted"}
+    assert {name: len(each.places) for name, each in placed(fits).items()} == {"y": 2, "b/0": 1}
 
 
 def test_an_adapter_takes_as_many_slots_of_engines_as_any_of_its_waves_wants_copies() -> None:

@@ -1,7 +1,7 @@
 """Slots of the engines that waves name: of waves that name the same ones, as many are admitted as fit there. Pure.
 
-Without this a wave would be admitted that can never be placed, and keep what it takes of the base from others. Sets
-of engines of which neither includes the other, as [0, 1] and [1, 2], are each checked alone, and not their union.
+Without this a wave would be admitted that can never be placed, and keep what it takes of the base from others. Each
+set of engines that a wave names is checked alone, and not the union of several, as of [0, 1] and [1, 2].
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,9 @@ Copies = dict[str, int]
 class Pinned:
     """What the waves admitted so far want in slots of engines that they name. Mutable, and local to one admission.
 
-    `_inside` has, for each set of engines that a wave names, the copies of adapters that may only be on these.
+    `_counted` has the copies of adapters by the only engines that may hold them. `_inside` has, for each of these
+    sets, the copies that have to be on its engines: all of an adapter that may be on no others, and of one that may,
+    those for which the others, with one copy each, are too few.
     `merged` is what a wave and those before it want together of the adapters that they share: engines that one
     wave names are then the only ones for all.
     """
@@ -27,6 +29,7 @@ class Pinned:
     def __init__(self, slots: int) -> None:
         """Each engine has `slots`."""
         self._slots = slots
+        self._counted: dict[Engines, Copies] = {}
         self._inside: dict[Engines, Copies] = {}
 
     def refusal(self, ask: Ask, merged: Mapping[str, Want]) -> Refusal | None:
@@ -50,15 +53,17 @@ class Pinned:
         for around, taken in self._around(wanted).items():
             _count(taken, _within(around, wanted))
             self._inside[around] = taken
+        for engines, copies in wanted.items():
+            _count(self._counted.setdefault(engines, {}), copies)
 
     def _around(self, wanted: Mapping[Engines, Copies]) -> dict[Engines, Copies]:
-        """Return the sets wanted and the known ones that include any of them, each with what is inside."""
-        found = {each: of for engines in wanted for each, of in self._inside.items() if engines <= each}
+        """Return the sets wanted and the known ones on which any of these copies have to be, each with its own."""
+        found: dict[Engines, Copies] = {}
+        for engines, copies in wanted.items():
+            most = max(copies.values())
+            found |= {each: of for each, of in self._inside.items() if most > len(engines - each)}
         for engines in wanted.keys() - found.keys():
-            found[engines] = {}
-            for each, of in self._inside.items():
-                if each < engines:
-                    _count(found[engines], of)
+            found[engines] = _within(engines, self._counted)
         return found
 
 
@@ -73,8 +78,12 @@ def _wanted(ask: Ask, merged: Mapping[str, Want]) -> dict[Engines, Copies]:
 
 
 def _within(around: Engines, wanted: Mapping[Engines, Copies]) -> Copies:
-    """Return the copies that may only be on engines of `around`."""
-    return {name: count for engines, of in wanted.items() if engines <= around for name, count in of.items()}
+    """Return the copies that have to be on engines of `around`."""
+    found: Copies = {}
+    for engines, copies in wanted.items():
+        others = len(engines - around)
+        _count(found, {name: count - others for name, count in copies.items() if count > others})
+    return found
 
 
 def _count(taken: Copies, more: Copies) -> None:
