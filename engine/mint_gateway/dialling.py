@@ -26,6 +26,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a wave may be silent for minutes
+    # As `Persistence` retries: by gRPC's own pauses, up to two minutes, calls in between would fail untried.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
 HELLO_S = 5.0  # for a server to complete a TLS handshake

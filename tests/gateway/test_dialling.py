@@ -1,12 +1,14 @@
 """How a client reaches a gateway from a network whose outside is only reachable through a proxy."""
 
 import asyncio
+from contextlib import suppress
 
 import grpc
 import pytest
 
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_gateway.client import Client
 from mint_gateway.dialling import dial
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 
@@ -46,3 +48,25 @@ async def test_an_invalid_address_is_refused_by_the_call() -> None:
     async with dial("[::1:8470", None) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await SamplerStub(channel).Generate(GenerateRequest(base_model=BASE, text="Ahoy"), timeout=LIMIT_S).read()
+
+
+async def test_a_gateway_that_is_away_is_tried_again_soon_and_often() -> None:
+    """By gRPC's own pauses, from a second to two minutes, a fifth attempt would take more than seven seconds."""
+    tried, often = 0, asyncio.Event()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tried
+        tried += await reader.read(3) == b"PRI"  # HTTP/2; the client also looks whether this port speaks TLS
+        if tried >= 5:
+            often.set()
+        writer.close()
+
+    async with (
+        await asyncio.start_server(hang_up, "127.0.0.1", 0) as listening,
+        Client(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", patience_s=60) as client,
+    ):
+        asking = asyncio.create_task(client.waves())
+        await asyncio.wait_for(often.wait(), 7)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
