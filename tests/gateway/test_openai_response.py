@@ -131,7 +131,7 @@ def test_a_stream_tells_the_prompt_before_each_of_its_completions() -> None:
 
 
 def test_a_stream_tells_a_long_prompt_a_part_at_a_time() -> None:
-    """All at once, a prompt that fits a context of 50,000 tokens took two gigabytes of a gateway, n being 16."""
+    """All at once, 15,000 tokens of a prompt with twenty log-probabilities took 600 MB of a gateway, n being 16."""
     head, prompt = Head(TEXT, "1", "demo/pirate", 0, ""), Echo("long", tuple(placed(b"a", at) for at in range(600)))
     pieces = beginning(head, range(2), prompt)
     assert next(pieces)["choices"][0]["text"] == "long"
