@@ -194,11 +194,13 @@ local function removed(given)
 end
 
 -- Refuse a part whose writer stood still for so long that its sequences are settled: a merge of the parts around it may
--- have missed it, and then replaces it. `first` is 0 for parts that were found in the manifests.
+-- have missed it, and then replaces it. An incomplete copy does not know what is settled. `first` is 0 for parts that
+-- were found in the manifests.
 local function late(key, first)
-  if first > 0 and first <= tonumber(redis.call('HGET', key, 'through') or '0') then
-    return redis.error_reply('CATALOGSETTLED')
-  end
+  if first == 0 then return end
+  local known = redis.call('HMGET', key, 'complete', 'through')
+  if known[1] ~= '1' then return redis.error_reply('CATALOGINCOMPLETE') end
+  if first <= tonumber(known[2] or '0') then return redis.error_reply('CATALOGSETTLED') end
 end
 
 -- Refuse entries of a registration whose manifests ("": any) are no longer the catalog's: they would be in these alone.
@@ -284,13 +286,14 @@ local function begin(given, argv)
   return 1
 end
 
--- KEYS: catalog   ARGV: token of the copy, the largest sequence in the manifests, channel, news
--- Mark the copy complete; sequences given from now on are larger than this one. Returns the catalog's new version.
+-- KEYS: catalog   ARGV: token of the copy, the largest sequence in the manifests, channel, news, the last settled one
+-- Mark the copy complete; sequences given from now on are larger than the largest. Returns the catalog's new version.
 local function complete(keys, argv)
   local refused = lost(keys[1], argv[1])
   if refused then return refused end
   local last = tonumber(redis.call('HGET', keys[1], 'sequence') or '0')
-  redis.call('HSET', keys[1], 'sequence', string.format('%.0f', math.max(last, tonumber(argv[2]))), 'complete', 1)
+  last = string.format('%.0f', math.max(last, tonumber(argv[2])))
+  redis.call('HSET', keys[1], 'sequence', last, 'through', argv[5], 'complete', 1)
   redis.call('PUBLISH', argv[3], argv[4])
   return redis.call('HINCRBY', keys[1], 'version', 1)
 end

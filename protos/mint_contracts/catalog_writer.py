@@ -76,12 +76,15 @@ class CatalogWriter:
         """
         await self._send("retire", base, rows, 0, "", own)
 
-    async def complete(self, base: str, copy: str, sequence: int) -> None:
+    async def complete(self, base: str, copy: str, sequence: int, settled: int = 0) -> None:
         """Mark the copy complete: it holds all of the manifests, whose largest sequence is `sequence`.
 
-        Raises MapUnavailable if Redis has another copy or has lost it.
+        From now on writers' parts with sequences up to `settled` are refused. Raises MapUnavailable if Redis has
+        another copy or has lost it.
         """
-        await self._call("complete", base, [copy, str(sequence), keys.catalog(base, "news"), EVERYTHING])
+        await self._call(
+            "complete", base, [copy, str(sequence), keys.catalog(base, "news"), EVERYTHING, str(settled)]
+        )
 
     async def _send(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, own: str) -> None:
         """Send rows in pieces, at most CALLS_AT_ONCE at a time."""

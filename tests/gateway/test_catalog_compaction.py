@@ -299,30 +299,63 @@ class Frozen(Parts):
         await super().write(name, entries)
 
 
-async def test_no_registration_is_acknowledged_that_a_merge_has_missed(
+async def register(redis: Redis, parts: Parts, name: str) -> None:
+    registration = Registration(BASE, parts, CatalogWriter(redis), stored=False)
+    await registration.add([entry(name, "r1")])
+    await registration.finish()
+
+
+@pytest.fixture
+async def late(
     redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Frozen, asyncio.Task[None]]:
+    """A gateway that stands still while it registers a/late, until the parts around that have been merged."""
     monkeypatch.setattr(keeper, "ON_ITS_WAY_S", -1.0)  # as if more than the usual time had passed
     monkeypatch.setattr(compaction, "ENOUGH", 2)
     await read_anew(redis_client, manifests)
-
-    def registration(parts: Parts) -> Registration:
-        return Registration(BASE, parts, CatalogWriter(redis_client), stored=False)
-
-    async def register(to: Registration, name: str) -> None:
-        await to.add([entry(name, "r1")])
-        await to.finish()
-
     frozen = Frozen(manifests)
-    await register(registration(Parts(manifests)), "a/before")
-    registering = asyncio.create_task(register(registration(frozen), "a/late"))
+    await register(redis_client, Parts(manifests), "a/before")
+    registering = asyncio.create_task(register(redis_client, frozen, "a/late"))
     await frozen.reached.wait()
-    await register(registration(Parts(manifests)), "a/after")
+    await register(redis_client, Parts(manifests), "a/after")
     assert len(await swept(redis_client, manifests)) == 1
+    return frozen, registering
+
+
+async def test_no_registration_is_acknowledged_that_a_merge_has_missed(
+    redis_client: Redis, manifests: Source, late: tuple[Frozen, asyncio.Task[None]]
+) -> None:
+    frozen, registering = late
     frozen.go_on.set()
     with pytest.raises(MapUnavailable, match=r"took minutes to be written.*send them again"):
         await registering
-    await register(registration(Parts(manifests)), "a/late")
+    await register(redis_client, Parts(manifests), "a/late")
+    assert [each.name for each in await read_anew(redis_client, manifests)] == ["a/after", "a/before", "a/late"]
+
+
+@pytest.mark.parametrize("step", ["begin", "complete"])
+async def test_none_is_acknowledged_either_while_the_catalog_is_read_anew(
+    redis_client: Redis,
+    manifests: Source,
+    late: tuple[Frozen, asyncio.Task[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    frozen, registering = late
+    take = getattr(CatalogWriter, step)
+
+    async def taken(*given: Any) -> Any:
+        answer = await take(*given)
+        frozen.go_on.set()
+        await asyncio.wait([registering])
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CatalogWriter, step, taken)
+        await Keeper(redis_client, dict).rebuild(BASE, manifests)
+    with pytest.raises(MapUnavailable):
+        await registering
+    await register(redis_client, Parts(manifests), "a/late")
     assert [each.name for each in await read_anew(redis_client, manifests)] == ["a/after", "a/before", "a/late"]
 
 

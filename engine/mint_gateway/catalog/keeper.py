@@ -138,8 +138,9 @@ class Keeper:
             await self._writer.apply(base, rows, name, copy=copy)
             count, last = count + len(rows), max([last, *[at for at, _ in rows]])
         await self._unchanged(base, start)
-        await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]))
-        await self._settled(base, counted, await self._settling())
+        settled = _settled(counted, await self._settling())
+        await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]), settled)
+        await self._settle(base, settled)
         _log.info(
             "catalog rebuilt from its manifests",
             base_model=base,
@@ -168,7 +169,8 @@ class Keeper:
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part recovered", base_model=base, part=name, entries=len(rows))
         await self._unchanged(base, start)
-        settled = await self._settled(base, counted, before)
+        settled = _settled(counted, before)
+        await self._settle(base, settled)
         await self._compact(base, manifests, names, settled, before - int(RETIRED_KEPT_S * _US))
         await parts.tidy()
         return missed
@@ -199,13 +201,11 @@ class Keeper:
         seconds, microseconds = await bounded(lambda: self._redis.time())
         return int((seconds - ON_ITS_WAY_S) * _US) + int(microseconds)
 
-    async def _settled(self, base: str, counted: Sequence[Span], before: int) -> int:
-        """Record up to which sequence the parts that begin `before` are in, forget their names, and return it."""
-        settled = max([span.last for span in counted if span.first < before], default=0)
+    async def _settle(self, base: str, settled: int) -> None:
+        """Record up to which sequence parts are in, and forget their names."""
         await bounded(lambda: self._redis.hset(keys.catalog(base), "through", settled))
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
         self._swept[base] = time.monotonic()
-        return settled
 
     async def _read(self, parts: Parts, names: Sequence[str]) -> AsyncIterator[tuple[str, list[Row]]]:
         """Yield parts in order, reading READ_AHEAD of them ahead."""
@@ -268,6 +268,11 @@ def _spans(base: str, names: Sequence[str]) -> list[Span]:
             message = "some pieces of a catalog run have been removed, and the names in them are lost; put them back"
             _log.error(message, base_model=base, run=span.names[-1], pieces=len(span.names))
     return counted
+
+
+def _settled(counted: Sequence[Span], before: int) -> int:
+    """Return up to which sequence parts are in, if those that begin `before` are."""
+    return max([span.last for span in counted if span.first < before], default=0)
 
 
 def _names(counted: Sequence[Span]) -> list[str]:
