@@ -104,8 +104,8 @@ class Calls:
     async def first(self, work: Callable[[], Awaitable[None]]) -> None:
         """Make the policy before its first call. If `work` raises, so does this; later calls raise PolicyNotFound."""
         async with self._turn:
-            self._refuse_ended()
             try:
+                self._refuse_ended()
                 await work()
             except BaseException:
                 self._gone = "could not be made"
@@ -141,9 +141,12 @@ class Calls:
                 raise
             self._gone = "was saved and unloaded for lack of calls; resume it"
 
-    async def drain(self, save: Callable[[], Awaitable[object]]) -> None:
-        """Refuse further calls with Draining, and `save` once the call under way has ended."""
+    def refuse(self) -> None:
+        """Refuse further calls with Draining, also those that already wait for their turn."""
         self._draining = True
+
+    async def leave(self, save: Callable[[], Awaitable[object]]) -> None:
+        """Run `save` once the call under way has ended, unless the policy is gone by then."""
         async with self._turn:
             if not self._gone:
                 await save()

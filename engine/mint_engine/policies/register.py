@@ -26,6 +26,7 @@ from mint_engine.training.policy import PolicySettings
 MOST_POLICIES = 256
 LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S, DROPPING_RETRY_S = 5.0, 10.0, 0.5, 2.0
 SUPERSEDED = "was resumed on another engine while its own was cut off"
+CUT_OFF = "had a call under way as the engine lost a rank or its device: that call may be why"
 REST_S, LOOK_S = 30 * 60.0, 60.0  # resuming after a rest costs a client seconds
 
 T = TypeVar("T")
@@ -183,12 +184,16 @@ class Register:
         one whose call was under way as the engine was `lost`: it may be why, and the next engine would get that call.
         """
         self._draining = True
+        for each in self._calls.values():  # also those that are not saved: what they did now would be lost
+            each.refuse()
         here, saved = self.context, {name: each for name, each in self._calls.items() if not (lost and each.cut_off)}
+        if unsaved := sorted(self._calls.keys() - saved.keys()):
+            _log.warning("policies_lost", policies=unsaved, reason=CUT_OFF)
         if here is None or not saved:
             return
 
         async def save(name: str, calls: Calls) -> None:
-            await calls.drain(lambda: call_checkpoints.leave(here, name, calls))
+            await calls.leave(lambda: call_checkpoints.leave(here, name, calls))
 
         self._saving = [asyncio.create_task(save(*each)) for each in saved.items()]  # late saves go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Overloaded
@@ -150,6 +151,26 @@ async def test_an_engine_does_not_wait_longer_than_it_has_for_what_is_under_way(
         await asyncio.wait(scene.server.register._saving)
     async with called(base, tmp_path) as (_, stub):
         assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 1
+
+
+async def test_a_lost_engine_takes_no_more_calls_of_a_policy_that_it_does_not_save(
+    base: Path, tmp_path: Path
+) -> None:
+    """Such a call would be acknowledged, and then lost with the engine."""
+    async with called(base, tmp_path) as (scene, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        with Gate() as gate:
+            hold_updates(scene, gate)
+            learning = asyncio.ensure_future(stub.ForwardBackward(lesson("one", 1)))
+            await gate.reached()
+            with capture_logs() as logs:
+                await scene.server.register.drain(LIMIT_S, lost=True)
+            late = asyncio.ensure_future(stub.OptimStep(step("one", 2)))
+        await learning
+        assert (await refused(late)).reason == "Draining"
+    (told,) = [each for each in logs if each["event"] == "policies_lost"]
+    assert told["policies"] == ["one"]
+    assert "a call under way" in told["reason"]
 
 
 async def test_an_engine_that_started_earlier_goes_on_where_a_younger_one_died(base: Path, tmp_path: Path) -> None:
