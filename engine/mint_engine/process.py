@@ -121,7 +121,7 @@ class Process:
         reported = await self.agent.tell(TELL_S)
         log.info("draining", told=reported, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
-        await self._save_policies(lost=False)
+        await self._save_policies()
         finished = await self._server.drain(max(1.0, until - time.monotonic()))
         if self._residency is not None:
             await self._residency.close()
@@ -135,12 +135,12 @@ class Process:
         log.error("engine_lost", running=self._server.load_now.running)
         self._leaving = True
         await self._server.refuse()
-        await asyncio.gather(self.agent.tell(TELL_S), self._save_policies(lost=True))
+        await asyncio.gather(self.agent.tell(TELL_S), self._save_policies())
         return DEFECT
 
-    async def _save_policies(self, *, lost: bool) -> None:
+    async def _save_policies(self) -> None:
         """Let go of all policies, and save what they have learnt, within `PART_S`; see `Register.drain`."""
-        saving = [self._server.register.drain(PART_S, lost=lost)]
+        saving = [self._server.register.drain(PART_S, self._server.lost.is_set)]
         if self._roster is not None:
             saving.append(self._roster.close())
         await asyncio.gather(*saving)

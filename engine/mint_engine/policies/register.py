@@ -177,23 +177,32 @@ class Register:
         elif self.context is not None:
             await self.context.announcement_cache.clear(policy, since)
 
-    async def drain(self, timeout_s: float, *, lost: bool = False) -> None:
+    async def drain(self, timeout_s: float, lost: Callable[[], bool] = lambda: False) -> None:
         """Take no more calls, and save every policy as it is, so that other engines can resume it.
 
         Waits for at most `timeout_s`; a policy that is not saved by then resumes from its client's last save. So does
-        one whose call was under way as the engine was `lost`: it may be why, and the next engine would get that call.
+        one whose call was under way as the engine was `lost`, even meanwhile: it may be why, and the next engine
+        would get that call.
         """
         self._draining = True
         for each in self._calls.values():  # also those that are not saved: what they did now would be lost
             each.refuse()
-        here, saved = self.context, {name: each for name, each in self._calls.items() if not (lost and each.cut_off)}
+        here, saved = (
+            self.context,
+            {name: each for name, each in self._calls.items() if not (lost() and each.cut_off)},
+        )
         if unsaved := sorted(self._calls.keys() - saved.keys()):
             _log.warning("policies_lost", policies=unsaved, reason=CUT_OFF)
         if here is None or not saved:
             return
 
         async def save(name: str, calls: Calls) -> None:
-            await calls.leave(lambda: call_checkpoints.leave(here, name, calls))
+            async def begin() -> None:
+                if lost() and calls.cut_off:
+                    raise EngineUnavailable(f"policy {name!r}", CUT_OFF)
+                await call_checkpoints.leave(here, name, calls)
+
+            await calls.leave(begin)
 
         self._saving = [asyncio.create_task(save(*each)) for each in saved.items()]  # late saves go on
         done, late = await asyncio.wait(self._saving, timeout=timeout_s)

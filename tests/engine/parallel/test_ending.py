@@ -56,12 +56,14 @@ async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
     assert policy.weights.equal(before)
 
 
+@pytest.mark.parametrize("told_to_end", [False, True])
 async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
-    tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch, told_to_end: bool
 ) -> None:
     """The engine ends, too, but first saves them: another engine continues each after its last acknowledged call.
 
     But not the one whose call was under way: it may be why the rank has died, and would end the next engine, too.
+    This also holds if the rank dies while the engine, told to end, already waits for that call.
     """
     monkeypatch.setenv(REDIS_URL, redis_server)
     base, others, store = save_base(tmp_path / "base"), followers(), Source(f"file://{tmp_path}/runs")
@@ -78,9 +80,14 @@ async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
         os.kill(rank, signal.SIGSTOP)
         call = asyncio.ensure_future(stub.ForwardBackward(lesson("busy", 4)))
         await until(lambda: server._updates is not None and server._updates._work is not None)
+        draining = asyncio.create_task(ending.drain()) if told_to_end else None
+        await until(lambda: server.register._draining is told_to_end)
         os.kill(rank, signal.SIGKILL)
         await server.lost.wait()
-        assert await ending.abort() == process.DEFECT
+        if draining is not None:
+            await draining
+        else:
+            assert await ending.abort() == process.DEFECT
         assert not (await refused(call)).terminal
     following.cancel()
     await asyncio.wait({following})
@@ -88,7 +95,8 @@ async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
         found = await stub.ResumePolicy(resume("one", made.life))
         assert (found.life, found.sequence, found.step) == (made.life, 3, 1)
         assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
-    await ending.drain()
+    if not told_to_end:
+        await ending.drain()
     await ending.agent.leave()
 
 

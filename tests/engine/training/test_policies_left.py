@@ -164,7 +164,7 @@ async def test_a_lost_engine_takes_no_more_calls_of_a_policy_that_it_does_not_sa
             learning = asyncio.ensure_future(stub.ForwardBackward(lesson("one", 1)))
             await gate.reached()
             with capture_logs() as logs:
-                await scene.server.register.drain(LIMIT_S, lost=True)
+                await scene.server.register.drain(LIMIT_S, lambda: True)
             late = asyncio.ensure_future(stub.OptimStep(step("one", 2)))
         await learning
         assert (await refused(late)).reason == "Draining"
