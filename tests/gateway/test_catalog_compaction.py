@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from mint_contracts import catalog_parts, keys
 from mint_contracts.catalog_parts import Parts
@@ -24,6 +27,7 @@ from mint_gateway.catalog import compaction, keeper, merging
 from mint_gateway.catalog.compaction import ENOUGH, GROWN, HELD, SLACK, below, due
 from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.catalog.registration import Registration
+from tests.apiserver import ROOT
 
 BASE = "demo/smollm2"
 
@@ -205,15 +209,29 @@ async def test_a_run_that_lacks_pieces_costs_only_the_names_in_them_and_is_left_
     lost = tmp_path / "catalog" / pieces[3]
     content = lost.read_bytes()
     lost.unlink()
-    assert len(await read_anew(redis_client, manifests)) == len(before) - len(content.splitlines())
+    with capture_logs() as logged:
+        assert len(await read_anew(redis_client, manifests)) == len(before) - len(content.splitlines())
+    assert [line["base_model"] for line in logged if "lacks pieces; put them back and" in line["event"]] == [BASE]
     await written(manifests, 99, first=101)
     await read_anew(redis_client, manifests)
     after = await swept(redis_client, manifests)
     assert after[:9] == [*pieces[:3], *pieces[4:10]]
     assert len(after) < 99, "what comes after it is merged"
+    rest = (await CatalogReader(redis_client).state(BASE)).count
     lost.write_bytes(content)
-    await read_anew(redis_client, manifests)
-    assert (await CatalogReader(redis_client).state(BASE)).count == 100 + 99 + 1
+    with capture_logs() as logged:
+        await swept(redis_client, manifests)
+    assert not [line for line in logged if "lacks pieces" in line["event"]]
+    assert (await CatalogReader(redis_client).state(BASE)).count == rest, "old files are not looked at again"
+    assert await count_read_again(redis_client, manifests) == 100 + 99 + 1
+
+
+async def count_read_again(redis: Redis, manifests: Source) -> int:
+    """Have the catalog read again as docs/platform.md says, and return its number of names."""
+    [command] = re.findall(r"^ {4}redis-cli (HDEL .*)$", (ROOT / "docs" / "platform.md").read_text(), re.MULTILINE)
+    await redis.execute_command(*shlex.split(command.replace("NAMESPACE/NAME OF THE BASEMODEL", BASE)))  # type: ignore[no-untyped-call]
+    await Keeper(redis, dict).look(BASE, manifests)
+    return (await CatalogReader(redis).state(BASE)).count
 
 
 async def test_parts_that_may_still_be_on_their_way_are_left_alone(redis_client: Redis, manifests: Source) -> None:

@@ -265,7 +265,7 @@ def _spans(base: str, names: Sequence[str]) -> list[Span]:
     counted = spans(names)
     for span in counted:
         if span.torn:
-            message = "some pieces of a catalog run have been removed, and the names in them are lost; put them back"
+            message = "catalog run lacks pieces; put them back and have it all read again (docs/platform.md, Backups)"
             _log.error(message, base_model=base, run=span.names[-1], pieces=len(span.names))
     return counted
 
