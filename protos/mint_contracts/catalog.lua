@@ -5,7 +5,9 @@
 -- A leaf's fields: NAME -> newest state of an adapter, NAME "@" ID -> an older revision.
 -- A value: sequence (8 bytes), ID of the revision (6 bytes; zeros: retired), number of its root and of its labels
 -- (2 bytes each; 65535: the text follows, after its length in 2 bytes), then bytes that only clients read.
--- A state with a larger sequence replaces one with a smaller one, so the result does not depend on the order of calls.
+-- A state with a larger sequence replaces one with a smaller one, so what a name means does not depend on the order of
+-- calls. Its older revisions may: a registration that comes after both its retirement and a newer registration, which
+-- replaced the record of that, stays one of them until the next rebuild.
 
 local LEAF_FIELDS = 64    -- half of Redis's default for hash-max-listpack-entries: finding a field takes half the time
 local CHECKED_EVERY = 4   -- check every 4th row of a batch, the first included: a leaf may exceed its limit by a few

@@ -25,7 +25,7 @@ async def call(redis: Redis, function: str, base: str, args: Sequence[str | byte
         return await run(redis, CATALOG, function, names, args, raw=True)
     except ResponseError as error:
         if "CATALOGSETTLED" in str(error):
-            message = "entries took minutes to be written, so that they may have been missed; send them again"
+            message = "writing the entries took minutes, so a merge may have missed them; send them again"
             raise MapUnavailable(f"catalog of {base}", message, retry_after_s=INCOMPLETE_RETRY_S) from None
         if "CATALOGINCOMPLETE" not in str(error):
             raise

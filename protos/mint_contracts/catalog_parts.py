@@ -119,7 +119,8 @@ class Parts:
             if strict:
                 message = f"has {len(rows)} entries instead of the {count} that its name says"
                 raise CorruptFile(f"{self._manifests.uri}/{name}", message)
-            _log.error("catalog part has other entries than its name says", part=name, entries=len(rows), told=count)
+            message = "catalog part does not have as many entries as its name says"
+            _log.error(message, part=name, entries=len(rows), told=count)
         return rows
 
     def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:

@@ -240,6 +240,20 @@ async def test_a_retirement_that_comes_late_takes_the_revisions_before_it(
     assert (await reader.state(BASE)).older == 1
 
 
+async def test_a_registration_that_comes_after_its_retirement_and_a_newer_one_stays_an_older_revision(
+    writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    one, retirement, two = rows([entry("a/b", "r1"), Entry("a/b", retired=True), entry("a/b", "r2")])
+    await writer.apply(BASE, [retirement, two], "p")
+    await writer.apply(BASE, [one], "late")
+    found = [await reader.find(BASE, "a/b", revision) for revision in ("", "r1")]
+    assert found == [entry("a/b", "r2"), entry("a/b", "r1")]
+    await make_complete(writer, BASE)
+    await writer.apply(BASE, [one, retirement, two], "again")  # as a rebuild does, the oldest first
+    found = [await reader.find(BASE, "a/b", revision) for revision in ("", "r1")]
+    assert found == [entry("a/b", "r2"), None]
+
+
 async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
     redis_client: Redis, writer: CatalogWriter
 ) -> None:
