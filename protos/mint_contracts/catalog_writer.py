@@ -34,13 +34,13 @@ class CatalogWriter:
         self._redis = redis
         self._gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
-    async def sequences(self, base: str, count: int, *, retiring: bool = False, own: str = "") -> int:
+    async def sequences(self, base: str, count: int, *, retiring: bool = False, manifests: str = "") -> int:
         """Reserve `count` unique sequences and return the first: microseconds since 1970, by Redis's clock.
 
-        `retiring`: all of them are for names being retired. `own`: the URI of the manifests that they are for. Raises
-        MapUnavailable, also while the catalog is incomplete or if it has other manifests.
+        `retiring`: all of them are for names being retired. `manifests`: the URI of those that they are for.
+        Raises MapUnavailable, also while the catalog is incomplete or if it has other manifests.
         """
-        return int(await self._call("retiring" if retiring else "sequences", base, [str(count), own]))
+        return int(await self._call("retiring" if retiring else "sequences", base, [str(count), manifests]))
 
     async def begin(self, base: str, manifests: str) -> str:
         """Begin a copy of the manifests at that URI; return the token that is needed to fill and complete it.
@@ -55,26 +55,26 @@ class CatalogWriter:
         return copy
 
     async def apply(
-        self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "", own: str = ""
+        self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0, copy: str = "", manifests: str = ""
     ) -> None:
         """Bring in the entries of a manifest part, then note that the part is in.
 
         Names that were retired before the sequence `horizon` may be forgotten. With `copy`, write only to that copy:
-        raises MapUnavailable if Redis has another one or has lost it. `own` is as in `retire`.
+        raises MapUnavailable if Redis has another one or has lost it. `manifests` is as in `retire`.
         """
-        await self._send("apply", base, rows, horizon, copy, own)
+        await self._send("apply", base, rows, horizon, copy, manifests)
         first = min((sequence for sequence, _ in rows), default=0)
         with suppress(OutOfMemoryError):  # a part that is not noted is brought in again
             await bounded(lambda: self._redis.zadd(keys.catalog(base, "parts"), {part: first}))
 
-    async def retire(self, base: str, rows: Sequence[Row], *, own: str = "") -> None:
+    async def retire(self, base: str, rows: Sequence[Row], *, manifests: str = "") -> None:
         """Retire those of the names that Redis has, which needs no memory.
 
-        The part is not noted: it is brought in later, together with the names that Redis does not have. `own`: the
-        URI of the manifests, if the caller has just written the part. Raises MapUnavailable if that took so long that
-        a merge may have missed it, or if the catalog has other manifests now.
+        The part is not noted: it is brought in later, together with the names that Redis does not have. `manifests`:
+        their URI, if the caller has just written the part. Raises MapUnavailable if that took so long that a merge
+        may have missed it, while the catalog is incomplete, or if it has other manifests now.
         """
-        await self._send("retire", base, rows, 0, "", own)
+        await self._send("retire", base, rows, 0, "", manifests)
 
     async def complete(self, base: str, copy: str, sequence: int, settled: int = 0) -> None:
         """Mark the copy complete: it holds all of the manifests, whose largest sequence is `sequence`.
@@ -86,15 +86,17 @@ class CatalogWriter:
             "complete", base, [copy, str(sequence), keys.catalog(base, "news"), EVERYTHING, str(settled)]
         )
 
-    async def _send(self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, own: str) -> None:
+    async def _send(
+        self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, manifests: str
+    ) -> None:
         """Send rows in pieces, at most CALLS_AT_ONCE at a time."""
-        first = min((sequence for sequence, _ in rows), default=0) if own else 0
+        first = min((sequence for sequence, _ in rows), default=0) if manifests else 0
         ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
         pieces = [ordered[at : at + ROWS_PER_CALL] for at in range(0, len(ordered), ROWS_PER_CALL)]
 
         async def send(piece: Sequence[Row]) -> None:
             async with self._gate:
-                await self._send_piece(function, base, piece, horizon, copy, str(first), own)
+                await self._send_piece(function, base, piece, horizon, copy, str(first), manifests)
 
         await gather_or_cancel(send(piece) for piece in pieces)
 

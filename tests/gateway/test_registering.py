@@ -270,13 +270,13 @@ async def test_nothing_is_registered_in_manifests_that_are_no_longer_the_catalog
     begun = Registration(BASE, Parts(Source(old)), writer, stored=False)
     await begun.add([entry("a/before")])
     await begun.finish()
-    first = await writer.sequences(BASE, 1, own=old)
+    first = await writer.sequences(BASE, 1, manifests=old)
     await Keeper(redis_client, dict).look(BASE, Source(new))
     await begun.add([entry("a/after")])
     with pytest.raises(MapUnavailable):
         await begun.finish()
     with pytest.raises(MapUnavailable):
-        await writer.apply(BASE, [(first, entry("a/after"))], part_name(first, 1), own=old)
+        await writer.apply(BASE, [(first, entry("a/after"))], part_name(first, 1), manifests=old)
     assert await CatalogReader(redis_client).find(BASE, "a/after") is None
 
 

@@ -119,7 +119,7 @@ class Registration:
             await self._writing.pop(0)
         retiring = all(entry.retired for entry in entries)
         # Reserved here, not in the task, so that sequences follow the order of the stream.
-        first = await self._writer.sequences(self.base, len(entries), retiring=retiring, own=self._parts.uri)
+        first = await self._writer.sequences(self.base, len(entries), retiring=retiring, manifests=self._parts.uri)
         self._writing.append(asyncio.create_task(self._write_part(first, entries)))
 
     async def _write_part(self, first: int, entries: list[Entry]) -> None:
@@ -128,11 +128,11 @@ class Registration:
         await self._parts.write(name, entries)
         rows = list(enumerate(entries, first))
         try:
-            await self._writer.apply(self.base, rows, name, horizon=horizon, own=self._parts.uri)
+            await self._writer.apply(self.base, rows, name, horizon=horizon, manifests=self._parts.uri)
         except CapacityExceeded:
             if not all(entry.retired for entry in entries):
                 raise
-            await self._writer.retire(self.base, rows, own=self._parts.uri)
+            await self._writer.retire(self.base, rows, manifests=self._parts.uri)
         self.registered += len(entries)
         self.parts += 1
 
