@@ -140,6 +140,7 @@ class Process:
 
     async def _save_policies(self) -> None:
         """Let go of all policies, and save what they have learnt, within `PART_S`; see `Register.drain`."""
+        self._server.release_training()
         saving = [self._server.register.drain(PART_S, self._server.lost.is_set)]
         if self._roster is not None:
             saving.append(self._roster.close())

@@ -243,6 +243,12 @@ class EngineServer:
         if self._services.parts is not None:
             self._services.parts.stepper.check()
 
+    def release_training(self) -> None:
+        """If a defect has ended the step thread, do at once what would wait for it, e.g. to save policies."""
+        parts = self._services.parts
+        if parts is not None and parts.stepper.broken and self._updates is not None:
+            self._updates.close()
+
     async def drain(self, timeout_s: float) -> bool:
         """Take no more requests, let the current ones end, then stop. Returns False if some were cut off."""
         await self.refuse()

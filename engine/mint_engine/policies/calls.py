@@ -183,7 +183,7 @@ class Calls:
                 given = await work()
                 self.cut_off = False
             except MintError as error:
-                self.cut_off = isinstance(error, EngineUnavailable)
+                self.cut_off = isinstance(error, EngineUnavailable | Draining)
                 raise
             finally:
                 self._used_at = time.monotonic()

@@ -57,6 +57,7 @@ class Stepper:
         self._inbox: list[Completion] = []
         self._cancelled: list[Completion] = []
         self._stopping = self._doubted = False
+        self.broken = False  # a defect has ended the thread, and so all work of its background
         limits = self._scheduler.limits
         self._counter = PlaceCounter[Party](limits.running + limits.waiting)
         self._demand = Demand()
@@ -202,7 +203,7 @@ class Stepper:
     def _give_up(self) -> None:
         """Report the engine as lost, and fail all requests with EngineUnavailable; the books no longer matter."""
         with self._wake:
-            self._stopping = True
+            self._stopping = self.broken = True
             left = [*self._scheduler.live, *self._inbox]
         self._generation.lose()
         error = EngineUnavailable("engine", "cannot compute any more; see its log")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -26,6 +27,16 @@ from tests.engine.training.scene import OPTIMIZER
 from tests.waiting import until
 
 LONG_S = 1.0  # for one piece of an update of this small base
+LIMIT_S = 60.0  # only a failing test waits this long
+
+
+async def started(base: Path, folder: Path, **settings: Any) -> tuple[process.Process, serve.EngineServer]:
+    """Start a training engine that is yet to load its base, with its stores in `folder`."""
+    (folder / "runs").mkdir()
+    store = Source(f"file://{folder}/runs")
+    told = settings_for(base, training_store=store, host_bytes=64 << 20, **settings)
+    server = await serve.listen(told, "tiny-1", 0)
+    return process.Process(Start(told, "tiny-1", "127.0.0.1:1", folder / "cache", 0, 0), server), server
 
 
 async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
@@ -66,11 +77,8 @@ async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
     This also holds if the rank dies while the engine, told to end, already waits for that call.
     """
     monkeypatch.setenv(REDIS_URL, redis_server)
-    base, others, store = save_base(tmp_path / "base"), followers(), Source(f"file://{tmp_path}/runs")
-    told = settings_for(base, tensor_parallel_size=2, training_store=store, host_bytes=64 << 20)
-    (tmp_path / "runs").mkdir()
-    server = await serve.listen(told, "tiny-1", 0)
-    ending = process.Process(Start(told, "tiny-1", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+    base, others = save_base(tmp_path / "base"), followers()
+    ending, server = await started(base, tmp_path, tensor_parallel_size=2)
     following = asyncio.create_task(ending.follow())
     await ending.load_base()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -97,6 +105,38 @@ async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
         assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
     if not told_to_end:
         await ending.drain()
+    await ending.agent.leave()
+
+
+async def test_what_policies_have_learnt_outlives_a_defect_that_ends_the_step_thread(
+    tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not what the policy has learnt whose call was under way: it may be why."""
+
+    def end(*_: object) -> None:
+        raise KeyError("busy")
+
+    monkeypatch.setenv(REDIS_URL, redis_server)
+    base = save_base(tmp_path / "base")
+    ending, server = await started(base, tmp_path)
+    following = asyncio.create_task(ending.follow())
+    await ending.load_base()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = training_pb2_grpc.TrainerStub(channel)
+        made, busy = [await taught(stub, name) for name in ("one", "busy")]
+        monkeypatch.setattr(server._updates, "_end", end)
+        call = asyncio.ensure_future(stub.ForwardBackward(lesson("busy", 4)))
+        await server.lost.wait()
+        assert await ending.abort() == process.DEFECT
+        async with asyncio.timeout(LIMIT_S):
+            assert not (await refused(call)).terminal
+    following.cancel()
+    await asyncio.wait({following})
+    async with called(base, tmp_path) as (_, stub):
+        found = await stub.ResumePolicy(resume("one", made.life))
+        assert (found.life, found.sequence, found.step) == (made.life, 3, 1)
+        assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
+    await ending.drain()
     await ending.agent.leave()
 
 
