@@ -1,16 +1,14 @@
 """A catalog's manifests are merged as they grow, and its content stays the same whatever happens meanwhile."""
 
-import asyncio
 import itertools
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
@@ -18,46 +16,20 @@ from structlog.testing import capture_logs
 from mint_contracts import catalog_parts, keys
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.errors import MapUnavailable, SourceUnavailable
-from mint_contracts.part_names import Span, is_merged, part_name, piece_name, spans
+from mint_contracts.part_names import is_merged, part_name, piece_name, spans
 from mint_contracts.source import Source
-from mint_gateway.catalog import compaction, keeper, merging
-from mint_gateway.catalog.compaction import ENOUGH, GROWN, HELD, SLACK, below, due
+from mint_gateway.catalog import compaction, merging
+from mint_gateway.catalog.compaction import ENOUGH, GROWN
 from mint_gateway.catalog.keeper import Keeper
-from mint_gateway.catalog.registration import Registration
 from tests.apiserver import ROOT
-
-BASE = "demo/smollm2"
+from tests.gateway.manifests import BASE, entry, read_anew, swept, written
 
 
 @pytest.fixture
 def manifests(tmp_path: Path) -> Source:
     return Source(f"file://{tmp_path}/catalog")
-
-
-def entry(name: str, revision: str) -> Entry:
-    return Entry(name, f"s3://adapters/{name}/{revision}", revision)
-
-
-async def written(manifests: Source, count: int, first: int = 1) -> list[str]:
-    """Write parts of two entries each: an own name, and a new revision of a shared one, which one part retires."""
-    parts, names = Parts(manifests), []
-    for number in range(first, first + count):
-        shared = Entry("a/shared", retired=True) if number == first + count // 2 else entry("a/shared", f"r{number}")
-        names.append(part_name(number * 10, 2))
-        await parts.write(names[-1], [entry(f"a/own-{number:04d}", "r1"), shared])
-    return names
-
-
-async def read_anew(redis: Redis, manifests: Source) -> list[Entry]:
-    """Read the manifests into an empty Redis; return all entries, and the shared name's pinned revisions."""
-    await redis.flushall()
-    await Keeper(redis, dict).rebuild(BASE, manifests)
-    reader = CatalogReader(redis)
-    pinned = [await reader.find(BASE, "a/shared", f"r{number}") for number in range(1, 200)]
-    return [*await reader.all(BASE, limit=10_000), *[each for each in pinned if each is not None]]
 
 
 async def test_a_folder_that_loses_parts_between_all_listings_is_reported(
@@ -68,12 +40,6 @@ async def test_a_folder_that_loses_parts_between_all_listings_is_reported(
     monkeypatch.setattr(parts, "_store", SimpleNamespace(names=lambda: [part_name(next(number), 1)]))
     with pytest.raises(SourceUnavailable, match="loses files between any two listings"):
         await parts.names()
-
-
-async def swept(redis: Redis, manifests: Source, *, stored: bool = True) -> list[str]:
-    """Sweep, and return the names of the parts afterwards."""
-    await Keeper(redis, dict, lambda base: stored).sweep(BASE, manifests)
-    return await Parts(manifests).names()
 
 
 async def saved(redis: Redis) -> dict[Any, bytes]:
@@ -307,79 +273,6 @@ async def test_a_merge_gives_up_where_a_part_has_come_into_its_range(
     assert entry("a/late", "r1") in await read_anew(redis_client, manifests)
 
 
-class Frozen(Parts):
-    """The parts of a gateway that stands still, as on a node that is suspended, just before it writes one."""
-
-    def __init__(self, manifests: Source) -> None:
-        super().__init__(manifests)
-        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
-
-    async def write(self, name: str, entries: Sequence[Entry]) -> None:
-        self.reached.set()
-        await self.go_on.wait()
-        await super().write(name, entries)
-
-
-async def register(redis: Redis, parts: Parts, name: str) -> None:
-    registration = Registration(BASE, parts, CatalogWriter(redis), stored=False)
-    await registration.add([entry(name, "r1")])
-    await registration.finish()
-
-
-@pytest.fixture
-async def late(
-    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Frozen, asyncio.Task[None]]:
-    """A gateway that stands still while it registers a/late, until the parts around that have been merged."""
-    monkeypatch.setattr(keeper, "ON_ITS_WAY_S", -1.0)  # as if more than the usual time had passed
-    monkeypatch.setattr(compaction, "ENOUGH", 2)
-    await read_anew(redis_client, manifests)
-    frozen = Frozen(manifests)
-    await register(redis_client, Parts(manifests), "a/before")
-    registering = asyncio.create_task(register(redis_client, frozen, "a/late"))
-    await frozen.reached.wait()
-    await register(redis_client, Parts(manifests), "a/after")
-    assert len(await swept(redis_client, manifests)) == 1
-    return frozen, registering
-
-
-async def test_no_registration_is_acknowledged_that_a_merge_has_missed(
-    redis_client: Redis, manifests: Source, late: tuple[Frozen, asyncio.Task[None]]
-) -> None:
-    frozen, registering = late
-    frozen.go_on.set()
-    with pytest.raises(MapUnavailable, match="took minutes, so a merge may have missed them; send them again"):
-        await registering
-    await register(redis_client, Parts(manifests), "a/late")
-    assert [each.name for each in await read_anew(redis_client, manifests)] == ["a/after", "a/before", "a/late"]
-
-
-@pytest.mark.parametrize("step", ["begin", "complete"])
-async def test_none_is_acknowledged_either_while_the_catalog_is_read_anew(
-    redis_client: Redis,
-    manifests: Source,
-    late: tuple[Frozen, asyncio.Task[None]],
-    monkeypatch: pytest.MonkeyPatch,
-    step: str,
-) -> None:
-    frozen, registering = late
-    take = getattr(CatalogWriter, step)
-
-    async def taken(*given: Any) -> Any:
-        answer = await take(*given)
-        frozen.go_on.set()
-        await asyncio.wait([registering])
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CatalogWriter, step, taken)
-        await Keeper(redis_client, dict).rebuild(BASE, manifests)
-    with pytest.raises(MapUnavailable):
-        await registering
-    await register(redis_client, Parts(manifests), "a/late")
-    assert [each.name for each in await read_anew(redis_client, manifests)] == ["a/after", "a/before", "a/late"]
-
-
 ONE, TWO, RUN = part_name(10, 2), part_name(20, 2), piece_name(10, 21, "aaaa", 0, 4, end=True)
 
 
@@ -444,61 +337,3 @@ async def test_a_merge_makes_way_for_a_catalog_that_redis_has_lost(
     with pytest.raises(MapUnavailable):
         await swept(redis_client, manifests)
     assert await Parts(manifests).names() == names
-
-
-def part(first: int, count: int, *, run: bool = False) -> Span:
-    return Span(first, first + count - 1, f"{first}", (f"{first}",), count, run)
-
-
-def test_a_merge_of_all_that_is_older_forgets_what_was_retired_long_ago() -> None:
-    counted, never = [part(1, 5), part(10, 5), part(20, 5)], 1 << 63
-    assert below(counted, 0, 2, never) == 20
-    assert below(counted, 0, 3, never) == never
-    assert below(counted, 0, 2, 15) == 15, "a Redis that comes back may know what it was before"
-    assert below(counted, 1, 3, never) == 0
-    endless = msgspec.structs.replace(counted[1], ends=False)
-    assert below([counted[0], endless], 0, 2, never) == 0, "it may be left beside the run"
-
-
-def test_everything_is_merged_where_too_many_rows_are_dead() -> None:
-    bottom, newer = part(1, 40_000, run=True), [part(10**6 * n, 10_000) for n in range(1, 4)]
-    counted = [bottom, *newer]
-    assert due(counted, 70_000, live=70_000) == ()
-    assert due(counted, 70_000, live=int((70_000 - SLACK) / GROWN) - 1) == counted
-    assert due([part(1, 10**6, run=True), part(10**7, 100)], 10**6 + 100, live=10) == (), (
-        "for so little it is not worth it"
-    )
-
-
-def test_large_merges_go_in_parts_and_rewrite_no_row_often() -> None:
-    counted, rows, rewritten = [part(10**7 * n, 10_000) for n in range(1, 101)], 10**6, 0
-    counted = [part(1, 10**6, run=True), *counted]
-    while window := due(counted, rows + 10**6, live=10**6):
-        held = sum(min(span.rows, merging.PIECE) if span.run else span.rows for span in window)
-        assert held <= HELD
-        at, count = counted.index(window[0]), sum(span.rows for span in window)
-        counted[at : at + len(window)] = [Span(window[0].first, window[-1].last, f"m{rewritten}", (), count, True)]
-        rewritten += count
-    assert len(counted) == 1
-    assert rewritten <= 4 * 10**6  # each row once into a run, and once in the final merge
-
-
-def test_many_parts_become_few_and_the_large_stay_as_they_are() -> None:
-    small = [part(10**7 + number, 2) for number in range(1, ENOUGH)]
-    large = part(1, 10**6, run=True)
-    assert due([large, *small], 10**6 + 126, live=10**6) == small
-    assert due(small, 126, live=126) == ()
-
-
-def test_entries_registered_bit_by_bit_are_rewritten_a_few_times() -> None:
-    counted, rewritten, most = list[Span](), 0, 0
-    for number in range(20_000):
-        counted.append(part(number + 1, 1))
-        rows = number + 1
-        while window := due(counted, rows, live=rows):
-            at, count = counted.index(window[0]), sum(span.rows for span in window)
-            counted[at : at + len(window)] = [Span(window[0].first, window[-1].last, f"m{number}", (), count, True)]
-            rewritten += count
-        most = max(most, len(counted))
-    assert most <= ENOUGH
-    assert rewritten <= 6 * 20_000

@@ -187,10 +187,8 @@ class Register:
         self._draining = True
         for each in self._calls.values():  # also those that are not saved: what they did now would be lost
             each.refuse()
-        here, saved = (
-            self.context,
-            {name: each for name, each in self._calls.items() if not (lost() and each.cut_off)},
-        )
+        here = self.context
+        saved = {name: each for name, each in self._calls.items() if not (lost() and each.cut_off)}
         if unsaved := sorted(self._calls.keys() - saved.keys()):
             _log.warning("policies_lost", policies=unsaved, reason=CUT_OFF)
         if here is None or not saved:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from mint_contracts import training_pb2_grpc
+from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.errors import EngineUnavailable, MintError, PolicyNotFound
 from mint_contracts.settings import REDIS_URL
 from mint_contracts.source import Source
@@ -67,6 +67,16 @@ async def test_a_rank_that_hangs_within_an_update_keeps_no_engine_from_its_end(
     assert policy.weights.equal(before)
 
 
+async def check_only_one_goes_on(
+    base: Path, tmp_path: Path, made: training_pb2.PolicyState, busy: training_pb2.PolicyState
+) -> None:
+    """Check that another engine can resume "one" after its last acknowledged call, and nobody the other."""
+    async with called(base, tmp_path) as (_, stub):
+        found = await stub.ResumePolicy(resume("one", made.life))
+        assert (found.life, found.sequence, found.step) == (made.life, 3, 1)
+        assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
+
+
 @pytest.mark.parametrize("told_to_end", [False, True])
 async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
     tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch, told_to_end: bool
@@ -99,10 +109,7 @@ async def test_what_policies_have_learnt_outlives_a_rank_that_dies(
         assert not (await refused(call)).terminal
     following.cancel()
     await asyncio.wait({following})
-    async with called(base, tmp_path) as (_, stub):
-        found = await stub.ResumePolicy(resume("one", made.life))
-        assert (found.life, found.sequence, found.step) == (made.life, 3, 1)
-        assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
+    await check_only_one_goes_on(base, tmp_path, made, busy)
     if not told_to_end:
         await ending.drain()
     await ending.agent.leave()
@@ -132,10 +139,7 @@ async def test_what_policies_have_learnt_outlives_a_defect_that_ends_the_step_th
             assert not (await refused(call)).terminal
     following.cancel()
     await asyncio.wait({following})
-    async with called(base, tmp_path) as (_, stub):
-        found = await stub.ResumePolicy(resume("one", made.life))
-        assert (found.life, found.sequence, found.step) == (made.life, 3, 1)
-        assert isinstance(await refused(stub.ResumePolicy(resume("busy", busy.life))), PolicyNotFound)
+    await check_only_one_goes_on(base, tmp_path, made, busy)
     await ending.drain()
     await ending.agent.leave()
 
