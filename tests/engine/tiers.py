@@ -50,6 +50,10 @@ class Watched(Slots):
         return not (self.memory[slot].any() or self.scalings[:, slot].any() or self.ranks[:, slot].any())
 
 
+def source(name: str) -> Source:
+    return Source(f"https://store/{name}")
+
+
 def own_nice() -> int:
     """This thread's niceness."""
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

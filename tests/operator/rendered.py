@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import msgspec
+
 from mint_operator.planning.adapters import claims as mounted
 from mint_operator.planning.manifests import Manifest, render
 from mint_operator.planning.snapshot import ObservedBase, Release
-from tests.operator.worlds import RELEASE
+from tests.operator.worlds import RELEASE, base
 
 Body = dict[str, Any]
+
+
+def with_spec(**changes: Any) -> ObservedBase:
+    return msgspec.structs.replace(base(), spec=msgspec.structs.replace(base().spec, **changes))
 
 
 def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:

@@ -13,7 +13,6 @@ from mint_contracts.resources import (
     BaseSource,
     EngineCache,
     EngineSpec,
-    Resources,
     SecretRef,
 )
 from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
@@ -21,7 +20,7 @@ from mint_contracts.source import Source
 from mint_operator.planning.manifests import APPLIED, redis_secret
 from mint_operator.planning.podspec import BUNDLE_VARIABLES, engine_settings
 from mint_operator.planning.snapshot import ObservedBase, Release
-from tests.operator.rendered import Body, container, pod, rendered
+from tests.operator.rendered import Body, container, pod, rendered, with_spec
 from tests.operator.training_worlds import base as training_base
 from tests.operator.worlds import RELEASE, base
 
@@ -30,10 +29,6 @@ GATEWAYS = {"app.kubernetes.io/name": "mint", "app.kubernetes.io/component": "ga
 
 def env(of: ObservedBase, release: Release = RELEASE) -> dict[str, Body]:
     return {each["name"]: each for each in container(of, release)["env"]}
-
-
-def with_spec(**changes: Any) -> ObservedBase:
-    return msgspec.structs.replace(base(), spec=msgspec.structs.replace(base().spec, **changes))
 
 
 def test_engines_have_stable_names_and_start_together() -> None:
@@ -220,65 +215,6 @@ def test_probes_tell_alive_from_ready_and_leave_time_to_start() -> None:
     start = only["startupProbe"]
     assert start["periodSeconds"] * start["failureThreshold"] == 900
     assert pod(base())["terminationGracePeriodSeconds"] == 60
-
-
-def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
-    one = container(with_spec(engine=EngineSpec(device="cuda")))["resources"]
-    assert one == {"limits": {"nvidia.com/gpu": 1}, "requests": {"nvidia.com/gpu": 1}}
-    four = Resources(limits={"nvidia.com/gpu": 4, "memory": "64Gi"}, requests={"memory": "32Gi"})
-    found = container(with_spec(engine=EngineSpec(device="cuda", resources=four)))["resources"]
-    assert found["limits"]["nvidia.com/gpu"] == found["requests"]["nvidia.com/gpu"] == 4
-    assert container(base())["resources"] == {}
-
-
-def test_an_engine_with_a_part_of_a_gpu_gets_no_complete_one_as_well() -> None:
-    """Slices and shared GPUs have their own names; a pod that also asks for a full GPU may never be scheduled."""
-    for name in ("nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"):
-        for asked in (Resources(limits={name: 1}), Resources(requests={name: 1})):
-            found = container(with_spec(engine=EngineSpec(device="cuda", resources=asked)))["resources"]
-            assert found["limits"] == {name: 1}
-            assert found.get("requests", {name: 1}) == {name: 1}
-
-
-def test_other_resources_of_nvidias_operators_do_not_replace_a_gpu() -> None:
-    """Their Network Operator names network devices nvidia.com/hostdev."""
-    asked = Resources(limits={"nvidia.com/hostdev": 1})
-    found = container(with_spec(engine=EngineSpec(device="cuda", tensor_parallel_size=2, resources=asked)))
-    assert found["resources"]["limits"] == {"nvidia.com/hostdev": 1, "nvidia.com/gpu": 2}
-
-
-def test_resources_of_device_plugins_are_requested_as_kubernetes_requires() -> None:
-    """In Kubernetes, "non overcommitable resources" need a limit, and the request must equal it."""
-    for asked in (
-        Resources(requests={"nvidia.com/gpu": 2, "cpu": 1}),
-        Resources(requests={"nvidia.com/gpu": 1, "cpu": 1}, limits={"nvidia.com/gpu": 2}),
-    ):
-        found = container(with_spec(engine=EngineSpec(device="cuda", resources=asked)))["resources"]
-        assert found == {"requests": {"nvidia.com/gpu": 2, "cpu": 1}, "limits": {"nvidia.com/gpu": 2}}
-    nic = Resources(requests={"rdma/hca": 1})
-    found = container(with_spec(engine=EngineSpec(resources=nic)))["resources"]
-    assert found == {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": 1}}
-
-
-def test_every_rank_computes_on_a_gpu_of_its_own() -> None:
-    ranks = with_spec(engine=EngineSpec(device="cuda", tensor_parallel_size=4))
-    assert container(ranks)["resources"]["limits"] == {"nvidia.com/gpu": 4}
-    assert engine_settings(ranks).tensor_parallel_size == 4
-    assert "tensorParallelSize" not in env(base())[ENGINE_SETTINGS]["value"], "what is new restarts no engine"
-
-
-def test_ranks_on_gpus_of_one_pod_have_memory_to_meet_in_and_nobody_else_does() -> None:
-    """NCCL fails with the 64 MiB of shared memory that container runtimes provide."""
-
-    def shared(**engine: Any) -> list[Body]:
-        of = with_spec(engine=EngineSpec(**engine))
-        mounts = [each["name"] for each in container(of)["volumeMounts"] if each["mountPath"] == "/dev/shm"]
-        return [volume["emptyDir"] for volume in pod(of)["volumes"] if volume["name"] in mounts]
-
-    [memory] = shared(device="cuda", tensor_parallel_size=8)
-    assert memory["medium"] == "Memory"
-    assert int(memory["sizeLimit"]) >= 8 * 7 * 10_000_000
-    assert shared(device="cuda") == shared(device="cpu", tensor_parallel_size=8) == []
 
 
 def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> None:

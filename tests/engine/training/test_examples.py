@@ -1,12 +1,9 @@
-"""Data sets are read from lines, JSONL and Parquet; errors name the line; each step's draw needs no state."""
+"""Data sets are read from lines, JSONL and Parquet; errors name the line."""
 
-import asyncio
 import datetime
 import json
 import os
-import threading
 import tracemalloc
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,22 +19,17 @@ from mint_contracts.errors import (
     BadExample,
     CapacityExceeded,
     InvalidRequest,
-    Overloaded,
     SourceForbidden,
     SourceNotFound,
-    SourceUnavailable,
 )
 from mint_contracts.training import Dataset
-from mint_engine.examples import dataset, shared
+from mint_engine.examples import dataset
 from mint_engine.examples.dataset import read_dataset, split
-from mint_engine.examples.draw import draw, rollout_seed
-from mint_engine.examples.example import Example, Message
-from mint_engine.examples.shared import AT_ONCE, Datasets
+from mint_engine.examples.example import Message
 from mint_engine.sources import storage
 from mint_engine.sources.copying import CHUNK_BYTES
 from tests.engine import stores
 from tests.engine.ranged import Ranged
-from tests.waiting import until
 
 
 def test_lines_become_examples_with_prompts_as_told() -> None:
@@ -281,131 +273,6 @@ def test_a_small_parquet_file_that_unpacks_to_far_more_is_refused_and_not_held(
         assert tracemalloc.get_traced_memory()[1] < 128 << 20
     finally:
         tracemalloc.stop()
-
-
-@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 7), st.integers(1, 6))
-def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(
-    count: int, seed: int, places: int, epochs: int
-) -> None:
-    taken = [at for step in range(-(-count * epochs // places)) for at in draw(count, seed, step, places)]
-    for epoch in range(epochs):
-        assert Counter(taken[epoch * count : (epoch + 1) * count]) == Counter(range(count))
-
-
-def test_draws_are_the_same_whenever_they_are_made_and_differ_by_seed() -> None:
-    assert [draw(10, 1, step, 4) for step in (0, 1, 2)] == [[5, 3, 9, 6], [1, 7, 0, 4], [8, 2, 2, 4]]
-    assert draw(10, 1, 2, 4) == [8, 2, 2, 4]
-    assert draw(10, 2, 0, 4) != draw(10, 1, 0, 4)
-
-
-def test_every_order_comes_about_as_often() -> None:
-    orders = Counter(tuple(draw(4, seed, 0, 4)) for seed in range(4800))
-    assert len(orders) == 24
-    assert all(120 < times < 280 for times in orders.values()), "200 each, within six standard deviations"
-
-
-def test_a_draw_makes_no_order_of_all_examples() -> None:
-    """Draws are made on the event loop, where permuting a million examples would stall every stream."""
-    assert len(set(draw(10**15, 1, 0, 8))) == 8
-
-
-def test_every_completion_has_a_seed_of_its_own() -> None:
-    seeds = {rollout_seed(p, s, e, g) for p in range(3) for s in range(4) for e in range(5) for g in range(6)}
-    assert len(seeds) == 3 * 4 * 5 * 6
-    assert rollout_seed(1, 23, 4, 5) == rollout_seed(1, 23, 4, 5)
-    assert all(0 <= seed < 2**64 for seed in seeds)
-
-
-@pytest.mark.parametrize("cancelled", [False, True])
-async def test_only_few_datasets_are_read_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
-) -> None:
-    """The bound also holds if the waiters of the first files are cancelled while their threads still read."""
-    opened, lock = threading.Event(), threading.Lock()
-    now = most = begun = 0
-
-    def read(told: Dataset) -> Any:
-        nonlocal now, most, begun
-        with lock:
-            now, begun = now + 1, begun + 1
-            most = max(most, now)
-        assert opened.wait(60)
-        with lock:
-            now -= 1
-        return read_dataset(told)
-
-    monkeypatch.setattr(shared, "read_dataset", read)
-    datasets, readers = Datasets(), list[asyncio.Task[Any]]()
-    try:
-        for number in range(12):
-            (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": f"say {number}"}))
-            told = Dataset(uri=f"file://{tmp_path}/{number}.jsonl")
-            readers.append(asyncio.create_task(datasets.read("run", told)))
-        await until(lambda: begun == AT_ONCE)
-        left = readers
-        if cancelled:
-            left = readers[AT_ONCE:]
-            for each in readers[:AT_ONCE]:
-                each.cancel()
-            await asyncio.wait(readers[:AT_ONCE])
-        opened.set()
-        found: list[list[Example]] = await asyncio.gather(*left)
-    finally:
-        opened.set()
-    assert most == AT_ONCE
-    assert [each.prompt for (each,) in found] == [f"say {number}" for number in range(12 - len(left), 12)]
-
-
-async def test_lines_need_no_turn_and_a_file_that_waits_too_long_for_its_own_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared, "TURN_S", 0.01)
-    datasets = Datasets()
-    for _ in range(AT_ONCE):
-        await datasets._room.acquire()
-    (inline,) = await datasets.read("run", Dataset(lines=['{"prompt": "hi"}']))
-    assert inline.prompt == "hi"
-    with pytest.raises(Overloaded, match=r"one.jsonl': waits for 2 others"):
-        await datasets.read("run", Dataset(uri=f"file://{tmp_path}/one.jsonl"))
-
-
-async def test_an_invalid_dataset_is_reported_to_all_who_wait_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    opened, read = threading.Event(), list[Dataset]()
-
-    def away(told: Dataset) -> Any:
-        read.append(told)
-        assert opened.wait(60)
-        raise SourceUnavailable("dataset", "did not answer")
-
-    monkeypatch.setattr(shared, "read_dataset", away)
-    datasets, told = Datasets(), Dataset(uri="file:///one.jsonl")
-    readers = [asyncio.create_task(datasets.read("run", told)) for _ in range(5)]
-    await until(lambda: read)
-    opened.set()
-    found = await asyncio.gather(*readers, return_exceptions=True)
-    assert {type(each) for each in found} == {SourceUnavailable}
-    assert len(read) == 1
-    assert not datasets._readings
-
-
-async def test_a_source_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waiter gives up, and the reading thread gives up at the next part of the file."""
-    file = tmp_path / "one.jsonl"
-    file.write_text('{"prompt": "x"}')
-    told = Dataset(uri=f"file://{file}")
-    monkeypatch.setattr(dataset, "MOST_S", -1.0)
-    with pytest.raises(SourceUnavailable, match="could not be read within"):
-        read_dataset(told)
-    opened = threading.Event()
-    monkeypatch.setattr(shared, "MOST_S", 0.01)
-    monkeypatch.setattr(shared, "read_dataset", lambda _: opened.wait(60))
-    try:
-        with pytest.raises(SourceUnavailable, match="could not be read within"):
-            await Datasets().read("run", told)
-    finally:
-        opened.set()
 
 
 @given(st.lists(st.sampled_from([b"a", b"bc", b"\r", b"\n", b"\r\n", b"\x0b", b"\x85"])))
