@@ -178,14 +178,10 @@ class Mirror:
 
     async def _placements(self, view: MapView, version: int, *, whole: bool) -> Mapping[str, Placement]:
         """Return the base's placements at this version or later: if possible, read only those that have changed."""
+        read = None
         if not whole and view.version is not None:
-            changed = await self._reader.placements_since(view.base, view.version, version)
-            if changed is not None:
-                placements = dict(view.placements)
-                for name in changed:
-                    placements.pop(name, None)
-                return placements | {name: each for name, each in changed.items() if each is not None}
-        return await self._reader.placements(view.base)
+            read = await self._reader.placements_since(view.base, view.placements, view.version, version)
+        return await self._reader.placements(view.base) if read is None else read
 
     async def _gone(self, following: _Following, pulse: Pulse, now: float, *, others: bool) -> bool:
         """Return whether an unnamed base was removed (its epoch stays), or has been lost for more than FORGET_S."""

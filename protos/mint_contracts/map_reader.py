@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
+from mint_contracts.hashes import PER_CALL, Json, T, decoded, read_hashes
 from mint_contracts.map_reporter import reported_recently
 from mint_contracts.map_writer import RECENT_ADAPTERS
 from mint_contracts.records import (
@@ -93,6 +93,21 @@ def _changed(said: Iterable[str | None]) -> list[str] | None:
         return None
 
 
+def _reread(
+    before: Mapping[str, T],
+    names: Sequence[str],
+    raw: Sequence[str | None],
+    kind: type[T],
+    mend: Callable[[Json], T] | None = None,
+) -> dict[str, T]:
+    """Return the records from `before` with those of these names as they are now; a name without a text is gone."""
+    kept = dict(before)
+    for name in names:
+        kept.pop(name, None)
+    there = {name: text for name, text in zip(names, raw, strict=True) if text is not None}
+    return kept | decoded(there, kind, mend)
+
+
 class MapReader:
     """Reads any part of the map."""
 
@@ -156,10 +171,12 @@ class MapReader:
         """Return every explicit placement of a base, by adapter."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement, _warm_placement)
 
-    async def placements_since(self, base: str, version: int, now: int) -> dict[str, Placement | None] | None:
-        """Return the placements (None: there is none any more) that changed after `version`, up to version `now`.
+    async def placements_since(
+        self, base: str, before: Mapping[str, Placement], version: int, now: int
+    ) -> dict[str, Placement] | None:
+        """Return the placements at version `now`: those `before` (of `version`) with the ones that changed since.
 
-        None if that is not known: read all of them.
+        None if it is not known which did: read all of them.
         """
         if not version < now <= version + MOST_RECENT:
             return None
@@ -168,8 +185,7 @@ class MapReader:
         if names is None or len(names) > RECENT_ADAPTERS:
             return None
         raw = await bounded(lambda: self._redis.hmget(keys.placements(base), names)) if names else []
-        there = {name: each for name, each in zip(names, raw, strict=True) if each is not None}
-        return dict.fromkeys(names) | decoded(there, Placement, _warm_placement)
+        return _reread(before, names, raw, Placement, _warm_placement)
 
     async def placement(self, base: str, adapter: str) -> Placement | None:
         """Return one adapter's explicit placement; None if no wave names it."""
@@ -221,14 +237,10 @@ class MapReader:
         read = {engine: _changed(each) for engine, each in zip(near, said, strict=True)}
         changed = {engine: names for engine, names in read.items() if names is not None}
         raws = await self._fields({keys.held(base, engine): names for engine, names in changed.items()})
-        found = {}
-        for (engine, names), raw in zip(changed.items(), raws, strict=True):
-            there = {name: text for name, text in zip(names, raw, strict=True) if text is not None}
-            kept = dict(near[engine].held)
-            for name in names:
-                kept.pop(name, None)
-            found[engine] = kept | decoded(there, Held)
-        return found
+        return {
+            engine: _reread(near[engine].held, names, raw, Held)
+            for (engine, names), raw in zip(changed.items(), raws, strict=True)
+        }
 
     async def _fields(self, wanted: Mapping[str, Sequence[str]]) -> list[list[str | None]]:
         """Return these fields of each of these hashes."""

@@ -21,16 +21,17 @@ LARGE = MapChange(
 async def test_what_changed_since_a_version_is_known_for_a_while(redis_client: Redis) -> None:
     writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
     first = await write(writer, "a", "b", "c")
+    before = await reader.placements(BASE)
     await write(writer, "b", why="moved")
     now = await writer.apply(BASE, MapChange(set_placements=(placement("d"),), del_placements=("c",)))
-    moved = {"b": placement("b", why="moved"), "c": None, "d": placement("d")}
-    assert await reader.placements_since(BASE, first, now) == moved
-    assert await reader.placements_since(BASE, now - 1, now) == {"c": None, "d": placement("d")}
-    assert await reader.placements_since(BASE, now, now) is None
+    moved = {"a": placement("a"), "b": placement("b", why="moved"), "d": placement("d")}
+    assert await reader.placements_since(BASE, before, first, now) == moved
+    assert await reader.placements_since(BASE, {"c": placement("c")}, now - 1, now) == {"d": placement("d")}
+    assert await reader.placements_since(BASE, {}, now, now) is None
     for _ in range(MOST_RECENT):
         now = await write(writer, "a")
-    assert await reader.placements_since(BASE, now - MOST_RECENT, now) == {"a": placement("a")}
-    assert await reader.placements_since(BASE, now - MOST_RECENT - 1, now) is None
+    assert await reader.placements_since(BASE, {}, now - MOST_RECENT, now) == {"a": placement("a")}
+    assert await reader.placements_since(BASE, {}, now - MOST_RECENT - 1, now) is None
     assert await redis_client.hlen(keys.recent(BASE)) == MOST_RECENT
 
 
@@ -39,15 +40,15 @@ async def test_too_many_placements_at_once_are_better_all_read(redis_client: Red
     before = await write(writer, "a")
     many = tuple(placement(f"m-{number}") for number in range(RECENT_ADAPTERS + 1))
     now = await writer.apply(BASE, MapChange(set_placements=many))
-    assert await reader.placements_since(BASE, before, now) is None
-    assert await reader.placements_since(BASE, now, await write(writer, "b")) == {"b": placement("b")}
+    assert await reader.placements_since(BASE, {}, before, now) is None
+    assert await reader.placements_since(BASE, {}, now, await write(writer, "b")) == {"b": placement("b")}
 
 
 async def test_a_version_that_an_earlier_mint_wrote_is_not_known(redis_client: Redis) -> None:
     writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
     before = await write(writer, "a")
     await redis_client.incr(keys.version(BASE))
-    assert await reader.placements_since(BASE, before, await write(writer, "b")) is None
+    assert await reader.placements_since(BASE, {}, before, await write(writer, "b")) is None
 
 
 async def test_versions_that_begin_anew_are_not_taken_for_those_of_an_earlier_map(redis_client: Redis) -> None:
@@ -58,7 +59,7 @@ async def test_versions_that_begin_anew_are_not_taken_for_those_of_an_earlier_ma
     first = await write(writer, "d")
     many = tuple(placement(f"m-{number}") for number in range(RECENT_ADAPTERS + 1))
     now = await writer.apply(BASE, MapChange(set_placements=many))
-    assert await reader.placements_since(BASE, first, now) is None
+    assert await reader.placements_since(BASE, {}, first, now) is None
     await write(writer, "e")
     assert await redis_client.hlen(keys.recent(BASE)) == 1, "nothing of before is kept"
 
@@ -68,7 +69,7 @@ async def test_a_change_that_a_later_mint_notes_in_another_form_is_not_known(red
     before = await write(writer, "a")
     now = await write(writer, "b")
     await redis_client.hset(keys.recent(BASE), str(now), '{"adapters": 1}')
-    assert await reader.placements_since(BASE, before, now) is None
+    assert await reader.placements_since(BASE, {}, before, now) is None
 
 
 async def _cut_off() -> None:
@@ -89,8 +90,8 @@ async def test_what_a_change_that_was_cut_off_had_placed_is_not_known(
     assert sorted(await reader.placements(BASE)) == ["a", "late"]
     rest = msgspec.structs.replace(after, set_placements=(placement("b"),))
     now = await writer.apply(BASE, rest)
-    assert await reader.placements_since(BASE, before, now) is None
-    assert await reader.placements_since(BASE, now, await write(writer, "c")) == {"c": placement("c")}
+    assert await reader.placements_since(BASE, {}, before, now) is None
+    assert await reader.placements_since(BASE, {}, now, await write(writer, "c")) == {"c": placement("c")}
 
 
 async def known(reader: MapReader, before: EngineRecord, holds: dict[str, Held]) -> dict[str, Known]:
