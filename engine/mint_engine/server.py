@@ -235,7 +235,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:
             routed.check_kept(parts.routes, kept=self._settings.training_store is not None)
-        parts.stepper.check_room(Party(adapter, background=False), wanted.n)
+        parts.stepper.check_room(Party(adapter, background=False, client=request.client), wanted.n)
         tokenizer, context_length = parts.base.tokenizer, parts.context_length
         nbytes = 0 if request.HasField("tokens") else request.ByteSize()
         prompt = await self._prompts.run(nbytes, read_prompt, request, tokenizer, vocabulary, context_length)

@@ -35,13 +35,16 @@ def completion(
     leader: Completion | None = None,
     scored: bool = False,
     background: bool = False,
+    client: str = "",
 ) -> Completion:
     """A request for `new` tokens after a prompt given by its length (then all tokens differ) or by its tokens."""
     tokens = tuple(range(prompt)) if isinstance(prompt, int) else tuple(prompt)
     slot = sum(map(ord, adapter)) if adapter else NO_SLOT
     sampling = Sampling(max_tokens=new, seed=0, prompt_logprobs=scored)
     revision = f"sha256:{adapter}" if adapter else ""
-    request = Request(tokens, sampling, adapter=adapter, revision=revision, slot=slot, background=background)
+    request = Request(
+        tokens, sampling, adapter=adapter, revision=revision, slot=slot, background=background, client=client
+    )
     made = Completion(request, lambda event: None, TextStream(WindowDecoder(lambda ids: "", ())), leader)
     extend_keys(made.keys, revision, tokens)
     return made

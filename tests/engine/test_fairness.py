@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,14 @@ def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
     for each in asked:
         books.add(each)
     assert [each.request.adapter for each in run(books)] == ["hot", "cold", "mild", "hot", "hot"]
+
+
+@pytest.mark.parametrize("adapter", ["", "shared"])
+def test_clients_of_one_adapter_or_the_bare_base_take_turns(adapter: str) -> None:
+    books = scheduler(Limits(running=1, step_tokens=64))
+    for client in ("hot", "hot", "hot", "cold"):
+        books.add(completion(10, 5, adapter, client=client))
+    assert [each.request.client for each in run(books)] == ["hot", "cold", "hot", "hot"]
 
 
 def test_a_newcomer_starts_with_the_least_of_the_active() -> None:

@@ -136,3 +136,27 @@ async def test_a_full_queue_says_when_to_come_back(base: Path) -> None:
         gate.open()
         await asyncio.gather(first, *others)
         assert (await ask(engine, [5], max_tokens=1)).tokens, "and then there is room again"
+
+
+async def test_one_clients_requests_to_the_bare_base_leave_room_for_anothers(base: Path) -> None:
+    limits = Limits(running=1, waiting=4, step_tokens=64)
+    async with running(base, limits=limits) as engine:
+        gate = Gate(engine)
+
+        def asked(client: str) -> GenerateRequest:
+            return GenerateRequest(text="dog", client=client, sampling=SamplingParams(max_tokens=1))
+
+        async def answer(client: str) -> None:
+            assert [event async for event in engine.sampler.Generate(asked(client))]
+
+        first = asyncio.create_task(answer("hot"))
+        await gate.closed()
+        others = [asyncio.create_task(answer("hot")) for _ in range(3)]
+        await until(lambda: engine.server.load_now.waiting == 4)
+        refused = await refusal(engine, asked("hot"))
+        assert isinstance(refused, Overloaded)
+        assert "4 of them for the bare base with your key" in str(refused)
+        cold = asyncio.create_task(answer("cold"))
+        await until(lambda: engine.server.load_now.waiting == 5)
+        gate.open()
+        await asyncio.gather(first, *others, cold)

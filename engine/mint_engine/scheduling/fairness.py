@@ -1,10 +1,11 @@
 """Fair sharing between parties: one service counter for each, after "Fairness in Serving Large Language Models"
 (Sheng et al., OSDI 2024).
 
-The least served party goes first. What an adapter's training gets is not charged to its tenants. A party that becomes
-active starts no lower than the least served active one of its kind, tenants or training, so it can neither save up
-idle time nor escape a debt. Kinds have floors of their own: beside tenants training gets few rows, so its counters
-fall ever further behind theirs, and a tenant that started there would precede all others.
+The least served party goes first. What an adapter's training gets is not charged to its tenants, nor what one client
+gets to another. A party that becomes active starts no lower than the least served active one of its kind, tenants or
+training, so it can neither save up idle time nor escape a debt. Kinds have floors of their own: beside tenants
+training gets few rows, so its counters fall ever further behind theirs, and a tenant that started there would precede
+all others.
 Service is counted in tokens, weighted by their cost.
 """
 

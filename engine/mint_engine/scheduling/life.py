@@ -71,6 +71,7 @@ async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: I
         grammar=asked.grammar,
         thought=asked.thought,
         salt=asked.salt,
+        client=asked.client,
     )
     completions += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
     inbox.put_nowait(Queued(pinned.revision))

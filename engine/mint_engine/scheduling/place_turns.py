@@ -1,6 +1,6 @@
 """Decides which running requests give way to waiting ones, so that long requests cannot keep every place for good.
 
-Places are shared between parties: an adapter's tenants are one party, its training is another. A party's requests
+Places are shared between parties: each client of an adapter is one, and its training is another. A party's requests
 keep their order. A request that gives way returns to the queue with its tokens, and gets another place in its turn.
 
 A party that waits without a place gets one from the party that has most: that of its latest request that has had the

@@ -21,10 +21,11 @@ SEEDS = 2**64
 
 
 class Party(NamedTuple):
-    """A unit between which places are shared: an adapter's tenants, or its training."""
+    """A unit between which places are shared: one client's requests for an adapter, or the adapter's training."""
 
     adapter: str
     background: bool
+    client: str = ""  # empty if clients cannot be told apart, and for training
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -41,11 +42,12 @@ class Request(msgspec.Struct, frozen=True):
     arrival: Arrival | None = None  # the arrival of its adapter in the slot, if that was incomplete when it began
     thought: int = 0  # how completions begin: see Started.Thought
     salt: str = ""  # requests with different salts share no cached pages
+    client: str = ""  # who asks; empty if clients cannot be told apart
 
     @property
     def party(self) -> Party:
         """The party whose places it takes."""
-        return Party(self.adapter, self.background)
+        return Party(self.adapter, self.background, self.client)
 
     @property
     def channels(self) -> bool:

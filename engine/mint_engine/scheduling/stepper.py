@@ -183,6 +183,7 @@ class Stepper:
         if counter.has_room(party, count):
             return
         who = f"{'training ' if party.background else ''}{party.adapter or 'the bare base'}"
+        who += " with your key" if party.client else ""
         load, own = self.load, counter.of(party)
         retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
         raise Overloaded(
