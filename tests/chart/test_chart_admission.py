@@ -190,7 +190,7 @@ def test_bases_come_and_go_where_owner_references_need_permission(api_server: Ap
     )
     release = msgspec.structs.replace(RELEASE, redis_password="hush", gateway_labels={"app": "gateway"})
     steps = [[redis_secret(owners, release)] for owners in ([one], [one, other], [other])]
-    for manifests in [*steps, manifests_of(one, release, (), 1), manifests_of(one, release, (), 2)]:
+    for manifests in [*steps, manifests_of(one, release, 1), manifests_of(one, release, 2)]:
         bodies = as_list([each.body for each in manifests])
         api_server.kubectl("apply", "--server-side", f"--as={OPERATOR}", "-f", "-", stdin=bodies)
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 
-from mint_operator.planning.adapters import claims as mounted
 from mint_operator.planning.manifests import Manifest, render
 from mint_operator.planning.snapshot import ObservedBase, Release
 from tests.operator.worlds import RELEASE, base
@@ -17,7 +16,7 @@ def with_spec(**changes: Any) -> ObservedBase:
 
 
 def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:
-    return {each.kind: each for each in render(of, release, sorted(mounted(of)), engines)}
+    return {each.kind: each for each in render(of, release, engines)}
 
 
 def pod(of: ObservedBase, release: Release = RELEASE) -> Body:

@@ -28,7 +28,6 @@ Body = dict[str, Any]
 
 API = Path(__file__).with_name("leader_worker_set.yaml")
 GUARDED = msgspec.structs.replace(RELEASE, gateway_namespace="mint", gateway_labels={"a": "gateway"})
-CLAIMS = ("models", "samples")
 
 
 def spread_over(nodes: int, **fields: Any) -> ObservedBase:
@@ -43,7 +42,7 @@ def rendered(of: ObservedBase, engines: int = 2, partition: int = 0) -> dict[str
 
 
 def manifests(of: ObservedBase, engines: int = 2, partition: int = 0) -> tuple[Manifest, ...]:
-    return render(of, GUARDED, CLAIMS, engines, partition)
+    return render(of, GUARDED, engines, partition)
 
 
 def templates(of: ObservedBase) -> tuple[Body, Body]:
@@ -158,8 +157,8 @@ def test_all_pods_of_a_group_start_anew_when_what_they_are_made_from_changes() -
     two, four = spread_over(2, tensor_parallel_size=4), spread_over(4, tensor_parallel_size=4)
     for of in (two, four):
         for template in templates(of):
-            assert template["metadata"]["annotations"][SETTINGS_DIGEST] == settings_digest(of, GUARDED, CLAIMS)
-    assert settings_digest(two, GUARDED, CLAIMS) != settings_digest(four, GUARDED, CLAIMS)
+            assert template["metadata"]["annotations"][SETTINGS_DIGEST] == settings_digest(of, GUARDED)
+    assert settings_digest(two, GUARDED) != settings_digest(four, GUARDED)
 
 
 def test_workers_are_no_engines() -> None:

@@ -5,7 +5,6 @@ import pytest
 
 from mint_contracts.resources import Serve
 from mint_contracts.training_records import Order, Stage
-from mint_operator.planning.adapters import claims
 from mint_operator.planning.manifests import settings_digest
 from mint_operator.planning.snapshot import EnginePod
 from tests.operator import worlds
@@ -127,7 +126,7 @@ def test_policies_of_a_late_engine_do_not_wait_for_served_copies_that_cannot_lea
 
 def test_policies_begin_on_an_engine_that_has_started_anew_already_before_one_that_is_to() -> None:
     of = base(2, 2)
-    newest = settings_digest(of, RELEASE, sorted(claims(of)))
+    newest = settings_digest(of, RELEASE)
     pods = [EnginePod(f"smol-{at}", f"10.0.0.{at}", True, settings=each) for at, each in enumerate(["old", newest])]
     world = World(of, [training_wave("w", 2)], engines(2), pods=tuple(pods))
     world.step()

@@ -20,7 +20,8 @@ from mint_operator.observing.store import Store
 from mint_operator.observing.written import Written
 from mint_operator.planning.engines import engine_name
 from mint_operator.planning.groups import WORKLOADS
-from mint_operator.planning.manifests import MANAGED_BY, MANAGER, REDIS_SECRET
+from mint_operator.planning.manifests import MANAGED_BY, MANAGER
+from mint_operator.planning.podspec import REDIS_SECRET
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, ObservedWave
 
 OURS = f"{MANAGED_BY}={MANAGER}"

@@ -13,6 +13,7 @@ from mint_contracts.resources import AdapterWaveSpec, Selector
 from mint_contracts.source import Source, child, locate
 from mint_operator.planning import conditions
 from mint_operator.planning.engines import engine_name
+from mint_operator.planning.podspec import claims
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import Listed, ObservedBase, ObservedWave
 
@@ -114,15 +115,6 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     if wave.listed is None or (given.manifest and not wave.listed):
         return unread(wave)
     return _mounted(wave.listed, base) if wave.listed else _nothing(wave, base)
-
-
-def claims(base: ObservedBase) -> frozenset[str]:
-    """Return the PersistentVolumeClaims that a base's engines mount. Raises SourceForbidden for an invalid source."""
-    spec = base.spec
-    sources = [spec.source.source] + ([spec.adapters.store.source] if spec.adapters.store else [])
-    sources += [spec.training.store.source] if spec.training else []
-    places = [locate(source) for source in sources]
-    return frozenset(spec.adapters.volume_claims) | {place.host for place in places if place.scheme == "pvc"}
 
 
 def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:

@@ -16,7 +16,6 @@ from mint_operator.placing.ahead import Ahead, ahead, brought, merged
 from mint_operator.placing.board import Limits
 from mint_operator.placing.placement import Placed, Task, adopted, place
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import claims
 from mint_operator.planning.admission import Admission, admit
 from mint_operator.planning.backlog import Backlogs, backlogs, of_base
 from mint_operator.planning.base_status import BaseFacts, base_status
@@ -26,6 +25,7 @@ from mint_operator.planning.engines import Engine, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.planning.mapdiff import Assigned, announced, assignments, difference
+from mint_operator.planning.podspec import claims
 from mint_operator.planning.recall import placements_of
 from mint_operator.planning.repair import Repair, repair
 from mint_operator.planning.rolling import roll
@@ -84,7 +84,7 @@ def plan_base(
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     pods, live = snapshot.pods.get(key, ()), before.engines if before else ()
     refusal = _unusable(base, groups=snapshot.groups)
-    settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
+    settings = "" if refusal else settings_digest(base, snapshot.release)
     training = _training(snapshot, base, waves, known, live, settings)
     waves = training.waves
     last = before.admission if before else None
@@ -103,7 +103,7 @@ def plan_base(
     placed = None if task is None else place(task, before.placed if before else None)
     flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
     sized = _sized(flock, placed, engines, known, training.saving, admission.limits.high, now)
-    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), sized.count, sized.partition)
+    manifests = () if refusal else render(base, snapshot.release, sized.count, sized.partition)
     left = backlogs(placed.given, engines, before.backlogs if before else {}, known) if placed and known else {}
     facts = BaseFacts(
         engines=engines,

@@ -13,7 +13,7 @@ import msgspec
 from mint_contracts import settings
 from mint_contracts.resources import GROUP, VERSION
 from mint_operator.planning.groups import leader_worker_set, worker_pod
-from mint_operator.planning.podspec import CACHE_VOLUME, pod_spec
+from mint_operator.planning.podspec import CACHE_VOLUME, REDIS_SECRET, pod_spec
 from mint_operator.planning.snapshot import ObservedBase, Release
 from mint_operator.planning.spread import spread
 
@@ -26,7 +26,6 @@ WORKER = "mint-engine-worker"
 APPLIED = "mint.dev/applied"
 SETTINGS_DIGEST = "mint.dev/settings"
 REDIS_DIGEST = "mint.dev/redis"
-REDIS_SECRET = "mint-engine-redis"  # noqa: S105 - an object's name
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -45,10 +44,8 @@ class Manifest(msgspec.Struct, frozen=True):
         return (self.kind, self.namespace, self.name)
 
 
-def render(
-    base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
-) -> tuple[Manifest, ...]:
-    """Return every object of one base that runs `engines` engines, which mount `claims`.
+def render(base: ObservedBase, release: Release, engines: int, partition: int = 0) -> tuple[Manifest, ...]:
+    """Return every object of one base that runs `engines` engines.
 
     A rolling update restarts only pods from ordinal `partition` on.
     """
@@ -58,7 +55,7 @@ def render(
         service(base),
         *guard,  # before the engines that it guards
         disruption_budget(base),
-        _workload(base, release, claims, engines, partition),
+        _workload(base, release, engines, partition),
     )
     return tuple(_manifest(body, (base,)) for body in bodies)
 
@@ -182,15 +179,15 @@ def disruption_budget(base: ObservedBase) -> Body:
     }
 
 
-def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
+def settings_digest(base: ObservedBase, release: Release) -> str:
     """Return the digest of everything that an engine's pods are made from; a pod with another digest must restart."""
-    return _digest({"templates": _templates(base, release, claims)})
+    return _digest({"templates": _templates(base, release)})
 
 
-def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int) -> Body:
+def _workload(base: ObservedBase, release: Release, engines: int, partition: int) -> Body:
     """Return the engines' workload: stable names, all started at once, rolled when their pods' settings change."""
     name, nodes = base.meta.name, base.spec.engine.nodes
-    templates, digest = _templates(base, release, claims), settings_digest(base, release, claims)
+    templates, digest = _templates(base, release), settings_digest(base, release)
     for each in templates:  # last, since a change outside the digest would restart engines unnoticed
         each["metadata"]["annotations"][SETTINGS_DIGEST] = digest
     if nodes > 1:
@@ -229,10 +226,10 @@ def _cache(base: ObservedBase) -> Body:
     }
 
 
-def _templates(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
+def _templates(base: ObservedBase, release: Release) -> list[Body]:
     """Return the pod templates of an engine, its leader's first; any change in one restarts its pods."""
     name = base.meta.name
-    pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
+    pod = pod_spec(base, release, service_account_name(name), selector(name))
     leader = _template(_labels(name), base, release, pod)
     if base.spec.engine.nodes == 1:
         return [leader]

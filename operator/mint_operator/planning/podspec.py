@@ -1,6 +1,5 @@
 """An engine's pod: settings, volumes, probes and security, as a plain dictionary. Pure."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ Body = dict[str, Any]
 CACHE_FOLDER = "/mint/cache"
 CACHE_VOLUME = "cache"
 TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster mounts below it
+REDIS_SECRET = "mint-engine-redis"  # noqa: S105 - an object's name
 CA_FOLDER = "/mint/redis"
 BUNDLE_FOLDER = "/mint/ca"
 BUNDLE_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")  # where storage libraries look for CAs
@@ -31,10 +31,8 @@ GPU = "nvidia.com/gpu"  # a whole one
 GPU_PARTS = ("nvidia.com/gpu.", "nvidia.com/mig-")  # how names of shared GPUs and of slices begin
 
 
-def pod_spec(
-    base: ObservedBase, release: Release, claims: Sequence[str], account: str, secret: str, labels: dict[str, str]
-) -> Body:
-    """Return an engine's pod. `claims` are mounted read-only except the training store's; `secret` is for Redis."""
+def pod_spec(base: ObservedBase, release: Release, account: str, labels: dict[str, str]) -> Body:
+    """Return an engine's pod, spread by these labels."""
     spec = base.spec.engine
     pod: Body = {
         "serviceAccountName": account,
@@ -50,8 +48,8 @@ def pod_spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": spread(spec, labels),
-        "containers": [_container(base, release, claims, secret)],
-        "volumes": _volumes(base, release, claims, secret),
+        "containers": [_container(base, release)],
+        "volumes": _volumes(base, release),
     }
     if runtime_class := spec.runtime_class_name or release.runtime_class:
         pod["runtimeClassName"] = runtime_class
@@ -92,16 +90,16 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
     )
 
 
-def _container(base: ObservedBase, release: Release, claims: Sequence[str], secret: str) -> Body:
+def _container(base: ObservedBase, release: Release) -> Body:
     container: Body = {
         "name": "engine",
         "image": release.image,
         "imagePullPolicy": release.pull_policy,
         "command": ["mint-engine"],
-        "env": _environment(base, release, secret),
+        "env": _environment(base, release),
         "ports": _ports(base),
         "resources": _resources(base.spec),
-        "volumeMounts": _mounts(base, release, claims),
+        "volumeMounts": _mounts(base, release),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -122,7 +120,7 @@ def _ports(base: ObservedBase) -> list[Body]:
     return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
 
 
-def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body]:
+def _environment(base: ObservedBase, release: Release) -> list[Body]:
     encoded = msgspec.json.encode(engine_settings(base), order="sorted").decode()
     env: list[Body] = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
@@ -136,7 +134,7 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
     ]
     for name, key in ((settings.REDIS_USERNAME, "username"), (settings.REDIS_PASSWORD, "password")):
         if key in release.redis_secret:
-            env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
+            env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": REDIS_SECRET, "key": key}}})
     if release.redis_ca:
         env.append({"name": settings.REDIS_CA_FILE, "value": f"{CA_FOLDER}/ca.crt"})
     if release.ca_bundle:
@@ -191,6 +189,15 @@ def _probes() -> Body:
     }
 
 
+def claims(base: ObservedBase) -> frozenset[str]:
+    """Return the PersistentVolumeClaims that a base's engines mount. Raises SourceForbidden for an invalid source."""
+    spec = base.spec
+    sources = [spec.source.source] + ([spec.adapters.store.source] if spec.adapters.store else [])
+    sources += [spec.training.store.source] if spec.training else []
+    places = [locate(source) for source in sources]
+    return frozenset(spec.adapters.volume_claims) | {place.host for place in places if place.scheme == "pvc"}
+
+
 def _read_only(base: ObservedBase, claim: str) -> bool:
     """Whether a claim is mounted read-only: all but the training store's."""
     store = base.spec.training.store if base.spec.training else None
@@ -198,14 +205,14 @@ def _read_only(base: ObservedBase, claim: str) -> bool:
     return place is None or (place.scheme, place.host) != ("pvc", claim)
 
 
-def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
+def _mounts(base: ObservedBase, release: Release) -> list[Body]:
     mounts: list[Body] = [
         {"name": "tmp", "mountPath": TEMPORARY_FOLDER},
         {"name": CACHE_VOLUME, "mountPath": CACHE_FOLDER},
     ]
     mounts += [
         {"name": f"claim-{index}", "mountPath": f"{DEFAULT_PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
-        for index, claim in enumerate(sorted(claims))
+        for index, claim in enumerate(sorted(claims(base)))
     ]
     if release.redis_ca:
         mounts.append({"name": "redis-ca", "mountPath": CA_FOLDER, "readOnly": True})
@@ -216,7 +223,7 @@ def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list
     return mounts
 
 
-def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret: str) -> list[Body]:
+def _volumes(base: ObservedBase, release: Release) -> list[Body]:
     volumes: list[Body] = [{"name": "tmp", "emptyDir": {}}]
     if base.spec.engine.cache is None:
         cache: Body = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
@@ -226,11 +233,11 @@ def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret
             "name": f"claim-{index}",
             "persistentVolumeClaim": {"claimName": claim, "readOnly": _read_only(base, claim)},
         }
-        for index, claim in enumerate(sorted(claims))
+        for index, claim in enumerate(sorted(claims(base)))
     ]
     if release.redis_ca:
         items = [{"key": "ca.crt", "path": "ca.crt"}]
-        volumes.append({"name": "redis-ca", "secret": {"secretName": secret, "items": items}})
+        volumes.append({"name": "redis-ca", "secret": {"secretName": REDIS_SECRET, "items": items}})
     if release.ca_bundle:
         items = [{"key": release.ca_bundle_key, "path": "ca.crt"}]
         volumes.append({"name": "ca-bundle", "configMap": {"name": release.ca_bundle, "items": items}})

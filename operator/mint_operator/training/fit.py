@@ -10,7 +10,7 @@ from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
 from mint_contracts.training_reports import latest_reports
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import claims
+from mint_operator.planning.podspec import claims
 from mint_operator.planning.refusal import ANY_ADAPTERS, NO_NAMES, Refusal
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
