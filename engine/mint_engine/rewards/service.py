@@ -15,12 +15,26 @@ from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.escaping import escape_controls
 from mint_contracts.training import RewardService
 from mint_contracts.training_pb2 import ScoredCompletion
-from mint_contracts.transport import CHANNEL_OPTIONS
+from mint_contracts.transport import KEEPALIVE_TIMEOUT_MS
 from mint_engine.rewards.completion import Completion
 
 CALLS_AT_ONCE = 4
 MOST_BYTES = 3 << 20  # of a call's completions, unless a single one has more: gRPC servers take 4 MiB by default
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
+
+# A server with gRPC's defaults, as most users' are, takes pings more often than every five minutes for an attack, and
+# closes the connection with every call on it (too_many_pings): within a minute of a slow call, if pinged every 10 s.
+PING_MS = 330_000
+
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.keepalive_time_ms", PING_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # also TCP's, for what a vanished node never acknowledges
+    # Replicas share the calls: behind a headless Service those of one policy, behind any other those of all.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.use_local_subchannel_pool", 1),
+    # By gRPC's own pauses, up to two minutes, the retries in between would fail untried.
+    ("grpc.max_reconnect_backoff_ms", int(LONGEST_RETRY_S * 1000)),
+)
 
 _AWAY = {
     grpc.StatusCode.UNAVAILABLE,
@@ -37,12 +51,11 @@ class ServiceClient:
 
     def __init__(self, service: RewardService) -> None:
         """Raises InvalidRequest for a bundle without certificates."""
-        options = list(CHANNEL_OPTIONS)
         if service.tls:
             credentials = grpc.ssl_channel_credentials(_authorities(service.ca_bundle))
-            self._channel = grpc.aio.secure_channel(service.address, credentials, options=options)
+            self._channel = grpc.aio.secure_channel(service.address, credentials, options=_OPTIONS)
         else:
-            self._channel = grpc.aio.insecure_channel(service.address, options=options)
+            self._channel = grpc.aio.insecure_channel(service.address, options=_OPTIONS)
         self._service = service
         self._stub: training_pb2_grpc.RewardAsyncStub = training_pb2_grpc.RewardStub(self._channel)
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
@@ -76,17 +89,17 @@ class ServiceClient:
         return rewards
 
     async def _answer(self, request: training_pb2.ScoreRequest) -> training_pb2.ScoreResponse:
-        attempt = 0
+        attempt = broken = 0
         while True:
             try:
                 return await self._stub.Score(request, timeout=self._service.timeout_s)
             except grpc.aio.AioRpcError as error:
                 attempt += 1
                 code, why = error.code(), escape_controls((error.details() or "")[:200])
-                last = attempt > self._service.retries
-                if code not in _AWAY and (last or code not in _BROKEN):
+                broken += code in _BROKEN
+                if code not in _AWAY and (code not in _BROKEN or broken > self._service.retries):
                     raise BadReward(self._subject, f"refused completions with {code.name}: {why}") from None
-                if last:
+                if attempt > self._service.retries:
                     raise RewardUnavailable(
                         self._subject, f"did not answer {attempt} times, last with {code.name}: {why}"
                     ) from None

@@ -254,12 +254,13 @@ class Judge(training_pb2_grpc.RewardServicer):
     """A user's service that scores completions by length, after `trouble` has had its effect on the call."""
 
     def __init__(self, trouble: Callable[[int], Any]) -> None:
-        self.trouble, self.requests = trouble, list[training_pb2.ScoreRequest]()
+        self.trouble, self.requests, self.peers = trouble, list[training_pb2.ScoreRequest](), set[str]()
 
     async def Score(  # noqa: N802 - the name is the proto's
         self, request: training_pb2.ScoreRequest, context: Any
     ) -> training_pb2.ScoreResponse:
         self.requests.append(request)
+        self.peers.add(context.peer())
         told = self.trouble(len(self.requests))
         if isinstance(told, grpc.StatusCode):
             await context.abort(told, "\x1b[2Jnot now")
@@ -339,6 +340,45 @@ async def test_a_service_that_breaks_is_asked_again_too_and_refused_in_the_end(
         with pytest.raises(BadReward, match="refused completions with INTERNAL"):
             await scored(RewardService(address=address, retries=1))
         assert len(judge.requests) == 2
+
+
+async def test_a_service_that_breaks_once_while_it_restarts_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "FIRST_RETRY_S", 0.001)
+
+    def restarting(call: int) -> Any:
+        return grpc.StatusCode.UNAVAILABLE if call == 1 else grpc.StatusCode.CANCELLED
+
+    async with serving(restarting) as (judge, address):
+        with pytest.raises(RewardUnavailable, match="did not answer 2 times, last with CANCELLED"):
+            await scored(RewardService(address=address, retries=1))
+        assert len(judge.requests) == 2
+
+
+async def test_replicas_of_a_service_share_the_calls_of_one_policy() -> None:
+    async with serving() as (one, first), serving() as (other, second):
+        both = RewardService(address=f"ipv4:{first},{second}", batch=1)
+        scorer = Scorer(Reward(service=both))
+        async with asyncio.timeout(PATIENCE_S):
+            while not (one.requests and other.requests):  # the second connection may take longer
+                await scorer.score("acme/one", 7, [Completion("say", "x")] * 4)
+        await scorer.close()
+
+
+async def test_replicas_behind_one_address_share_the_policies() -> None:
+    """Such a Service chooses a replica for each connection."""
+    async with serving() as (judge, address):
+        scorers = [Scorer(Reward(service=RewardService(address=address))) for _ in range(2)]
+        for each in scorers:
+            await each.score("acme/one", 7, [Completion("say", "x")])
+        assert len(judge.peers) == 2
+        for each in scorers:
+            await each.close()
+
+
+def test_a_slow_service_is_not_pinged_more_often_than_grpcs_servers_allow_by_default() -> None:
+    """They allow one ping in five minutes, or else end the connection with the calls that they still work on."""
+    assert service.PING_MS > 300_000
+    assert dict(service._OPTIONS)["grpc.keepalive_time_ms"] == service.PING_MS
 
 
 async def test_a_service_is_asked_over_tls_where_an_authority_of_the_users_vouches_for_it(
