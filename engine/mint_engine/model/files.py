@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TokenizersBackend,
+)
 
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
@@ -27,7 +34,7 @@ from mint_engine.sources.gguf_head import MAGIC, read_head
 # Families that publish another family's architecture under their own name, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases are about 10 MB
-_TOKENIZER_FILE = "tokenizer_config.json"
+_TOKENIZER_FILE, _TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # integer types, by safetensors' names
 _NUMBERS_IN = {"U8": 2, "I8": 2, "I32": 8, "I64": 16}  # most numbers that may be packed in one element
@@ -270,22 +277,30 @@ def _as_they_lie(files: BaseFiles) -> dict[str, Any]:
 
 
 def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
-    """Read the base's tokenizer, without running any code of its own. Raises UnsupportedBase."""
+    """Read the base's tokenizer, without running any code of its own. Raises UnsupportedBase.
+
+    A tokenizer.json is taken as it is. Some classes that a tokenizer_config.json names take only the vocabulary from
+    it and split texts in their own way: GPT2Tokenizer leaves spaces with SmolLM2's digits, and LlamaTokenizer puts a
+    space before Yi's texts.
+    """
+    whole = files.gguf is None and (files.folder / _TOKENIZER_FILE).exists()
+    reader: Any = TokenizersBackend if whole else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files.folder, **_as_they_lie(files))
+        tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(files.folder, **_as_they_lie(files))
     except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
-        if _has_tokenizer_code(files):
+        if not whole and _has_tokenizer_code(files):
             raise UnsupportedBase(
                 files.subject,
-                "has a tokenizer that is custom code, which is not run here; put a tokenizer.json beside its "
-                f"weights and take auto_map out of {_TOKENIZER_FILE}",
+                f"has a tokenizer that is custom code, which is not run here; put a {_TOKENIZER_FILE} beside its "
+                "weights",
             ) from None
         raise UnsupportedBase(files.subject, f"has no loadable tokenizer: {first_line(error)}") from None
     return tokenizer
 
 
 def _has_tokenizer_code(files: BaseFiles) -> bool:
-    return (files.folder / _TOKENIZER_FILE).exists() and "auto_map" in _read_object(files, _TOKENIZER_FILE)
+    settings = files.folder / _TOKENIZER_SETTINGS
+    return settings.exists() and "auto_map" in _read_object(files, _TOKENIZER_SETTINGS)
 
 
 def first_line(error: BaseException) -> str:

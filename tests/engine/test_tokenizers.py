@@ -1,0 +1,73 @@
+"""A base's tokenizer splits texts as its files say, whatever class they name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from mint_engine.model.files import find_files, read_tokenizer
+from tests.engine.made import edit_json
+from tests.engine.running import save_base
+
+TEXTS = ["    42\n        return 100", "a  12", "  two", " ", "日本 naïve\n x", "a<|end|> b<|end|>c"]
+
+
+def by_digits() -> Tokenizer:
+    """As SmolLM2's and StarCoder2's: each digit is apart."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ĠĠ", "ĠĠĠĠ"]
+    merges = [("Ġ", "Ġ"), ("ĠĠ", "ĠĠ")]
+    tokenizer = Tokenizer(models.BPE({piece: at for at, piece in enumerate(pieces)}, merges))
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _by_pieces() -> Tokenizer:
+    known = [*(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz", "▁▁"]
+    return Tokenizer(models.BPE({piece: at for at, piece in enumerate(known)}, [("▁", "▁")], byte_fallback=True))
+
+
+def with_a_space_before() -> Tokenizer:
+    """As Llama 2's."""
+    tokenizer = _by_pieces()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return tokenizer
+
+
+def without_a_space_before() -> Tokenizer:
+    """As Yi's."""
+    tokenizer = _by_pieces()
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+class Published(NamedTuple):
+    """A tokenizer, and the class that its tokenizer_config.json names."""
+
+    make: Callable[[], Tokenizer]
+    kind: str
+
+
+@pytest.mark.parametrize(
+    "published",
+    [
+        Published(by_digits, "GPT2Tokenizer"),
+        Published(by_digits, "Qwen2Tokenizer"),
+        Published(with_a_space_before, "LlamaTokenizer"),
+        Published(without_a_space_before, "LlamaTokenizerFast"),
+    ],
+    ids=lambda published: f"{published.make.__name__} {published.kind}",
+)
+def test_a_tokenizer_json_is_taken_as_it_is(published: Published, tmp_path: Path) -> None:
+    """transformers' classes take only the vocabulary from it, and split texts in their own way."""
+    save_base(tmp_path)
+    written = published.make()
+    written.add_special_tokens(["<|end|>"])
+    written.save(str(tmp_path / "tokenizer.json"))
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=published.kind)
+    read = read_tokenizer(find_files(tmp_path))
+    assert [read.encode(text) for text in TEXTS] == [written.encode(text).ids for text in TEXTS]
+    assert (read.eos_token, bool(read.chat_template)) == ("<|end|>", True)
