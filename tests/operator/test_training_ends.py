@@ -6,7 +6,7 @@ import pytest
 from mint_contracts.records import EngineView, Held, Tier
 from mint_contracts.resources import Serve
 from mint_contracts.training import FailurePolicy
-from mint_contracts.training_records import Order, Stage
+from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 from tests.operator.training_worlds import (
     FAILURE,
     STEPS,
@@ -73,6 +73,18 @@ def test_a_complete_wave_shows_its_last_counts_while_redis_is_away() -> None:
     world.step()
     assert condition(world, "w", "Ready")[:2] == ("Unknown", "MapUnavailable")
     assert (world.status("w").summary, world.status("w").counts) == (before.summary, before.counts)
+
+
+def test_a_wave_does_not_say_that_policies_train_on_without_redis() -> None:
+    world = World(base(1, 1), [training_wave("w", 1)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 1)
+    world.step()
+    world.redis_ok = False
+    world.step()
+    status, reason, message = condition(world, "w", "Ready")
+    assert (status, reason) == ("Unknown", "MapUnavailable")
+    assert f"begin no step after {LEASE_TTL_S:.0f} s, and continue when it is back" in message
 
 
 def _holding(view: EngineView, names: list[str]) -> EngineView:

@@ -16,7 +16,7 @@ from mint_contracts.resources import (
     WaveEngine,
     WaveFailure,
 )
-from mint_contracts.training_records import Progress, Stage
+from mint_contracts.training_records import LEASE_TTL_S, Progress, Stage
 from mint_contracts.training_reports import eta_s
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import Finding, Truth, truth
@@ -126,7 +126,10 @@ def _complete(status: Truth, reason: str, message: str, mentions: Mentions | Non
 def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     """Return the Ready condition: all policies that should train do or, after the end, are served as asked."""
     if not facts.map_known:
-        message = "the placement map cannot be read, so it is unknown how policies stand; engines continue training"
+        message = (
+            "the placement map cannot be read, so it is unknown how policies stand; engines that cannot read it "
+            f"either begin no step after {LEASE_TTL_S:.0f} s, and continue when it is back"
+        )
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message, NO_NAMES)
     if facts.standing.over and facts.unserved is not None:
         return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message, facts.unserved.mentions)
