@@ -6,7 +6,7 @@ import pytest
 from mint_contracts.records import EngineView, Held, Tier
 from mint_contracts.resources import Serve
 from mint_contracts.training import FailurePolicy
-from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
+from mint_contracts.training_records import LEASE_TTL_S, Order, Stage, TrainState
 from tests.operator.training_worlds import (
     FAILURE,
     STEPS,
@@ -85,6 +85,23 @@ def test_a_wave_does_not_say_that_policies_train_on_without_redis() -> None:
     status, reason, message = condition(world, "w", "Ready")
     assert (status, reason) == ("Unknown", "MapUnavailable")
     assert f"begin no step after {LEASE_TTL_S:.0f} s, and continue when it is back" in message
+
+
+@pytest.mark.parametrize("ends", [Stage.COMPLETE, Stage.CANCELLED, Stage.RUNNING])
+def test_an_operator_that_starts_while_redis_is_away_leaves_a_waves_status_as_it_is(ends: Stage) -> None:
+    world = World(base(1, 1), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.change("w", cancelled=ends is Stage.CANCELLED)
+    step = STEPS if ends is Stage.COMPLETE else 4
+    world.say(ends, step, published=published(step), reward_recent=0.5, tokens=7)
+    world.step()
+    before, complete = world.status("w"), condition(world, "w", "Complete")
+    world.training, world.redis_ok = TrainState(), False
+    world.step()
+    found = [condition(world, "w", each)[:2] for each in ("Ready", "Progressing")]
+    assert found == [("Unknown", "MapUnavailable")] * 2
+    assert condition(world, "w", "Complete") == complete
+    assert msgspec.structs.replace(world.status("w"), conditions=before.conditions) == before
 
 
 def _holding(view: EngineView, names: list[str]) -> EngineView:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from mint_contracts.durations import span
-from mint_contracts.records import Mentions
+from mint_contracts.records import Failure, Mentions
 from mint_contracts.resources import (
     AdapterWaveStatus,
     PolicyCounts,
@@ -29,6 +29,12 @@ from mint_operator.training.standing import PolicyStanding, WaveStanding
 
 MOST_NAMED = 5
 DIGITS = 4  # decimals of a reward: more would only make statuses differ
+_UNKNOWN = Failure(
+    conditions.MAP_UNAVAILABLE,
+    "the placement map cannot be read, so it is unknown how policies stand; engines that cannot read it "
+    f"either begin no step after {LEASE_TTL_S:.0f} s, and continue when it is back",
+    terminal=False,
+)
 
 
 class TrainFacts(msgspec.Struct, frozen=True):
@@ -62,7 +68,13 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[AdapterWaveStatus, Mentions | None]:
-    """Return the status of a wave that trains, and what the message of its Ready condition mentions."""
+    """Return the status of a wave that trains, and what the message of its Ready condition mentions.
+
+    While nothing is known from the map, as when the operator starts during an outage of Redis, it repeats the last
+    status without claims about now.
+    """
+    if not facts.map_known and not facts.standing.begun and wave.status.phase:
+        return conditions.kept(wave.status, _UNKNOWN, wave.meta.generation, now), NO_NAMES
     counts, served = _counts(facts), facts.served or (AdapterWaveStatus() if facts.map_known else wave.status)
     phase, verdict = _verdict(facts, counts)
     ready = _ready(facts, phase, verdict)
@@ -126,11 +138,7 @@ def _complete(status: Truth, reason: str, message: str, mentions: Mentions | Non
 def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     """Return the Ready condition: all policies that should train do or, after the end, are served as asked."""
     if not facts.map_known:
-        message = (
-            "the placement map cannot be read, so it is unknown how policies stand; engines that cannot read it "
-            f"either begin no step after {LEASE_TTL_S:.0f} s, and continue when it is back"
-        )
-        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message, NO_NAMES)
+        return Finding("Ready", "Unknown", _UNKNOWN.reason, _UNKNOWN.message, NO_NAMES)
     if facts.standing.over and facts.unserved is not None:
         return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message, facts.unserved.mentions)
     if facts.standing.over and facts.held is not None and facts.served is not None and facts.served.counts.wanted:
