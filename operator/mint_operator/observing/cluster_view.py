@@ -6,7 +6,7 @@ The resync lists objects in the background, so that nobody who has changed an ob
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,7 +29,7 @@ LISTING_SHARE = 0.1  # of the time, at most, is spent on lists that only look fo
 _LISTED = {Part.BASES: "BaseModel", Part.WAVES: "AdapterWave", Part.PODS: "Pod"}
 _CHILDREN = ("Service", "ServiceAccount", "PodDisruptionBudget")
 
-
+R = TypeVar("R", ObservedBase, ObservedWave)
 _Stores = Mapping[str, Store[Any]]
 _Lists = Mapping[str, list[msgspec.Raw]]
 
@@ -197,26 +197,23 @@ def _by_key(children: Iterable[Child]) -> dict[tuple[str, str, str], Child]:
 
 
 def _base(raw: bytes | msgspec.Raw, before: ObservedBase | None) -> ObservedBase:
-    base = decode.base_model(raw)
-    if before is None or not _same_spec(base, before):
-        return base
-    return msgspec.structs.replace(base, spec=before.spec)  # the same object, so that readers can compare by identity
+    return _with_same_spec(decode.base_model(raw), before)
 
 
 def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave:
-    wave = decode.adapter_wave(raw)
-    if before is None or not _same_spec(wave, before):
-        return wave
-    return msgspec.structs.replace(wave, spec=before.spec)
+    return _with_same_spec(decode.adapter_wave(raw), before)
 
 
-def _same_spec(now: ObservedBase | ObservedWave, before: ObservedBase | ObservedWave) -> bool:
-    """Whether both have the same spec; a placeholder for an unreadable spec never counts as the same.
+def _with_same_spec(now: R, before: R | None) -> R:
+    """Return the resource with its earlier spec if that is equal, so that readers can compare by identity.
 
-    The generation does not tell: the API server drops fields that its CRDs lack, and CRDs may change without a new
-    generation of the object; after a restore from a backup it gives the same generations again.
+    A placeholder for an unreadable spec never counts as equal. The generation does not tell: the API server drops
+    fields that its CRDs lack, and CRDs may change without a new generation of the object; after a restore from a
+    backup it gives the same generations again.
     """
-    return now.spec == before.spec and not now.defect and not before.defect
+    if before is None or now.spec != before.spec or now.defect or before.defect:
+        return now
+    return msgspec.structs.replace(now, spec=before.spec)
 
 
 def _pod(raw: bytes | msgspec.Raw, _before: object) -> tuple[str, EnginePod]:
