@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from mint_contracts.functions import bounded
 
@@ -21,12 +22,17 @@ T = TypeVar("T")
 
 async def read_hashes(redis: Redis, names: Sequence[str]) -> list[dict[str, str]]:
     """Read these hashes completely. Raises MapUnavailable."""
-    found: list[dict[str, str]] = []
+    return await read_each(redis, names, lambda line, name: line.hgetall(name))
+
+
+async def read_each(redis: Redis, names: Sequence[str], ask: Callable[[Pipeline, str], object]) -> list[Any]:
+    """Return the answer to what `ask` asks about each key, PER_CALL in a round trip. Raises MapUnavailable."""
+    found: list[Any] = []
     for start in range(0, len(names), PER_CALL):
-        pipeline = redis.pipeline(transaction=False)
+        line = redis.pipeline(transaction=False)
         for name in names[start : start + PER_CALL]:
-            pipeline.hgetall(name)
-        found += await bounded(pipeline.execute)
+            ask(line, name)
+        found += await bounded(line.execute)
     return found
 
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.hashes import PER_CALL, Json, T, decoded, read_hashes
+from mint_contracts.hashes import PER_CALL, Json, T, decoded, read_each, read_hashes
 from mint_contracts.map_reporter import reported_recently
 from mint_contracts.map_writer import RECENT_ADAPTERS
 from mint_contracts.records import (
@@ -244,14 +244,7 @@ class MapReader:
 
     async def _fields(self, wanted: Mapping[str, Sequence[str]]) -> list[list[str | None]]:
         """Return these fields of each of these hashes."""
-        found: list[list[str | None]] = []
-        names = list(wanted)
-        for start in range(0, len(names), PER_CALL):
-            pipeline = self._redis.pipeline(transaction=False)
-            for name in names[start : start + PER_CALL]:
-                pipeline.hmget(name, wanted[name])
-            found += await bounded(pipeline.execute)
-        return found
+        return await read_each(self._redis, list(wanted), lambda line, name: line.hmget(name, wanted[name]))
 
     async def state(self, base: str, engines: Sequence[str]) -> MapState:
         """Return the operator's own part, for the named engines and every engine that ever reported."""

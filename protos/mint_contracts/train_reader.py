@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded, call
-from mint_contracts.hashes import PER_CALL, Json, decoded, read_hashes
+from mint_contracts.hashes import PER_CALL, Json, decoded, read_each, read_hashes
 from mint_contracts.rewards import Rewards
 from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import (
@@ -72,7 +72,9 @@ class TrainReader:
         A policy that has fewer has begun again: return all of its rewards. They are read in pieces, so that the event
         loop is never held up for long.
         """
-        lengths = await self._lengths(base, list(since))
+        lists = [keys.rewards(base, policy) for policy in since]
+        counts = await read_each(self._redis, lists, lambda line, name: line.llen(name))
+        lengths: dict[str, int] = dict(zip(since, counts, strict=True))
         begin = {
             policy: max(first if first <= lengths[policy] else 0, lengths[policy] - most)
             for policy, first in since.items()
@@ -96,15 +98,6 @@ class TrainReader:
             raws = zip(policies[start : start + PER_CALL], await bounded(pipeline.execute), strict=True)
             found |= decoded({policy: raw for policy, raw in raws if raw}, Curve)
         return found
-
-    async def _lengths(self, base: str, policies: Sequence[str]) -> dict[str, int]:
-        found: list[int] = []
-        for start in range(0, len(policies), PER_CALL):
-            pipeline = self._redis.pipeline(transaction=False)
-            for policy in policies[start : start + PER_CALL]:
-                pipeline.llen(keys.rewards(base, policy))
-            found += await bounded(pipeline.execute)
-        return dict(zip(policies, found, strict=True))
 
 
 def _together(begin: Mapping[str, int], lengths: Mapping[str, int]) -> Iterator[list[tuple[str, int, int]]]:
