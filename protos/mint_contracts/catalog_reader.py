@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.catalog_calls import call
 from mint_contracts.entries import Entry
-from mint_contracts.functions import bounded
+from mint_contracts.functions import bounded, listening
 from mint_contracts.names import split_asked
 from mint_contracts.packed_entries import (
     Found,
@@ -154,17 +154,13 @@ class CatalogReader:
     @asynccontextmanager
     async def news(self, base: str) -> AsyncIterator[Callable[[float], Awaitable[Sequence[str]]]]:
         """Yield `wait(timeout_s)`, which returns changed names, or EVERYTHING; nothing when the time is up."""
-        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        try:
-            await bounded(lambda: pubsub.subscribe(keys.catalog(base, "news")))
+        async with listening(self._redis, keys.catalog(base, "news")) as heard:
 
             async def wait(timeout_s: float) -> Sequence[str]:
-                message = await bounded(lambda: pubsub.get_message(timeout=timeout_s))
-                return () if message is None else str(message["data"]).split(" ")
+                message = await heard(timeout_s)
+                return () if message is None else message.split(" ")
 
             yield wait
-        finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _rows(
         self, base: str, start: str, prefix: str, after: str, wanted: Sequence[tuple[str, str]]

@@ -5,7 +5,8 @@ import hashlib
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -31,6 +32,8 @@ from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL, RE
 CALL_TIMEOUT_S = 3.0
 _DENIED_INSIDE = re.compile("The user executing the script can't|ACL failure in script")  # Redis 7.0; later ones
 RETRY_AFTER_S = 1.0  # a Redis that was restarted is back within seconds
+
+Messages = AbstractAsyncContextManager[Callable[[float], Awaitable[str | None]]]  # see `listening`
 
 
 class Library(msgspec.Struct, frozen=True):
@@ -165,6 +168,26 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     if failure is not None:
         raise MapUnavailable("placement map", _message(failure), retry_after_s=RETRY_AFTER_S) from failure
     return answer
+
+
+@asynccontextmanager
+async def listening(redis: Redis, channel: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
+    """Yield `wait(timeout_s)`, which returns one message of the channel or None; with a "*" in it, of all that match.
+
+    Raises MapUnavailable, as does `wait` when the connection is lost.
+    """
+    pubsub = redis.pubsub(ignore_subscribe_messages=True)
+    subscribe = pubsub.psubscribe if "*" in channel else pubsub.subscribe
+    try:
+        await bounded(lambda: subscribe(channel))
+
+        async def wait(timeout_s: float) -> str | None:
+            message = await bounded(lambda: pubsub.get_message(timeout=timeout_s))
+            return None if message is None else str(message["data"])
+
+        yield wait
+    finally:
+        await pubsub.aclose()  # type: ignore[no-untyped-call]
 
 
 def _unavailable(failure: ResponseError) -> bool:

@@ -5,15 +5,14 @@ it is read as far as possible, or skipped.
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.functions import bounded
+from mint_contracts.functions import Messages, bounded, listening
 from mint_contracts.hashes import PER_CALL, Json, T, decoded, read_each, read_hashes
 from mint_contracts.map_reporter import reported_recently
 from mint_contracts.map_writer import RECENT_ADAPTERS
@@ -261,40 +260,13 @@ class MapReader:
             waves=await self.waves(base),
         )
 
-    @asynccontextmanager
-    async def changes(self, *bases: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-        """Yield `wait(timeout_s)`, which returns one hint that something changed, or None.
+    def changes(self) -> Messages:
+        """Listen for hints that the map of any base has changed."""
+        return listening(self._redis, "mint:*:changed")
 
-        Without bases it covers all bases. `wait` raises MapUnavailable when the connection is lost.
-        """
-        async with self._listening([keys.changed(base) for base in bases], "mint:*:changed") as wait:
-            yield wait
-
-    @asynccontextmanager
-    async def calls(self, base: str, engine: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-        """Yield hints that this engine's part changed, as `changes` does."""
-        async with self._listening([keys.called(base, engine)]) as wait:
-            yield wait
-
-    @asynccontextmanager
-    async def _listening(
-        self, channels: Sequence[str], pattern: str = ""
-    ) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-        """Listen to the channels, or to all that match the pattern if none is given."""
-        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        try:
-            if channels:
-                await bounded(lambda: pubsub.subscribe(*channels))
-            else:
-                await bounded(lambda: pubsub.psubscribe(pattern))
-
-            async def wait(timeout_s: float) -> str | None:
-                message = await bounded(lambda: pubsub.get_message(timeout=timeout_s))
-                return None if message is None else str(message["data"])
-
-            yield wait
-        finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
+    def calls(self, base: str, engine: str) -> Messages:
+        """Listen for hints that this engine's part has changed."""
+        return listening(self._redis, keys.called(base, engine))
 
 
 def _warmest(of: Json) -> Json:

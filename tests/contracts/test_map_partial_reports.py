@@ -170,7 +170,7 @@ async def test_a_start_that_leaves_while_reporting_is_no_longer_reporting(
         await first.tell(1, 1, [held("c")], [], over=0)
     await first.leave()
     assert await reader.telling(BASE, ["e-0"]) == {"e-0": 2}, "an old start that ends late"
-    async with reader.changes(BASE) as hint:
+    async with reader.changes() as hint:
         await second.leave()
         assert await until(lambda: hint(1.0)) == "engine e-0"
     assert await reader.telling(BASE, ["e-0"]) == {}
