@@ -123,7 +123,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             parts = self._open()
             with self._reading():
                 asked = await self._read(request, parts, scored)
-            with closing(Inbox(self._unread.share(OWN_UNREAD * asked.sampling.n))) as inbox:
+            unread = self._unread.share(OWN_UNREAD * asked.sampling.n, asked.client)
+            with closing(Inbox(unread)) as inbox:
                 life = asyncio.create_task(run_request(asked, parts.holder, parts.stepper, inbox))
                 self._taken.add(life)
                 life.add_done_callback(self._taken.discard)
@@ -238,7 +239,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         parts.stepper.check_room(Party(adapter, background=False, client=request.client), wanted.n)
         tokenizer, context_length = parts.base.tokenizer, parts.context_length
         nbytes = 0 if request.HasField("tokens") else request.ByteSize()
-        prompt = await self._prompts.run(nbytes, read_prompt, request, tokenizer, vocabulary, context_length)
+        client, prompts = request.client, self._prompts
+        prompt = await prompts.run(nbytes, client, read_prompt, request, tokenizer, vocabulary, context_length)
         sampling = read_sampling(request.sampling, context_length - len(prompt), vocabulary)
         check_prompt_logprobs(len(prompt), sampling)
         scored.fill(prompt_logprobs.weigh(len(prompt), sampling))
@@ -249,11 +251,13 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         thought = read_channels(request.chat, prompt, channels, tokenizer)
         thought = thought or read_thought(request.chat, prompt, markers, tokenizer)
         before = channels if thought == sampling_pb2.Started.CHANNELS else ahead(thought, markers)
-        grammar = await self._shapes.run(adapter, grammars.compile, shape, before) if shape is not None else None
+        grammar = None
+        if shape is not None:
+            grammar = await self._shapes.run(client or adapter, grammars.compile, shape, before)
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
-            offsets = await self._prompts.run(nbytes, prompt_offsets, request, prompt, tokenizer, parts.spelling)
+            offsets = await prompts.run(nbytes, client, prompt_offsets, request, prompt, tokenizer, parts.spelling)
         return CheckedRequest(
             request_id=request.request_id or uuid.uuid4().hex,
             adapter=adapter,
@@ -267,5 +271,5 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             calls=read_form(request.chat, tokenizer),
             thought=thought,
             salt=request.cache_salt,
-            client=request.client,
+            client=client,
         )

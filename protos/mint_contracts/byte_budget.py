@@ -27,10 +27,14 @@ class ByteBudget:
         """Return a new share of a client's that holds nothing yet. Without a name, it may draw on all."""
         return ByteShare(self, own, client)
 
+    def most(self, client: str) -> int:
+        """Return the most bytes beyond its own allowances that a client may have while others take none."""
+        return self._shares.most(client)
+
     def check(self, size: int, client: str) -> None:
         """Raise CapacityExceeded if the client could not have `size` bytes even while others take none."""
-        if client and size > self._shares.largest:
-            problem = f"takes {size >> 20} MiB of memory, and a key has {self._shares.largest >> 20} MiB at most"
+        if client and size > (most := self.most(client)):
+            problem = f"takes {size >> 20} MiB of memory, and a key has {most >> 20} MiB at most"
             raise CapacityExceeded("request", f"{problem}; send or ask for less at a time")
 
     def take(self, more: int, client: str) -> None:

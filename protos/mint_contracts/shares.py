@@ -29,10 +29,9 @@ class Shares:
             return count <= self.free
         return self._taken[client] + count <= self.free - count + 1  # the last one may be anybody's
 
-    @property
-    def largest(self) -> int:
-        """The most that a client with a name may ever have."""
-        return (self._count + 1) // 2
+    def most(self, client: str) -> int:
+        """Return the most that the client may ever have."""
+        return (self._count + 1) // 2 if client else self._count
 
     def take(self, client: str, count: int = 1) -> None:
         """Take as many."""

@@ -2,12 +2,17 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 
 from mint_contracts.errors import Overloaded
+from mint_contracts.sampling_pb2 import GenerateRequest, SamplingParams
 from mint_engine.requests import compiling
 from mint_engine.requests.compiling import AT_ONCE, Compiling
+from mint_engine.requests.grammar import Shape
+from tests.engine.running import running
+from tests.engine.steps import refusal
 from tests.waiting import until
 
 
@@ -35,6 +40,33 @@ async def test_adapters_take_turns_whoever_has_how_many() -> None:
     assert works.begun[AT_ONCE] == "mild", "whichever of the two ended"
     works.let.release(len(names) - 1)
     assert await asyncio.gather(*tasks) == names
+
+
+async def test_a_clients_shapes_for_many_adapters_take_one_turn_together(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter need not exist for its shape to be compiled: one key could keep both threads busy for minutes."""
+    async with running(base) as engine:
+        services = engine.server._services
+        assert services.parts is not None
+        works = Works()
+
+        def compile_late(shape: Shape, _: object) -> None:
+            works(shape.text)
+
+        monkeypatch.setattr(services.parts.grammars, "compile", compile_late)
+
+        def asked(client: str, adapter: str = "") -> GenerateRequest:
+            shaped = SamplingParams(max_tokens=1, regex=client)
+            return GenerateRequest(text="dog", adapter=adapter, client=client, sampling=shaped)
+
+        hot = [asyncio.create_task(refusal(engine, asked("hot", f"no/such-{n}"))) for n in range(5)]
+        await until(lambda: works.begun)
+        cold = asyncio.create_task(refusal(engine, asked("cold", "no/such")))
+        await until(lambda: len(works.begun) == AT_ONCE)
+        assert sorted(works.begun) == ["cold", "hot"]
+        works.let.release(6)
+        await asyncio.gather(*hot, cold)
 
 
 async def test_requests_beyond_the_queue_are_told_to_retry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,16 +122,29 @@ async def test_long_prompts_are_read_few_at_a_time_and_short_ones_wait_for_none(
 ) -> None:
     monkeypatch.setattr(reading, "MOST_BYTES", 8)
     prompts, works = Reading("engine"), Works()
-    begun = [asyncio.create_task(prompts.run(LONG, works)) for _ in range(8)]
+    begun = [asyncio.create_task(prompts.run(LONG, "", works)) for _ in range(8)]
     await until(lambda: works.running == LONG_AT_ONCE)
-    assert await prompts.run(SHORT, lambda: "short") == "short"
+    assert await prompts.run(SHORT, "", lambda: "short") == "short"
     with pytest.raises(Overloaded) as caught:
-        await prompts.run(LONG, works)
+        await prompts.run(LONG, "", works)
     assert caught.value.retry_after_s
     assert works.running == LONG_AT_ONCE
     works.let.set()
     await asyncio.gather(*begun)
-    assert await prompts.run(LONG, lambda: "long") == "long", "there is room again"
+    assert await prompts.run(LONG, "", lambda: "long") == "long", "there is room again"
+
+
+async def test_one_clients_long_prompts_leave_room_for_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 8 * OWN_BYTES)
+    prompts, works = Reading("engine"), Works()
+    begun = [asyncio.create_task(prompts.run(2 * OWN_BYTES, "hot", works)) for _ in range(4)]
+    await until(lambda: works.running == LONG_AT_ONCE)
+    with pytest.raises(Overloaded, match="with your key"):
+        await prompts.run(2 * OWN_BYTES, "hot", works)
+    begun.append(asyncio.create_task(prompts.run(2 * OWN_BYTES, "cold", works)))
+    works.let.set()
+    await asyncio.gather(*begun)
+    assert await prompts.run(100 * OWN_BYTES, "hot", lambda: "long") == "long", "longer than its share, by itself"
 
 
 async def test_short_prompts_do_not_wait_for_what_others_have_asyncios_threads_do() -> None:
@@ -140,7 +153,7 @@ async def test_short_prompts_do_not_wait_for_what_others_have_asyncios_threads_d
     others = [asyncio.create_task(asyncio.to_thread(works)) for _ in range(40)]  # asyncio has 32 threads at most
     await until(lambda: works.running)
     async with asyncio.timeout(60):
-        assert await prompts.run(SHORT, lambda: "short") == "short"
+        assert await prompts.run(SHORT, "", lambda: "short") == "short"
     works.let.set()
     await asyncio.gather(*others)
 
@@ -148,10 +161,10 @@ async def test_short_prompts_do_not_wait_for_what_others_have_asyncios_threads_d
 async def test_a_prompt_longer_than_the_queue_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_BYTES", 2 * OWN_BYTES)
     prompts, works = Reading("engine"), Works()
-    huge = asyncio.create_task(prompts.run(100 * OWN_BYTES, works))
+    huge = asyncio.create_task(prompts.run(100 * OWN_BYTES, "", works))
     await until(lambda: works.running)
     with pytest.raises(Overloaded):
-        await prompts.run(100 * OWN_BYTES, works)
+        await prompts.run(100 * OWN_BYTES, "", works)
     works.let.set()
     await huge
 

@@ -27,10 +27,10 @@ NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]  # 
 NOBODY = Load(0, 0)
 
 
-async def slow(engine: Running) -> MintError:
+async def slow(engine: Running, asked: GenerateRequest = ASKED) -> MintError:
     """The error of a request whose answer nobody reads until the engine has nothing more to do."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.server.port}", options=NARROW) as channel:
-        events = aiter(SamplerStub(channel).Generate(ASKED, timeout=60))
+        events = aiter(SamplerStub(channel).Generate(asked, timeout=60))
         await anext(events)
         await until(lambda: engine.server.load_now == NOBODY)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -62,6 +62,16 @@ async def test_without_room_for_all_the_streams_that_are_not_read_end(
         assert isinstance(error, Overloaded)
         assert "of tokens that clients have not read yet; retry later" in str(error)
         assert len((await ask(engine, PROMPT, max_tokens=120, ignore_eos=True)).tokens) == 120
+
+
+async def test_one_of_several_clients_leaves_as_much_room_unread_as_it_takes(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "MOST_TOGETHER", 2 << 20)
+    async with running(base) as engine:
+        error = await slow(engine, GenerateRequest(tokens=ASKED.tokens, sampling=WORDY, client="hot"))
+        assert isinstance(error, CapacityExceeded)
+        assert "a key has 1 MiB at most" in str(error)
 
 
 async def test_a_client_that_goes_away_leaves_room_to_others(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

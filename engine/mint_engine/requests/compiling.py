@@ -1,6 +1,6 @@
 """Compiles shapes on two threads of their own, so that slow ones delay only other shapes.
 
-Adapters take turns, one shape each, however many each has.
+Clients take turns, one shape each, however many each has; where they cannot be told apart, adapters do.
 """
 
 import asyncio
@@ -28,32 +28,32 @@ class Compiling:
         self._engine = engine
         self._threads = ThreadPoolExecutor(AT_ONCE, "shape")
         self._counter = PlaceCounter[str](MOST)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by adapter, while in use
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by party, while in use
 
-    async def run(self, adapter: str, work: Callable[[*Given], T], *given: *Given) -> T:
-        """Run `work` for an adapter's shape and return its result. Raises Overloaded if too many wait.
+    async def run(self, party: str, work: Callable[[*Given], T], *given: *Given) -> T:
+        """Run `work` for a shape of a client or adapter and return its result. Raises Overloaded if too many wait.
 
-        A turn ends when `work` ends, even if the caller was cancelled, so that no adapter has two threads at once.
+        A turn ends when `work` ends, even if the caller was cancelled, so that no party has two threads at once.
         Until then, the shape counts.
         """
-        if not self._counter.has_room(adapter, 1):
+        if not self._counter.has_room(party, 1):
             raise Overloaded(
                 self._engine,
                 f"has {self._counter.total} schemas and grammars to compile; retry later",
                 retry_after_s=RETRY_S,
             )
-        turn = self._turns.setdefault(adapter, asyncio.Lock())
+        turn = self._turns.setdefault(party, asyncio.Lock())
         loop = asyncio.get_running_loop()
 
         def leave() -> None:
-            self._counter.leave(adapter)
+            self._counter.leave(party)
             turn.release()
 
         def end(_: object) -> None:
             with suppress(RuntimeError):  # the loop has closed, and nobody waits for a turn
                 loop.call_soon_threadsafe(leave)
 
-        with self._counter.holding(adapter):
+        with self._counter.holding(party):
             await turn.acquire()
             compiled: Future[T] = Future()
             try:
@@ -62,7 +62,7 @@ class Compiling:
                 if compiled.cancel():
                     turn.release()
                     raise
-            self._counter.enter(adapter, 1)  # again, since it counts until `work` ends
+            self._counter.enter(party, 1)  # again, since it counts until `work` ends
         compiled.add_done_callback(end)
         return await asyncio.wrap_future(compiled)
 

@@ -25,14 +25,16 @@ class Reading:
     def __init__(self, engine: str) -> None:
         self._short = ThreadPoolExecutor(SHORT_AT_ONCE, "short prompt")
         self._long = ThreadPoolExecutor(LONG_AT_ONCE, "prompt")
-        self._most = MOST_BYTES
-        self._budget = ByteBudget(self._most, engine, f"has {self._most >> 20} MiB of long prompts to read")
+        self._budget = ByteBudget(MOST_BYTES, engine, f"has {MOST_BYTES >> 20} MiB of long prompts to read")
 
-    async def run(self, nbytes: int, work: Callable[[*Given], T], *given: *Given) -> T:
-        """Run `work` for a prompt of `nbytes` and return its result. Raises Overloaded if too many bytes wait."""
+    async def run(self, nbytes: int, client: str, work: Callable[[*Given], T], *given: *Given) -> T:
+        """Run `work` for a client's prompt of `nbytes` and return its result.
+
+        Raises Overloaded if too many bytes wait, or too many of the client's.
+        """
         loop = asyncio.get_running_loop()
         if nbytes <= OWN_BYTES:
             return await loop.run_in_executor(self._short, work, *given)
-        with self._budget.share() as share:
-            share.fill(min(nbytes, OWN_BYTES + self._most))  # a longer one is read alone
+        with self._budget.share(client=client) as share:
+            share.fill(min(nbytes, OWN_BYTES + self._budget.most(client)))  # a longer one is its only one
             return await loop.run_in_executor(self._long, work, *given)
