@@ -18,6 +18,7 @@ def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:
         add(64)
     writer.add_head_count(4)
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"word{number}" for number in range(1000)])
     writer.add_token_types([1] * 1000)
     writer.add_bool("general.file_is_whole", True)
@@ -53,7 +54,7 @@ def save(
     config: Any = model.config
     writer = gguf.GGUFWriter(path, architecture)
     _tell_sizes(writer, config)
-    for key, value in (told or {}).items():
+    for key, value in ({"tokenizer.ggml.pre": "gpt-2"} | dict(told or {})).items():
         add: dict[type, Any] = {
             bool: writer.add_bool,
             int: writer.add_uint32,

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.files import find_files, read_tokenizer
+from tests.engine import ggufs
+from tests.engine.families import make_model
 from tests.engine.made import edit_json
 from tests.engine.running import save_base
+from tests.engine.test_gguf_config import LLAMA
 
 TEXTS = ["    42\n        return 100", "a  12", "  two", " ", "日本 naïve\n x", "a<|end|> b<|end|>c"]
 
@@ -71,3 +75,47 @@ def test_a_tokenizer_json_is_taken_as_it_is(published: Published, tmp_path: Path
     read = read_tokenizer(find_files(tmp_path))
     assert [read.encode(text) for text in TEXTS] == [written.encode(text).ids for text in TEXTS]
     assert (read.eos_token, bool(read.chat_template)) == ("<|end|>", True)
+
+
+def read_gguf(folder: Path, told: dict[str, Any]) -> Any:
+    """Read the tokenizer of a GGUF file with that metadata; its words include "a" as 0, and 1 is BOS."""
+    ggufs.save(folder / "tiny.gguf", make_model(LLAMA), "llama", told, only="token_embd")
+    return read_tokenizer(find_files(folder))
+
+
+@pytest.mark.parametrize(
+    ("told", "pieces"),
+    [
+        ("gpt-2", ["a", "Ġ", "Ġ42"]),
+        ("smollm", ["a", "ĠĠ", "4", "2"]),
+        ("starcoder", ["a", "ĠĠ", "4", "2"]),
+        ("llama-bpe", ["a", "Ġ", "Ġ", "42"]),
+        ("qwen2", ["a", "Ġ", "Ġ", "4", "2"]),
+    ],
+)
+def test_a_gguf_files_tokenizer_splits_as_the_file_says(told: str, pieces: list[str], tmp_path: Path) -> None:
+    read = read_gguf(tmp_path, {"tokenizer.ggml.pre": told})
+    found = read.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  42")
+    assert [piece for piece, _ in found] == pieces
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [({"tokenizer.ggml.pre": "deepseek-coder"}, "splits texts by 'deepseek-coder', which is not read; give"),
+     ({"tokenizer.ggml.pre": ""}, "splits texts in a way that is not told, as in old GGUF files; give the model")],
+)  # fmt: skip
+def test_a_gguf_files_tokenizer_that_would_split_in_another_way_is_refused(
+    told: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedBase, match=says):
+        read_gguf(tmp_path, told)
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens"), [({}, [1, 0]), ({"add_bos_token": True}, [1, 0]), ({"add_bos_token": False}, [0])]
+)
+def test_llama_3s_texts_begin_as_its_gguf_file_says(told: dict[str, Any], tokens: list[int], tmp_path: Path) -> None:
+    """Most files do not say it, and mean that they do."""
+    named = {f"tokenizer.ggml.{key}": value for key, value in told.items()}
+    read = read_gguf(tmp_path, {"tokenizer.ggml.pre": "llama-bpe"} | named)
+    assert (read.encode("a"), read.backend_tokenizer.model.ignore_merges) == (tokens, True)

@@ -24,6 +24,7 @@ from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.gguf_config import check_read, complete
+from mint_engine.model.gguf_tokenizer import split_as_told
 from mint_engine.model.integers import WORDS
 from mint_engine.model.positions import with_attention_factors
 from mint_engine.model.quantised_experts import EXPERT
@@ -295,6 +296,8 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
                 "weights",
             ) from None
         raise UnsupportedBase(files.subject, f"has no loadable tokenizer: {first_line(error)}") from None
+    if files.gguf is not None:
+        split_as_told(tokenizer, files.folder / files.gguf, files.subject)
     return tokenizer
 
 
