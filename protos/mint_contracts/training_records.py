@@ -47,6 +47,9 @@ class Published(_Record, frozen=True):
     source: Source
 
 
+REVISIONS = "revisions"  # the folder of a training store that has all policies' revisions
+
+
 def published_in(store: Source, policy: str) -> Source:
     """Return the folder of a training store that has a policy's revisions, each in a subfolder.
 
@@ -57,7 +60,7 @@ def published_in(store: Source, policy: str) -> Source:
 
 def revisions_of(policy: str) -> str:
     """Return the folder of a policy's revisions, relative to the store."""
-    return f"revisions/{policy}/.published"
+    return f"{REVISIONS}/{policy}/.published"
 
 
 def trained_since(source: Source) -> int:

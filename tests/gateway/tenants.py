@@ -32,7 +32,7 @@ from tests.gateway.secrets import mount
 SHARED = "models/base"
 TENANTS = ("acme", "rival")
 NOBODY = "nobody"  # a tenant that has nothing
-STORE = Source("s3://store/adapters")
+STORE, TRAINING = Source("s3://store/adapters"), Source("s3://store/training")
 SCOPES = {tenant: {"adapters": [f"{tenant}/"], "namespaces": [tenant, "models"]} for tenant in TENANTS}
 
 
@@ -111,7 +111,10 @@ class Tenants:
     async def _declare(self) -> None:
         for base, store in ((SHARED, None), *((own(tenant), STORE) for tenant in TENANTS)):
             catalog = Source(f"file://{self._folder}/catalogs/{base}")
-            record = BaseRecord(base, store, catalog=catalog, device_slots=4, engines_max=2, trains=base == SHARED)
+            training = TRAINING if base == SHARED else None
+            record = BaseRecord(
+                base, store, catalog=catalog, device_slots=4, engines_max=2, trains=base == SHARED, training=training
+            )
             await self._apply(base, MapChange(base=record))
         for number, (tenant, other) in enumerate((TENANTS, TENANTS[::-1]), start=1):
             place = (Place("e-of-models", Tier.DEVICE, "spread"),)

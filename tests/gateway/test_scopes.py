@@ -16,7 +16,7 @@ from mint_contracts.errors import InvalidRequest, PermissionDenied, SourceNotFou
 from mint_contracts.records import Held, Mentions, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
 from mint_contracts.training import Policies, Train
-from mint_contracts.training_records import WaveTraining
+from mint_contracts.training_records import WaveTraining, published_in
 from mint_gateway.catalog.writable import Writable
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.mounted import Files, Mounted, files_of
@@ -160,8 +160,12 @@ def test_a_key_of_some_names_is_told_of_no_other_name_in_what_is_said_of_waves(
     assert (seen == message) is (mentions is not None), "all adapters of its bases, and waves of its namespace alone"
 
 
-STORE = Source("pvc://claim/adapters")
-WRITABLE = Writable(Scope(("acme/",)), STORE)
+STORE, TRAINING = Source("pvc://claim/adapters"), Source("pvc://claim/training")
+WRITABLE = Writable(Scope(("acme/",)), STORE, TRAINING)
+
+
+def published(policy: str) -> str:
+    return child(published_in(TRAINING, policy), "0001764599277000-00000005").uri
 
 
 @pytest.mark.parametrize(
@@ -171,6 +175,7 @@ WRITABLE = Writable(Scope(("acme/",)), STORE)
         Entry("acme/bot", child(STORE, "acme/bot").uri + "/r2"),
         Entry("acme/bot", "s3://claim/adapters/rival/bot"),
         Entry("acme/bot", "pvc://claim/adapters-2/rival/bot"),
+        Entry("acme/bot", published("acme/haiku")),
         Entry("acme/bot", retired=True),
     ],
     ids=lambda entry: f"{entry.name} {entry.uri}",
@@ -191,6 +196,8 @@ def test_a_scoped_key_may_write_names_that_it_opens(entry: Entry) -> None:
         (Entry("acme/bot", "pvc://claim//adapters//rival/bot/"), "is outside your key's scope"),
         (Entry("acme/bot", "file:///mint/pvc/claim/adapters/rival/bot"), "is outside your key's scope"),
         (Entry("acme/bot", STORE.uri), "is outside your key's scope"),
+        (Entry("acme/bot", published("rival/haiku")), "would be fetched from pvc://claim/training/revisions/rival/"),
+        (Entry("acme/bot", published("rival/haiku").replace("pvc://", "file:///mint/pvc/")), "is outside your key's"),
     ],
     ids=lambda part: f"{part.name} {part.uri}" if isinstance(part, Entry) else "",
 )
@@ -198,7 +205,7 @@ def test_a_scoped_key_may_not_write_others_names_or_their_files_in_the_store(ent
     with pytest.raises(PermissionDenied) as refusal:
         WRITABLE.check([Entry("acme/other", "s3://anywhere"), entry])
     assert problem in str(refusal.value)
-    Writable(EVERYTHING, STORE).check([entry])
+    Writable(EVERYTHING, STORE, TRAINING).check([entry])
 
 
 def read(content: object) -> Scopes:

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
+from mint_contracts.training_records import published_in
 from mint_gateway import scope_filter
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
@@ -27,6 +28,7 @@ from tests.gateway.tenants import (
     NOBODY,
     SHARED,
     TENANTS,
+    TRAINING,
     Ask,
     Check,
     Tenants,
@@ -179,6 +181,9 @@ async def register(tenants: Tenants, me: str, other: str) -> None:
     borrowed = CatalogEntry(name=f"{me}/new", uri=stored(f"{other}/x"))
     with pytest.raises(errors.PermissionDenied, match=f"{other}/x, which is outside your key's scope"):
         await client.register(stream(RegisterRequest(base_model=own(me), entries=[borrowed])))
+    taught = CatalogEntry(name=f"{me}/new", uri=f"{published_in(TRAINING, f'{other}/x').uri}/1-2")
+    with pytest.raises(errors.PermissionDenied, match=f"{other}/x/.published/1-2, which is outside your key's scope"):
+        await client.register(stream(RegisterRequest(base_model=SHARED, entries=[taught])))
     assert set(await listed_on(admin, SHARED)) == {
         f"{tenant}/{name}" for tenant in TENANTS for name in ("cat", "dog")
     }

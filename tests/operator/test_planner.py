@@ -52,11 +52,12 @@ def test_the_map_tells_when_a_base_was_made() -> None:
     assert datetime.fromtimestamp(change.base.created, UTC) == datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_the_map_tells_whether_a_base_trains() -> None:
+def test_the_map_tells_whether_a_base_trains_and_where() -> None:
     for store in (False, True):
         change = plan(snapshot(training_worlds.base(store=store), [])).changes[KEY]
         assert change.base is not None
         assert change.base.trains is store
+        assert change.base.training == (training_worlds.TRAINING.store.source if store else None)
 
 
 def test_every_place_says_why() -> None:

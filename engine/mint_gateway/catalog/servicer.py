@@ -21,6 +21,7 @@ from mint_contracts.entries import Entry, check_labels
 from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded, PermissionDenied
 from mint_contracts.names import check_adapter, check_asked, check_base
 from mint_contracts.paging import page_size
+from mint_contracts.records import BaseRecord
 from mint_contracts.source import Source
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.listing import page_of
@@ -171,18 +172,18 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         scope = granted.get()
         if base_model and not scope.base(check_base(base_model)):
             raise PermissionDenied(f"base model {base_model!r}", f"is {OUT_OF_SCOPE}")
-        base, manifests, store = self._catalog(base_model)
+        base, manifests, record = self._catalog(base_model)
         await self._catalogs.whole(base, manifests)
-        stored, writable = store is not None, Writable(scope, store)
+        stored, writable = record.store is not None, Writable(scope, record.store, record.training)
         return Registration(base, Parts(manifests), self._writer, stored=stored, writable=writable)
 
-    def _catalog(self, base_model: str) -> tuple[str, Source, Source | None]:
-        """Return the base's name, its manifests' source, and its store's, if any. Raises CatalogNotFound."""
+    def _catalog(self, base_model: str) -> tuple[str, Source, BaseRecord]:
+        """Return the base's name, its manifests' source, and its record. Raises CatalogNotFound."""
         view = self._router.find(base_model)
         if view.record is None or view.record.catalog is None:
             message = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel to a folder of its own"
             raise CatalogNotFound(f"base model {view.base!r}", message)
-        return view.base, view.record.catalog, view.record.store
+        return view.base, view.record.catalog, view.record
 
 
 async def _next(

@@ -263,7 +263,7 @@ def _early(admission: Admission, placed: Placed | None, before: Known | None, kn
 
 
 def _record(base: ObservedBase) -> BaseRecord:
-    store = base.spec.adapters.store
+    store, training = base.spec.adapters.store, base.spec.training
     catalog = None if base.without_catalog else base.spec.catalog
     return BaseRecord(
         base_model=base.meta.key,
@@ -272,7 +272,8 @@ def _record(base: ObservedBase) -> BaseRecord:
         catalog=catalog.source if catalog else None,
         engines_max=max(base.spec.engine.replicas.min, base.spec.engine.replicas.max),
         created=int(base.meta.created_s),
-        trains=base.spec.training is not None,
+        trains=training is not None,
+        training=training.store.source if training else None,
     )
 
 
