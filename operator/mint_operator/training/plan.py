@@ -30,7 +30,7 @@ from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep, late, moved
 from mint_operator.training.share import Share
-from mint_operator.training.standing import WaveStanding, standings_of, wanting
+from mint_operator.training.standing import Reporting, WaveStanding, standings_of, wanting
 from mint_operator.training.training_capacity import TrainingCapacity, admit, ask_for_more, turn
 
 
@@ -78,8 +78,13 @@ def prepared(
 ) -> Training:
     """Decide which policies train where. `engines` are the present ones, of which `outdated` are to restart."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
-    alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
-    standings = {key: _standing(base, wave, trained, alive, inputs) for key, wave in training.items()}
+    reporting = {
+        (engine.name, name, word.lease): engine.record.incarnation
+        for engine in engines
+        if engine.record is not None
+        for name, word in trained.written.progress.get(engine.name, {}).items()
+    }
+    standings = {key: _standing(base, wave, trained, reporting, inputs) for key, wave in training.items()}
     order = sorted(training, key=lambda key: (not standings[key].leased, *turn(training[key])))
     serving = [wave for wave in waves if wave.spec.train is None]
     standings = without_conflicts(base, standings, order, serving)
@@ -162,12 +167,12 @@ def decided(
 
 
 def _standing(
-    base: ObservedBase, wave: ObservedWave, known: TrainKnown, alive: Mapping[str, int], inputs: Inputs
+    base: ObservedBase, wave: ObservedWave, known: TrainKnown, reporting: Reporting, inputs: Inputs
 ) -> WaveStanding:
     if unread.is_unread(wave, known.state, inputs):
-        return unread.standing(wave, known.state, alive)
+        return unread.standing(wave, known.state, reporting)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
-    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
+    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, known.state, reporting)
     standing = WaveStanding(train=train, policies=found, unfit=unfit, store=_store(base, wave, known))
     able = found
     if isinstance(manifest_of(wave, inputs, known.state), Refusal):  # how to train the others is unknown

@@ -10,6 +10,9 @@ from mint_contracts.training_records import Order, Progress, Stage, TrainAssignm
 from mint_contracts.training_reports import AT_REST, LatestReports, latest_reports
 from mint_operator.planning.refusal import Refusal
 
+# Engine, policy and lease of each report that a live engine makes now -> the engine's incarnation.
+Reporting = Mapping[tuple[str, str, int], int]
+
 _OVER = {Stage.FAILED, Stage.CANCELLED}
 _SAVED = {Stage.PAUSED, Stage.COMPLETE}
 
@@ -159,12 +162,13 @@ def _too_many(failed: int, policies: int, train: Train) -> bool:
 
 
 def standings_of(
-    wave: str, run: str, policies: Iterable[Policy], train: Train, state: TrainState, alive: Mapping[str, int]
+    wave: str, run: str, policies: Iterable[Policy], train: Train, state: TrainState, reporting: Reporting
 ) -> tuple[PolicyStanding, ...]:
-    """Return how every policy of a wave stands; `alive` are the engines with a heartbeat, and their incarnations.
+    """Return how every policy of a wave stands.
 
     An assignment that the map has lost is recovered from the report of the live engine that still works under it. No
-    engine works on a policy at rest; the wave's record remembers it however often engines restart.
+    engine works on a policy at rest; the wave's record remembers it however often engines restart. Nor does one that
+    has stopped reporting on a policy: it has dropped it, or is another start, which may not have the same lease.
     """
     record = state.training.get(wave)
     latest = latest_reports(
@@ -174,7 +178,7 @@ def standings_of(
     taken = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
     again = {name: word.lease for name, (_, word) in latest.items() if word.stage is not taken[name].stage}
     latest = {name: (engine, taken[name]) for name, (engine, _) in latest.items()}
-    found = (_standing(wave, run, policy, state, latest, alive) for policy in policies)
+    found = (_standing(wave, run, policy, state, latest, reporting) for policy in policies)
     return tuple(
         msgspec.structs.replace(each, given_up=True)
         if each.assignment is not None and again.get(each.name) == each.assignment.lease
@@ -195,7 +199,7 @@ def _rests(policy: PolicyStanding, train: Train, *, stopped: bool) -> bool:
 
 
 def _standing(
-    wave: str, run: str, policy: Policy, state: TrainState, latest: LatestReports, alive: Mapping[str, int]
+    wave: str, run: str, policy: Policy, state: TrainState, latest: LatestReports, reporting: Reporting
 ) -> PolicyStanding:
     name = policy.name
     given = [
@@ -210,8 +214,9 @@ def _standing(
     if name not in latest:
         return found
     where, progress = latest[name]
-    if progress.lease > found.token and where in alive and progress.stage not in AT_REST:
-        return PolicyStanding(policy, where, _adopted(policy, progress, alive[where]), progress, progress.lease)
+    start = reporting.get((where, name, progress.lease))
+    if progress.lease > found.token and start is not None and progress.stage not in AT_REST:
+        return PolicyStanding(policy, where, _adopted(policy, progress, start), progress, progress.lease)
     return msgspec.structs.replace(found, progress=progress, token=max(found.token, progress.lease))
 
 

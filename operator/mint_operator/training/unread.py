@@ -4,8 +4,6 @@ No lease is granted, not even to an engine that has restarted: only the spec say
 finish what they have been ordered to do, in slots that nobody else gets.
 """
 
-from collections.abc import Mapping
-
 import msgspec
 
 from mint_contracts.training import Policies, Policy, Train
@@ -14,14 +12,14 @@ from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Inputs, ObservedWave, TrainKnown
 from mint_operator.training.fit import leases_of, manifest_of
 from mint_operator.training.last_words import last_words
-from mint_operator.training.standing import WaveStanding, standings_of
+from mint_operator.training.standing import Reporting, WaveStanding, standings_of
 
 
-def standing(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> WaveStanding:
+def standing(wave: ObservedWave, state: TrainState, reporting: Reporting) -> WaveStanding:
     """Return the standing of its policies; only those that engines hold want slots."""
     known, train = _record(wave, state), wave.spec.train or Train(policies=Policies())
     policies = [Policy(name) for name in known.policies] if known is not None else []
-    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, state, alive)
+    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, state, reporting)
     held = tuple(each.name for each in found if each.holds and not each.ended(train.steps))
     return WaveStanding(train=train, policies=found, wants_slot=held, kept=True)
 
