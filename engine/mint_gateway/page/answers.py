@@ -4,6 +4,7 @@ Each respects the key's scope as its gRPC counterpart does: mirror and watch sho
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from mint_gateway.page.bases import MOST_DETAIL
 from mint_gateway.page.files import FILES, send
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
-from mint_gateway.page.pages import asked, number
+from mint_gateway.page.pages import Asked, asked, number
 from mint_gateway.page.policies import policies
 from mint_gateway.page.waves import thinned
 from mint_gateway.trainer.forwarding import Forwarding
@@ -58,29 +59,24 @@ class Page:
         """Add the routes of the page's files and of the JSON that they request."""
         for path in FILES:
             router.add_get(path, send)
-        router.add_get(f"{PREFIX}/bases", self._bases)
-        router.add_get(f"{PREFIX}/waves/serving", self._serving)
-        router.add_get(f"{PREFIX}/waves/training", self._training)
-        router.add_get(f"{PREFIX}/policies", self._policies)
+        self._add_list(router, "bases", self._overview.bases, BASES, BASES_MOST)
+        self._add_list(router, "waves/serving", self._overview.serving, WAVES, WAVES_MOST)
+        self._add_list(router, "waves/training", self._overview.training, WAVES, WAVES_MOST)
+        self._add_list(router, "policies", partial(policies, self._forwarding), WAVES, WAVES_MOST)
+        self._add_list(router, "adapters", self._adapters, NAMES, NAMES_MOST)
         router.add_get(f"{PREFIX}/wave", self._wave)
         router.add_get(f"{PREFIX}/adapter", self._adapter)
-        router.add_get(f"{PREFIX}/adapters", self._adapters)
 
-    async def _bases(self, http: web.Request) -> web.Response:
-        page = asked(http.query, default=BASES, most=BASES_MOST)
-        return await self._answer(lambda: self._overview.bases(page))
+    def _add_list(
+        self, router: web.UrlDispatcher, path: str, make: Callable[[Asked], Awaitable[Any]], limit: int, most: int
+    ) -> None:
+        """Add the route of a list. `make` returns a page of it, by default with `limit` items."""
 
-    async def _serving(self, http: web.Request) -> web.Response:
-        page = asked(http.query, default=WAVES, most=WAVES_MOST)
-        return await self._answer(lambda: self._overview.serving(page))
+        async def answer(http: web.Request) -> web.Response:
+            page = asked(http.query, default=limit, most=most)
+            return await self._answer(lambda: make(page))
 
-    async def _training(self, http: web.Request) -> web.Response:
-        page = asked(http.query, default=WAVES, most=WAVES_MOST)
-        return await self._answer(lambda: self._overview.training(page))
-
-    async def _policies(self, http: web.Request) -> web.Response:
-        page = asked(http.query, default=WAVES, most=WAVES_MOST)
-        return await self._answer(lambda: policies(self._forwarding, page))
+        router.add_get(f"{PREFIX}/{path}", answer)
 
     async def _wave(self, http: web.Request) -> web.Response:
         """Answer with a wave's explanation and, if it trains, its progress and some of its policies."""
@@ -109,14 +105,9 @@ class Page:
 
         return await self._answer(answer)
 
-    async def _adapters(self, http: web.Request) -> web.Response:
-        """Answer with some adapter names that begin with the prefix."""
-        page = asked(http.query, default=NAMES, most=NAMES_MOST)
-
-        async def answer() -> dict[str, Any]:
-            return {"names": await self._names.beginning(page)}
-
-        return await self._answer(answer)
+    async def _adapters(self, page: Asked) -> dict[str, Any]:
+        """Return some adapter names that begin with the prefix."""
+        return {"names": await self._names.beginning(page)}
 
     async def _answer(self, make: Callable[[], Awaitable[Any]]) -> web.Response:
         with self._calls.admit():
