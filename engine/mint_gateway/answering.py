@@ -2,6 +2,9 @@
 
 import asyncio
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import grpc
 import structlog
@@ -19,6 +22,8 @@ LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; cl
 
 MOST_BYTES = 96 << 20  # of requests in flight through both doors together
 TOKEN_BYTES = 10  # memory that protobuf uses per token
+
+Fields = dict[str, object]
 
 _log = structlog.get_logger()
 
@@ -39,42 +44,49 @@ class Answering:
         """
         started_at = asyncio.get_running_loop().time()
         trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
-        code, failure = grpc.StatusCode.UNKNOWN, ""
-        try:
+        with noting(partial(self._note, trail, started_at)):
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
             with self._budget.share(client=sharer.get()) as share:
                 share.fill(max(memory(request), TOKEN_BYTES * len(request.tokens.ids)))
                 await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
-            code = grpc.StatusCode.OK
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except ConnectionError as error:  # an HTTP client disconnected during a write, or a client read nothing
-            code, failure = grpc.StatusCode.CANCELLED, str(error)
-            raise
-        except MintError as error:
-            code, failure = error.grpc_status, f"{error.reason}: {error}"
-            raise
-        except grpc.aio.AioRpcError as error:
-            code, failure = error.code(), error.details() or ""
-            raise
-        finally:
-            self._note(trail, code, failure, started_at)
 
-    def _note(self, trail: Trail, code: grpc.StatusCode, failure: str, started_at: float) -> None:
-        seconds = asyncio.get_running_loop().time() - started_at
+    def _note(self, trail: Trail, started_at: float, code: grpc.StatusCode, outcome: Fields) -> None:
         self._metrics.requests.labels(code=code.name, client=caller.get()).inc()
-        fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
+        fields: Fields = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
         fields |= {"adapter": trail.adapter[:LOGGED_LENGTH], "engine": trail.engine}
-        fields |= {"revision": trail.revision, "why": trail.why}
-        fields |= {"tries": trail.tries, "code": code.name, "seconds": round(seconds, 4)}
+        fields |= {"revision": trail.revision, "why": trail.why, "tries": trail.tries}
         if trail.first_token_at is not None:
             first_token_s = trail.first_token_at - started_at
             self._metrics.first_token.observe(first_token_s)
             fields["first_token_seconds"] = round(first_token_s, 4)
+        _log.info("request", **fields, **outcome)
+
+
+@contextmanager
+def noting(note: Callable[[grpc.StatusCode, Fields], None]) -> Iterator[None]:
+    """Call `note` when the block ends, with its outcome as a gRPC code and as fields for a log line."""
+    loop = asyncio.get_running_loop()
+    started_at, code, failure = loop.time(), grpc.StatusCode.UNKNOWN, ""
+    try:
+        yield
+        code = grpc.StatusCode.OK
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except ConnectionError as error:  # an HTTP client disconnected during a write, or a client read nothing
+        code, failure = grpc.StatusCode.CANCELLED, str(error)
+        raise
+    except MintError as error:
+        code, failure = error.grpc_status, f"{error.reason}: {error}"
+        raise
+    except grpc.aio.AioRpcError as error:
+        code, failure = error.code(), error.details() or ""
+        raise
+    finally:
+        outcome: Fields = {"code": code.name, "seconds": round(loop.time() - started_at, 4)}
         if client := caller.get():
-            fields["client"] = client
+            outcome["client"] = client
         if failure:
-            fields["error"] = failure[:LOGGED_ERROR_LENGTH]
-        _log.info("request", **fields)
+            outcome["error"] = failure[:LOGGED_ERROR_LENGTH]
+        note(code, outcome)

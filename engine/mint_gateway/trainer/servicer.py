@@ -1,6 +1,6 @@
 """The gateway's gRPC service Trainer, over a Forwarding: one log line per call."""
 
-import asyncio
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -12,7 +12,7 @@ from mint_contracts import training_pb2_grpc
 from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
-from mint_gateway.answering import LOGGED_ERROR_LENGTH, TOKEN_BYTES
+from mint_gateway.answering import TOKEN_BYTES, Fields, noting
 from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller, sharer
@@ -83,36 +83,21 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         return await self._forward("DropPolicy", pb.DropPolicyResponse, request, context)
 
     async def _forward(self, call: str, _: type[A], request: Request, context: _Context) -> A:
-        trail, code, failure = CallTrail(call), grpc.StatusCode.UNKNOWN, ""
-        began = asyncio.get_running_loop().time()
+        trail, share = CallTrail(call), self._budget.share(0, sharer.get())
         try:
-            with self._in_flight.admit(), self._budget.share(0, sharer.get()) as share:
+            with noting(partial(self._note, trail)), self._in_flight.admit(), share:
                 share.fill(_taken(request))
-                response = await self._forwarding.forward(request, context.time_remaining(), trail)
-            code = grpc.StatusCode.OK
-            return cast(A, response)
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
+                return cast(A, await self._forwarding.forward(request, context.time_remaining(), trail))
         except MintError as error:
-            code, failure = error.grpc_status, f"{error.reason}: {error}"
             await context.abort_with_status(to_status(error))
             raise  # unreachable: abort raises
         except grpc.aio.AioRpcError as error:
-            code, failure = error.code(), error.details() or ""
             await pass_on(error, context)
-        finally:
-            self._note(trail, code, failure, asyncio.get_running_loop().time() - began)
 
-    def _note(self, trail: CallTrail, code: grpc.StatusCode, failure: str, seconds: float) -> None:
+    def _note(self, trail: CallTrail, code: grpc.StatusCode, outcome: Fields) -> None:
         self._metrics.training_calls.labels(call=trail.call, code=code.name, client=caller.get()).inc()
-        fields: dict[str, object] = {"call": trail.call, "policy": trail.policy, "base_model": trail.base_model}
-        fields |= {"engine": trail.engine, "code": code.name, "seconds": round(seconds, 4)}
-        if client := caller.get():
-            fields["client"] = client
-        if failure:
-            fields["error"] = failure[:LOGGED_ERROR_LENGTH]
-        _log.info("training_call", **fields)
+        fields: Fields = {"call": trail.call, "policy": trail.policy, "base_model": trail.base_model}
+        _log.info("training_call", **fields, engine=trail.engine, **outcome)
 
 
 def _taken(request: Request) -> int:
