@@ -16,16 +16,16 @@ log = structlog.get_logger()
 
 
 async def awaited(kube: Kube) -> bool:
-    """Wait until the API server has our kinds; returns whether it lacked some.
+    """Wait until the API server answers and has our kinds; returns whether that took more than one request.
 
-    Returns at once if the first request fails, or if one is refused: watching and listing will report why.
+    Returns if a request is refused: watching and listing will report why.
     """
     tries = 0
     while True:
         try:
             lacking = OWN - await kube.kinds()
         except KubeError as error:
-            if not tries or error.refused:
+            if error.refused:
                 return bool(tries)
             event, problem = "CRDs not looked up", str(error)
         else:

@@ -74,7 +74,8 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     dirt, feed, loops = Dirt(), Feed(), list[Loop]()
     running, named = asyncio.get_running_loop(), config.namespaces
     config = msgspec.structs.replace(config, namespaces=await namespaces.readable(api, named))
-    kinds = await children.watchable(api, kube.namespaced(config.namespaces))
+    everywhere = kube.namespaced(config.namespaces)
+    kinds = await children.watchable(api, everywhere)
 
     def kopf_ended() -> None:
         running.call_soon_threadsafe(broken.set)
@@ -91,6 +92,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     try:
         if await crds.awaited(api):  # the watch only answered the liveness probe: it found no kinds of ours
             await asyncio.to_thread(watch.stop)
+            kinds = await children.watchable(api, everywhere)  # perhaps nobody answered before
             watch = begin()
         work = [_lead(config, api, dirt, feed, loops)]
         if named:

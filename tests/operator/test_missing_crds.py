@@ -79,6 +79,16 @@ async def test_an_api_server_that_goes_away_meanwhile_is_not_said_to_lack_them(
     assert logs[1]["error"] == str(away)
 
 
+async def test_an_api_server_that_is_away_at_the_start_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crds, "delay_s", lambda *_, **__: 0.0)
+    away = KubeError("GET /apis", 0, "the API server did not answer")
+    assert await crds.awaited(Answering(away, away, OWN)), "the watch found nothing: it begins anew"
+
+
+async def test_permissions_are_not_awaited() -> None:
+    assert not await crds.awaited(Answering(KubeError("GET /apis", 403, "forbidden")))
+
+
 async def missing_logged(operator: Process, says: str) -> bool:
     return any(each["error"].startswith(says) for each in operator.events("CRDs are missing"))
 

@@ -2,10 +2,14 @@
 
 import asyncio
 import getpass
+import json
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +99,43 @@ async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPa
         await until("the StatefulSet's event", marked)
     finally:
         await asyncio.to_thread(watch.stop)
+
+
+async def test_it_outlasts_an_api_server_that_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mint_operator.observing.watch.RETRY_S", 0.01)
+    tried, ended = list[socket.socket](), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as away:
+        threading.Thread(target=refuse, args=(away, tried), daemon=True).start()
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        (tmp_path / "config").write_text(kubeconfig(f"http://127.0.0.1:{away.getsockname()[1]}"))
+        watch = Watch(Dirt(), Feed(), ["a"], f"127.0.0.1:{free_port()}", progress=lambda: None, ended=ended.set)
+        watch.start()
+        try:
+
+            async def tried_often() -> bool:
+                return len(tried) > 50 or ended.is_set()
+
+            await until("many attempts", tried_often)
+            assert not ended.is_set()
+        finally:
+            await asyncio.to_thread(watch.stop)
+
+
+def kubeconfig(server: str) -> str:
+    """Return one with a single context."""
+    context = {"cluster": "it", "user": "it"}
+    lists = {
+        "clusters": [{"name": "it", "cluster": {"server": server}}],
+        "users": [{"name": "it", "user": {}}],
+        "contexts": [{"name": "it", "context": context}],
+    }
+    return json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "it", **lists})
+
+
+def refuse(door: socket.socket, tried: list[socket.socket]) -> None:
+    """Close every connection at once."""
+    with suppress(OSError):
+        while True:
+            connection, _ = door.accept()
+            tried.append(connection)
+            connection.close()

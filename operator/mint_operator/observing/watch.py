@@ -5,6 +5,7 @@ answer (truthfully) while the loop is busy planning.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from mint_operator.settings import LIVENESS_PATH
 
 STALLED_S = 120.0  # longer than any backoff, timeout or plan
 STOP_S = 10.0
+RETRY_S = 5.0  # between requests, while the API server does not answer
 
 log = structlog.get_logger()
 
@@ -99,7 +101,9 @@ class Watch:
         settings.scanning.disabled = True  # no rights on CRDs and namespaces are needed
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
-        settings.watching.connect_timeout = 10
+        settings.watching.connect_timeout = settings.networking.connect_timeout = 10
+        # Kopf would end after a minute: a process that is started again and again waits ever longer in between.
+        settings.networking.error_backoffs = itertools.repeat(RETRY_S)
 
     def _register(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
         resources.register(registry, self._dirt, self._feed)
