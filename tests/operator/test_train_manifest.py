@@ -84,6 +84,14 @@ def test_a_loss_that_there_can_not_be_is_refused_naming_the_line_and_the_field(l
             b'{"weight": 1, "reward": {"exactMatch": {}}}]}}]}',
             "line 2 has part 1 of its reward's sum with sum; set exactly one kind, and no sum",
         ),
+        (
+            b'{"service": {"address": "judge:1", "caBundle": "bWluZQ=="}}',
+            "line 2 has a reward service with a caBundle",
+        ),
+        (
+            b'{"sum": [{"weight": 1, "reward": {"service": {"address": "judge:1", "caBundle": "bWluZQ=="}}}]}',
+            "which needs TLS; set tls to true, or remove caBundle",
+        ),
     ],
 )
 def test_a_reward_that_a_list_could_not_have_is_refused_naming_the_line(reward: bytes, why: str) -> None:

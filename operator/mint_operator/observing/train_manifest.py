@@ -94,10 +94,15 @@ def _wrong(policy: Policy) -> str:
         return f"has a dataset with {_listed(dataset.places)}; set exactly one of uri and lines"
     if reward is not None and len(reward.kinds) != 1:
         return f"has a reward with {_listed(reward.kinds)}; set exactly one kind"
-    for place, part in enumerate(reward.sum if reward is not None else []):
-        kinds = part.reward.kinds
-        if len(kinds) != 1 or part.reward.sum:
-            return f"has part {place} of its reward's sum with {_listed(kinds)}; set exactly one kind, and no sum"
+    parts = [part.reward for part in reward.sum] if reward is not None else []
+    for place, part in enumerate(parts):
+        if len(part.kinds) != 1 or part.sum:
+            return (
+                f"has part {place} of its reward's sum with {_listed(part.kinds)}; set exactly one kind, and no sum"
+            )
+    services = [each.service for each in (reward, *parts) if each is not None and each.service is not None]
+    if any(each.ca_bundle and not each.tls for each in services):
+        return "has a reward service with a caBundle, which needs TLS; set tls to true, or remove caBundle"
     return ""
 
 
