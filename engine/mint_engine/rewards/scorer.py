@@ -15,6 +15,7 @@ from mint_engine.rewards.service import ServiceClient
 
 MAX_PARTS = 32  # of a sum, nested sums included
 MOST_REWARD = 1e30  # squares of rewards, and sums of squares, stay finite
+QUEUED = 64  # completions for a thread at once: some milliseconds of the event loop, on which tokens are sent, too
 
 # Threads of their own: users' rewards are bounded in time for one completion, not for all, and requests need threads,
 # too. Patterns and schemas, which may take seconds each, have one for each process that checks them, so that policies
@@ -84,8 +85,11 @@ class Scorer:
 
     async def _judged(self, part: Part, source: Builtin, completions: Sequence[Completion]) -> list[float]:
         """Judge completions one by one, so that others can come between, and at most one goes on after an error."""
-        threads = _threads_of(part)
-        return await gather_or_cancel(threads.run(self._wave, partial(source.judge, each)) for each in completions)
+        threads, rewards = _threads_of(part), list[float]()
+        for first in range(0, len(completions), QUEUED):
+            some = completions[first : first + QUEUED]
+            rewards += await gather_or_cancel(threads.run(self._wave, partial(source.judge, each)) for each in some)
+        return rewards
 
     async def close(self) -> None:
         """Close connections to services."""

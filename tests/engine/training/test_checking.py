@@ -8,9 +8,10 @@ import pytest
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import ExactMatch, JsonSchema, Regex, Reward
 from mint_engine.rewards import checking, patterns
+from mint_engine.rewards import scorer as scoring
 from mint_engine.rewards.completion import Completion
-from mint_engine.rewards.scorer import Scorer
-from tests.waiting import PATIENCE_S
+from mint_engine.rewards.scorer import QUEUED, Scorer
+from tests.waiting import PATIENCE_S, until
 
 
 def test_a_rule_that_takes_too_much_memory_is_tried_again_only_if_other_rules_held_some(
@@ -52,6 +53,16 @@ async def test_other_rewards_do_not_wait_for_slow_patterns() -> None:
             for reward in (Reward(exact_match=ExactMatch()), Reward(json_schema=JsonSchema(schema="true"))):
                 assert await Scorer(reward).score("acme/one", 0, [Completion("", "7", "7")]) == [1.0]
     assert await asyncio.gather(*waiting) == [[1.0]] * 4
+
+
+async def test_a_large_step_does_not_hold_up_the_event_loop_by_its_rewards() -> None:
+    """Each completion that is queued, or cancelled after an error, takes the loop's time at once."""
+    scorer, threads = Scorer(Reward(regex=Regex(pattern="x")), "a/large"), scoring._checking["regex"]
+    with patterns._checker._turn:
+        rewards = asyncio.create_task(scorer.score("acme/large", 0, [Completion("", "x")] * 1000))
+        await until(lambda: "a/large" in threads._waiting)
+        assert len(threads._waiting["a/large"]) < QUEUED
+    assert await rewards == [1.0] * 1000
 
 
 async def test_patterns_of_one_wave_wait_for_one_slow_check_of_another() -> None:
