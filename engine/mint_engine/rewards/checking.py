@@ -16,6 +16,7 @@ from typing import Any
 import regex
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -83,8 +84,10 @@ def _forget() -> None:
 @lru_cache(_SCHEMAS_CACHED)
 def _by_schema(rule: str) -> _Check:
     schema = json.loads(rule)
-    Draft202012Validator.check_schema(schema)
-    return partial(_accepts, Draft202012Validator(schema, registry=Registry()))
+    named = schema if isinstance(schema, dict) else {}
+    draft = validator_for(named, Draft202012Validator)  # its `$schema`, if that is known
+    draft.check_schema(schema)
+    return partial(_accepts, draft(schema, registry=Registry()))
 
 
 def _accepts(validator: Any, text: str) -> bool:
