@@ -24,6 +24,10 @@ def worth(text: str, answer: str, tolerance: float = NumericAnswer().tolerance) 
         ("it is -3", "\N{MINUS SIGN}3", 1.0),
         ("at (1,2)", "2", 1.0),
         ("of 1,234,567.5", "1234567.5", 1.0),
+        (r"\boxed{10,\!080}", "10080", 1.0),
+        (r"$1{,}234{,}567.5$", "1,234,567.5", 1.0),
+        (r"it is $-12\,345\,\text{m}$.", "-12345", 1.0),
+        (r"$(1,\,200)$", "200", 1.0),
         ("it is 4 or \U00011f53", "4", 1.0),  # a digit newer than Python
         ("it is \N{FULLWIDTH DIGIT FOUR}\N{FULLWIDTH DIGIT TWO}", "42", 1.0),
     ],
