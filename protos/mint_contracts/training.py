@@ -125,7 +125,7 @@ class ExactMatch(_Camel, frozen=True):
 
 
 class Regex(_Camel, frozen=True):
-    """1 if the pattern matches; `{answer}` in it stands for the example's answer, escaped."""
+    """1 if the pattern matches; `{answer}` in it stands for the example's answer, stripped and escaped."""
 
     pattern: str
     full: bool = False  # match the complete completion, stripped

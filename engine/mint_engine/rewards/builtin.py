@@ -76,7 +76,7 @@ def _regex(reward: Regex) -> Builtin:
     check_length(pattern)
 
     def found(completion: Completion) -> float:
-        answer = _answer_of(completion, "regex") if needs_answer else ""
+        answer = _answer_of(completion, "regex").strip() if needs_answer else ""
         return float(matches(pattern_for(pattern, answer), completion.text.strip(), full=full))
 
     return Builtin(

@@ -46,6 +46,7 @@ async def worth(reward: Reward, text: str, answer: str | None = "", prompt: str 
         (Reward(regex=Regex(pattern=r"b.+d", full=True)), "\nb\nc\nd ", "", 1.0),
         (Reward(regex=Regex(pattern=r"answer: {answer}!")), "answer: 1+1!", "1+1", 1.0),
         (Reward(regex=Regex(pattern=r"answer: {answer}!")), "answer: 11!", "1+1", 0.0),
+        (Reward(regex=Regex(pattern=r"#### {answer}$")), "#### 72\n", " 72\n", 1.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), ' {"name": "Ada"} ', "", 1.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": "ada"}', "", 0.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": 3}', "", 0.0),
@@ -60,6 +61,19 @@ async def worth(reward: Reward, text: str, answer: str | None = "", prompt: str 
 )
 async def test_built_in_rewards(reward: Reward, text: str, answer: str, value: float) -> None:
     assert await worth(reward, text, answer) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "dependencies": {"a": ["b"]}}, '{"a": 1}'),
+        ({"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 0, "exclusiveMinimum": True}, "0"),
+    ],
+)
+async def test_a_schema_means_what_its_own_draft_says(rule: dict[str, Any], text: str) -> None:
+    """In the newest draft the first accepts everything, and the second is invalid."""
+    reward = Reward(json_schema=JsonSchema(schema=json.dumps(rule)))
+    assert [await worth(reward, each) for each in (text, "1")] == [0.0, 1.0]
 
 
 async def test_numbers_beyond_all_floats_get_nothing_where_their_divisor_can_not_be_tried() -> None:
