@@ -1,5 +1,6 @@
 """The operator's view of the API server's objects, as reported by the watch."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from kubernetes import client
 
 from mint_operator.kube import Kube
+from mint_operator.observing import decode
 from mint_operator.observing.cluster_view import ClusterView
 from mint_operator.observing.feed import Feed, News
 from mint_operator.observing.written import Written
@@ -17,6 +19,21 @@ READABLE: dict[str, dict[str, Any]] = {
     "BaseModel": {"source": {"uri": "pvc://m/s"}},
 }
 EDITED: dict[str, dict[str, Any]] = {"AdapterWave": {"priority": 7}, "BaseModel": {"source": {"uri": "pvc://m/t"}}}
+
+
+ENDS_BY = datetime(2026, 1, 1, 12, tzinfo=UTC)
+TERMINATING = {
+    "metadata": {
+        "namespace": "team",
+        "name": "smol-1",
+        "uid": "p",
+        "resourceVersion": "1",
+        "labels": {"mint.dev/base-model": "smol"},
+        "deletionTimestamp": ENDS_BY.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    },
+    "spec": {"nodeName": "rack-7"},
+    "status": {"phase": "Running"},
+}
 
 
 class Seen:
@@ -55,3 +72,21 @@ async def test_another_spec_of_the_same_generation_is_what_it_says(kind: str) ->
     first = await seen.sight(readable)
     assert (await seen.sight(readable | EDITED[kind])).spec != first.spec
     assert (await seen.sight(readable)).spec == first.spec
+
+
+async def test_a_pod_that_does_not_end_is_in_trouble_once_its_node_should_have_ended_it() -> None:
+    """When a node dies, Kubernetes deletes its pods, but they stay, and StatefulSets make no others."""
+    feed = Feed()
+    view = ClusterView(Kube(client.ApiClient()), ["team"], feed, Written(), secrets=False, policies=False)
+    feed.put("p", News("Pod", msgspec.json.encode(TERMINATING)))
+    view.clock = lambda: ENDS_BY.timestamp() + decode.OVERDUE_S - 1
+    await view.refresh(frozenset())
+    [ending] = view.pods["team/smol"]
+    view.clock = lambda: ENDS_BY.timestamp() + decode.OVERDUE_S
+    feed.put("p", News("Pod", msgspec.json.encode(TERMINATING)))  # as anything arranges them anew
+    await view.refresh(frozenset())
+    [stuck] = view.pods["team/smol"]
+    assert ending.trouble is None
+    assert stuck.trouble is not None
+    assert stuck.trouble.reason == "Terminating"
+    assert stuck.trouble.message.startswith("its pod was to end, but node rack-7 does not report that it has")

@@ -4,8 +4,9 @@ The resync lists objects in the background, so that nobody who has changed an ob
 """
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -62,6 +63,7 @@ class ClusterView:
         self._wanted_groups = False
         self._workloads: dict[tuple[str, str, str], Child] = {}
         self._children: dict[tuple[str, str, str], Child] = {}
+        self.clock: Callable[[], float] = time.time  # seconds since 1970
 
     @property
     def children(self) -> dict[tuple[str, str, str], Child]:
@@ -125,9 +127,9 @@ class ClusterView:
     def _arrange(self) -> None:
         self.bases = {base.meta.key: base for base in self._bases.objects.values()}
         self.waves = tuple(self._waves.objects.values())
-        pods: dict[str, list[EnginePod]] = defaultdict(list)
+        pods, now = defaultdict[str, list[EnginePod]](list), self.clock()
         for base, pod in self._pods.objects.values():
-            trouble = self._warnings.get(_about(base, pod)) if pod.waits else None
+            trouble = decode.overdue(pod, now) or (self._warnings.get(_about(base, pod)) if pod.waits else None)
             pods[base].append(pod if trouble is None else msgspec.structs.replace(pod, trouble=trouble))
         self.pods = {base: tuple(each) for base, each in pods.items()}
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -22,6 +23,8 @@ from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase
 
 # Reasons of a waiting container that are no trouble: every container passes through these states.
 _STARTING = {"ContainerCreating", "PodInitializing", ""}
+
+OVERDUE_S = 60.0  # after its time to end, in which a kubelet kills a pod's containers and unmounts its volumes
 
 OF_MEMORY = (
     "; raise spec.engine.resources.limits.memory of the BaseModel, or lower its spec.adapters.hostMemory or "
@@ -130,6 +133,7 @@ class _Volume(_Camel, frozen=True):
 
 class _PodSpec(_Camel, frozen=True):
     volumes: list[_Volume] = []
+    node_name: str = ""
 
 
 class _Pod(_Camel, frozen=True):
@@ -189,17 +193,31 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
     """Decode a pod; returns the base ("namespace/name") that it serves, and the pod."""
     pod = msgspec.json.decode(raw, type=_Pod)
     ready = any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions)
+    deletion = pod.metadata.deletion_timestamp
     found = EnginePod(
         name=pod.metadata.name,
         ip=pod.status.pod_ip,
         ready=ready,
         pending=pod.status.phase == "Pending",
-        terminating=pod.metadata.deletion_timestamp is not None,
+        terminating=deletion is not None,
         trouble=_trouble(pod),
         waits=_waits(pod.status),
         settings=pod.metadata.annotations.get(SETTINGS_DIGEST, ""),
+        node=pod.spec.node_name,
+        ends_by=None if deletion is None else datetime.fromisoformat(deletion).timestamp(),
     )
     return f"{pod.metadata.namespace}/{pod.metadata.labels.get(BASE_LABEL, '')}", found
+
+
+def overdue(pod: EnginePod, now: float) -> Failure | None:
+    """Return the trouble of a pod that should have ended long ago, as on a node that has died; else None."""
+    if pod.ends_by is None or now < pod.ends_by + OVERDUE_S:
+        return None
+    message = (
+        f"its pod was to end, but node {pod.node} does not report that it has; Kubernetes starts it elsewhere once "
+        "the node is back, or its Node is deleted, or is tainted as out of service"
+    )
+    return Failure(reason="Terminating", message=message, terminal=False)
 
 
 def child(kind: str, raw: bytes | msgspec.Raw) -> Child:

@@ -131,6 +131,8 @@ class EnginePod(msgspec.Struct, frozen=True):
     trouble: Failure | None = None
     settings: str = ""  # digest of the settings that its container was made from
     waits: bool = False  # it has a node, but no container yet
+    node: str = ""
+    ends_by: float | None = None  # when its time to end is over, in seconds since 1970; None: it is not terminating
 
 
 class Child(msgspec.Struct, frozen=True):
