@@ -15,16 +15,14 @@ from transformers.utils import logging as transformers_logging
 from mint_contracts.settings import EngineSettings
 from mint_engine import metrics
 from mint_engine.model.base import Base, load_base
-from mint_engine.model.cache import PROBE_TOKENS, Cache
-from mint_engine.model.cache_shape import make_cache, pages_in, shape_for
+from mint_engine.model.cache import PROBE_TOKENS
 from mint_engine.model.device import choose_device, choose_dtype, count_threads, end_team
-from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
 from mint_engine.model.reference import load_part
 from mint_engine.model.unpacked import let_go
 from mint_engine.parallel.handshake import RanksEndpoint
-from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.member import lay_cache, lay_member
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.ranks import Ranks
 from mint_engine.preflight import check_config
@@ -94,18 +92,6 @@ def build(
     metrics.CACHE_BYTES.set(generation.cache_bytes)
     end_team()  # steps run on another thread
     return base, slots, generation
-
-
-def lay_cache(settings: EngineSettings, base: Base) -> Cache:
-    """Make a cache as large as the settings allow.
-
-    Raises UnsupportedBase if no cache supports the base's attention, CapacityExceeded if one request would not fit.
-    """
-    routes = route_shape(base.model)
-    shape = shape_for(settings, base.config, routes)
-    pages = pages_in(settings, shape, routes, base.dtype)
-    kept = routes if settings.training_store is not None else None
-    return make_cache(shape, kept, pages, base.dtype, base.device)
 
 
 def _build_rank_0(

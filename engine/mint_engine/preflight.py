@@ -60,7 +60,7 @@ def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: s
     shape = shape_for(settings, text, routes)
     pages = pages_in(settings, shape, routes, dtype)
     modules = find_modules(model, settings.target_modules)
-    if settings.quantised_experts and route_shape(model) is None:
+    if settings.quantised_experts and routes is None:
         raise nothing_to_keep(subject)
     cuts = None
     if settings.tensor_parallel_size > 1:

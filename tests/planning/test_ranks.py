@@ -13,10 +13,9 @@ from mint_contracts.source import Source
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.cut import cut_layout
 from mint_engine.adapters.packed import lay_out
-from mint_engine.build import lay_cache
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
-from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.member import lay_cache, lay_member
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shares import Dimensions, cuts_of
 from mint_engine.parallel.shares import share_out as engine_share_out

@@ -46,14 +46,22 @@ def lay_member(
     slots = Slots(
         modules, settings.device_slots, settings.max_rank, base.dtype, base.device, cuts_of(modules, share), others
     )
-    # As many pages as without ranks, so that all ranks have the same number.
-    routes = route_shape(base.model)
-    shape = shape_for(settings, base.config, routes)
-    pages = pages_in(settings, shape, routes, base.dtype)
-    kept = routes if settings.training_store is not None and share.rank == 0 else None  # only rank 0 reads them
-    cache = make_cache(shape.shared(share.kv_heads.size), kept, pages, base.dtype, base.device)
+    cache = lay_cache(settings, base, share)
     cache.bring_in()
     return Member(base, share, slots, cache)
+
+
+def lay_cache(settings: EngineSettings, base: Base, share: Share | None = None) -> Cache:
+    """Make a cache as large as the settings allow; with a `share`, of a rank, all of which have as many pages.
+
+    Raises UnsupportedBase if no cache supports the base's attention, CapacityExceeded if one request would not fit.
+    """
+    routes = route_shape(base.model)
+    shape = shape_for(settings, base.config, routes)
+    pages, keeps = pages_in(settings, shape, routes, base.dtype), settings.training_store is not None
+    if share is not None:
+        shape, keeps = shape.shared(share.kv_heads.size), keeps and share.rank == 0  # only rank 0 reads routes
+    return make_cache(shape, routes if keeps else None, pages, base.dtype, base.device)
 
 
 def extent_of(member: Member, rows: int, threads: int) -> Extent:
