@@ -104,7 +104,7 @@ def parse(text: bytes, subject: str) -> LoraConfig:
         base_name=name if isinstance(name, str) else "",
         rank=_rank(raw.get("r"), "r", subject),
         alpha=_number(raw.get("lora_alpha"), "lora_alpha", subject),
-        rslora=_flag(raw, "use_rslora", subject),
+        rslora=_flag(raw.get("use_rslora", False), "use_rslora", subject),
         targets=_targets(modules, subject) if modules or not parameters else frozenset(),
         parameters=parameters,
         layers=_layers(raw.get("layers_to_transform"), subject),
@@ -144,19 +144,20 @@ def _show(value: object) -> str:
     return repr(value)[:100]
 
 
+def _unexpected(field: str, value: object, what: str, subject: str) -> CorruptFile:
+    message = f"has {field[:200]} {_show(value)} in adapter_config.json where {what} expected"
+    return CorruptFile(subject, message)
+
+
 def _rank(value: object, field: str, subject: str) -> int:
     if type(value) is not int or value < 1:
-        raise CorruptFile(
-            subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a rank is expected"
-        )
+        raise _unexpected(field, value, "a rank is", subject)
     return value
 
 
 def _number(value: object, field: str, subject: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CorruptFile(
-            subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a number is expected"
-        )
+        raise _unexpected(field, value, "a number is", subject)
     try:
         number = float(value)
     except OverflowError:
@@ -166,12 +167,9 @@ def _number(value: object, field: str, subject: str) -> float:
     return number
 
 
-def _flag(raw: dict[str, Any], field: str, subject: str) -> bool:
-    value = raw.get(field, False)
+def _flag(value: object, field: str, subject: str) -> bool:
     if not isinstance(value, bool):
-        raise CorruptFile(
-            subject, f"has {field} {_show(value)} in adapter_config.json where true or false is expected"
-        )
+        raise _unexpected(field, value, "true or false is", subject)
     return value
 
 
@@ -179,16 +177,14 @@ def _targets(value: object, subject: str) -> frozenset[str] | None:
     if isinstance(value, str) and value:
         return None
     if not value:
-        raise CorruptFile(
-            subject, f"has target_modules {_show(value)} in adapter_config.json where names are expected"
-        )
+        raise _unexpected("target_modules", value, "names are", subject)
     return frozenset(_names(value, "target_modules", subject))
 
 
 def _names(value: object, field: str, subject: str) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(each, str) and each for each in value):
         return tuple(value)
-    raise CorruptFile(subject, f"has {field} {_show(value)} in adapter_config.json where names are expected")
+    raise _unexpected(field, value, "names are", subject)
 
 
 def _layers(value: object, subject: str) -> frozenset[int] | None:
