@@ -5,9 +5,10 @@ Contiguity is checked (`address`), but nothing that would cost time on every cal
 
 import ctypes
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import structlog
@@ -62,6 +63,14 @@ _NEEDS = {
 }
 
 
+def bind(library: ctypes.CDLL, signatures: Mapping[str, tuple[Any, ...]], dtype: torch.dtype) -> SimpleNamespace:
+    """Return a library's functions for a number type by name, with these types of arguments. They return nothing."""
+    found = {name: getattr(library, f"mint_{name}_{DTYPES[dtype]}") for name in signatures}
+    for name, function in found.items():
+        function.argtypes, function.restype = signatures[name], None
+    return SimpleNamespace(**found)
+
+
 class Kernels:
     """The kernels for one number type."""
 
@@ -71,26 +80,9 @@ class Kernels:
         # products of bfloat16, or torch has none.
         self.fast_row_major = dtype == torch.bfloat16 and ("bf16" in variant or not multiplies_bfloat16())
         self.uses_amx = dtype == torch.bfloat16 and "amx" in variant
-        for name, signature in _SIGNATURES.items():
-            function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
-            function.argtypes, function.restype = signature, ctypes.c_int32 if name == "pass" else None
-            setattr(self, f"_{name}", function)
-
-    _pass: Callable[..., int]
-    _pack: Callable[..., None]
-    _multiply: Callable[..., None]
-    _add_norm: Callable[..., None]
-    _rope: Callable[..., None]
-    _gate_mul: Callable[..., None]
-    _argmax: Callable[..., None]
-    _log_sums: Callable[..., None]
-    _draw: Callable[..., None]
-    _attend: Callable[..., None]
-    _lora: Callable[..., None]
-    _multiply_experts: Callable[..., None]
-    _lora_experts: Callable[..., None]
-    _all_reduce: Callable[..., None]
-    _barrier: Callable[..., None]
+        self._compiled = bind(library, _SIGNATURES, dtype)
+        self._pass = vars(self._compiled)["pass"]
+        self._pass.restype = ctypes.c_int32
 
     def run(
         self,
@@ -115,19 +107,19 @@ class Kernels:
         high, wide = weight.shape
         weight = weight.contiguous()  # kept alive until it is packed
         packed = memory.zeros(-(-high // PANEL_OUTPUTS) * PANEL_OUTPUTS * wide, weight.dtype)
-        self._pack(address(weight), high, wide, address(packed))
+        self._compiled.pack(address(weight), high, wide, address(packed))
         return Linear(packed, bias, wide, high, targets)
 
     def multiply(self, x: torch.Tensor, by: Linear) -> torch.Tensor:
         """x [T, in] -> x W^T + b [T, out], without adapters."""
         y = x.new_empty((x.shape[0], by.out_features))
-        self._multiply(address(x), x.shape[0], ctypes.byref(linear_struct(by)), address(y))
+        self._compiled.multiply(address(x), x.shape[0], ctypes.byref(linear_struct(by)), address(y))
         return y
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, norm: Norm, epsilon: float) -> torch.Tensor:
         """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H], or a copy without a norm."""
         out = torch.empty_like(hidden)
-        self._add_norm(
+        self._compiled.add_norm(
             address(hidden), address(delta), ctypes.byref(norm_struct(norm)),
             address(out), hidden.shape[0], hidden.shape[1], epsilon,
         )  # fmt: skip
@@ -141,7 +133,9 @@ class Kernels:
         positions and places [T] int64; pool [P, 2, K, 16, D] is one layer's pages, laid out in pairs.
         """
         of = heads_struct(heads)
-        self._rope(address(qkv), qkv.shape[0], ctypes.byref(of), address(positions), address(places), address(pool))
+        self._compiled.rope(
+            address(qkv), qkv.shape[0], ctypes.byref(of), address(positions), address(places), address(pool)
+        )
 
     def attend(
         self, qkv: torch.Tensor, heads: Heads, items: torch.Tensor, tables: torch.Tensor, pool: torch.Tensor,
@@ -152,7 +146,7 @@ class Kernels:
         items [n, 4] int64: first row, tokens, position of the first, index of its page table in `tables` [*] int32.
         """
         out, variant = qkv.new_empty((qkv.shape[0], heads.queries * heads.size)), variant_struct(heads.variant)
-        self._attend(
+        self._compiled.attend(
             address(qkv), address(out), heads.queries, heads.keys, heads.size, address(items), items.shape[0],
             address(tables), address(pool), scale, ctypes.byref(variant),
         )  # fmt: skip
@@ -162,20 +156,20 @@ class Kernels:
         """gate_up [T, 2 I] -> activation(gate) * up [T, I]."""
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out, of = gate_up.new_empty((rows, size)), activation_struct(by)
-        self._gate_mul(address(gate_up), address(out), rows, size, ctypes.byref(of))
+        self._compiled.gate_mul(address(gate_up), address(out), rows, size, ctypes.byref(of))
         return out
 
     def argmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [n, V] -> each row's first largest [n] int64 and its value [n] float32, NaN if the row holds NaN."""
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         peaks = torch.empty(logits.shape[0], dtype=torch.float32)
-        self._argmax(address(logits), logits.shape[0], logits.shape[1], address(tokens), address(peaks))
+        self._compiled.argmax(address(logits), logits.shape[0], logits.shape[1], address(tokens), address(peaks))
         return tokens, peaks
 
     def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [n, V] -> the log-sum-exp of each row [n] float32."""
         sums = torch.empty(logits.shape[0])
-        self._log_sums(address(logits), *logits.shape, address(sums))
+        self._compiled.log_sums(address(logits), *logits.shape, address(sums))
         return sums
 
     def draw(
@@ -187,7 +181,7 @@ class Kernels:
         temperatures above 0, top_p (1 is off) and min_p (0 is off) [n] float32, top_k (0 is off) [n] int64.
         """
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
-        self._draw(
+        self._compiled.draw(
             address(logits), logits.shape[0], logits.shape[1], address(temperatures), address(top_k),
             address(top_p), address(min_p), address(numbers), address(tokens),
         )  # fmt: skip
@@ -199,7 +193,7 @@ class Kernels:
         items [n, 3] int32: first row, rows (at most `ITEM_ROWS`), slot; parts [p, 4] int64: module,
         column of y, in, out.
         """
-        self._lora(
+        self._compiled.lora(
             address(y), y.shape[1], address(x), x.shape[1], address(items), items.shape[0],
             ctypes.byref(slots_struct(slots)), address(parts), parts.shape[0],
         )  # fmt: skip
@@ -208,7 +202,7 @@ class Kernels:
         """Multiply rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight alone -> [P, out]."""
         count, high, _ = by.shape
         y, limits, stack = x.new_empty((x.shape[0], high)), torch.tensor(bounds), stack_struct(by)
-        self._multiply_experts(address(x), address(limits), count, ctypes.byref(stack), address(y))
+        self._compiled.multiply_experts(address(x), address(limits), count, ctypes.byref(stack), address(y))
         return y
 
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
@@ -217,7 +211,7 @@ class Kernels:
         items [n, 4] int32: first pair, pairs (at most `ITEM_ROWS`), slot, expert.
         """
         wide, high = slots.shapes[module]
-        self._lora_experts(
+        self._compiled.lora_experts(
             address(y, rows_apart=True), y.stride(0), address(x), x.shape[1], address(items), items.shape[0],
             address(slots.memory), slots.memory.shape[1], address(slots.places[module]),
             address(slots.ranks[module]), address(slots.scalings[module]), slots.experts[module], wide, high,
@@ -228,11 +222,11 @@ class Kernels:
 
         `buffer` alternates between 0 and 1: a rank writes to one again only after all have met once more.
         """
-        self._all_reduce(address(numbers), numbers.numel(), buffer, ctypes.byref(peers))
+        self._compiled.all_reduce(address(numbers), numbers.numel(), buffer, ctypes.byref(peers))
 
     def barrier(self, peers: PeersStruct) -> None:
         """Wait until all ranks have arrived here; each then sees what the others wrote before."""
-        self._barrier(ctypes.byref(peers))
+        self._compiled.barrier(ctypes.byref(peers))
 
 
 @cache

@@ -1,7 +1,7 @@
 """The lean training pass's compiled kernels as Python functions; the C++ sources document the shapes."""
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_engine.kernels.attention_structs import PLAIN, AttentionVariant, HeadNorms, variant_struct
-from mint_engine.kernels.library import DTYPES, Kernels, find_kernels, load_library
+from mint_engine.kernels.library import Kernels, bind, find_kernels, load_library
 from mint_engine.kernels.linear_structs import Angles, address
 from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
 from mint_engine.training.pieces import Tree
@@ -106,25 +106,7 @@ class TrainingKernels:
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, serving: Kernels) -> None:
         self.log_sums = serving.log_sums
-        for name, signature in _SIGNATURES.items():
-            function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
-            function.argtypes, function.restype = signature, None
-            setattr(self, f"_{name}", function)
-
-    _attend_trees: Callable[..., None]
-    _attend_trees_back: Callable[..., None]
-    _top_k_trees: Callable[..., None]
-    _norm_back: Callable[..., None]
-    _gate_mul_back: Callable[..., None]
-    _rotate_heads: Callable[..., None]
-    _head_norm: Callable[..., None]
-    _head_norm_back: Callable[..., None]
-    _multiply_grouped: Callable[..., None]
-    _multiply_grouped_back: Callable[..., None]
-    _add_gradients: Callable[..., None]
-    _combine: Callable[..., None]
-    _combine_back: Callable[..., None]
-    _logits_back: Callable[..., None]
+        self._compiled = bind(library, _SIGNATURES, dtype)
 
     def attend(
         self, qkv: torch.Tensor, trees: Trees, heads: Heads, mask: TopKMask | None = None
@@ -135,7 +117,7 @@ class TrainingKernels:
         """
         out = qkv.new_zeros((qkv.shape[0], heads.queries * heads.dim))
         sums = torch.zeros((qkv.shape[0], heads.queries))
-        self._attend_trees(
+        self._compiled.attend_trees(
             address(qkv), address(out), address(sums), address(trees.trees), trees.trees.shape[0],
             address(trees.lengths), *_addresses(mask), heads.queries, heads.keys, heads.dim, heads.scale,
             ctypes.byref(variant_struct(heads.variant)),
@@ -148,7 +130,7 @@ class TrainingKernels:
     ) -> torch.Tensor:  # fmt: skip
         """Input and outputs of `attend`, and the gradient [T, Q D] of `out` -> that of qkv [T, (Q + 2 K) D]."""
         back = torch.zeros_like(qkv)
-        self._attend_trees_back(
+        self._compiled.attend_trees_back(
             address(qkv), address(out), address(sums), address(dout), address(back), address(trees.trees),
             trees.trees.shape[0], address(trees.lengths), *_addresses(mask), heads.queries, heads.keys, heads.dim,
             heads.scale, ctypes.byref(variant_struct(heads.variant)),
@@ -162,7 +144,7 @@ class TrainingKernels:
 
         projected [T, (J + 1) D], rotated: each head's query, then the common key; weights [T, J] of heads' scores.
         """
-        self._top_k_trees(
+        self._compiled.top_k_trees(
             address(projected), address(weights), weights.shape[1], size, top_k, address(trees.trees),
             trees.trees.shape[0], address(trees.lengths), *_addresses(mask),
         )  # fmt: skip
@@ -172,7 +154,7 @@ class TrainingKernels:
         if not norm:
             dx += dy
             return
-        self._norm_back(
+        self._compiled.norm_back(
             address(dy), address(x), ctypes.byref(norm_struct(norm)), address(dx), x.shape[0], x.shape[1],
             epsilon,
         )  # fmt: skip
@@ -182,14 +164,16 @@ class TrainingKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradient of gate_up [T, 2 I], given dy [T, I] of `gate_mul`; and that one's output [T, I]."""
         back, gated, of = torch.empty_like(gate_up), torch.empty_like(dy), activation_struct(by)
-        self._gate_mul_back(address(gate_up), address(dy), address(back), address(gated), *dy.shape, ctypes.byref(of))
+        self._compiled.gate_mul_back(
+            address(gate_up), address(dy), address(back), address(gated), *dy.shape, ctypes.byref(of)
+        )
         return back, gated
 
     def rotate(
         self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, angles: Angles, *, back: bool = False
     ) -> None:
         """Rotate queries and keys of qkv by their positions' angles, in place; `back` rotates in reverse."""
-        self._rotate_heads(
+        self._compiled.rotate_heads(
             address(qkv), qkv.shape[0], heads.queries + heads.keys, heads.width, heads.dim, address(positions),
             address(angles.cos), address(angles.sin), angles.cos.shape[1], heads.pairs, -1.0 if back else 1.0,
         )  # fmt: skip
@@ -197,7 +181,7 @@ class TrainingKernels:
     def head_norm(self, qkv: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
         """Apply RMSNorm to each query and key head, or to all query and all key heads of a row, in place."""
         for first, count, size, norm in _normed(heads, norms):
-            self._head_norm(
+            self._compiled.head_norm(
                 address(qkv), qkv.shape[0], first, count, heads.width, size, ctypes.byref(norm_struct(norm)),
                 norms.epsilon,
             )  # fmt: skip
@@ -205,7 +189,7 @@ class TrainingKernels:
     def head_norm_back(self, dqkv: torch.Tensor, raw: torch.Tensor, heads: Heads, norms: HeadNorms) -> None:
         """The backward of `head_norm`, in place; `raw` is its input."""
         for first, count, size, norm in _normed(heads, norms):
-            self._head_norm_back(
+            self._compiled.head_norm_back(
                 address(dqkv), address(raw), raw.shape[0], first, count, heads.width, size,
                 ctypes.byref(norm_struct(norm)), norms.epsilon,
             )  # fmt: skip
@@ -220,7 +204,7 @@ class TrainingKernels:
         """
         count, high, wide = weight.shape
         y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(adapters))
-        self._multiply_grouped(
+        self._compiled.multiply_grouped(
             address(x), address(bounds), count, address(weight, rows_apart=True), *weight.stride()[:2],
             address(bias), wide, high, adapters.ctypes.data, len(adapters),
             address(middles), address(y),
@@ -233,7 +217,7 @@ class TrainingKernels:
         """dy [R, out] -> dx [R, in]; and dy B^T scaling, flat."""
         count, high, wide = weight.shape
         dx, backs = dy.new_empty((dy.shape[0], wide)), torch.empty(_middles(adapters))
-        self._multiply_grouped_back(
+        self._compiled.multiply_grouped_back(
             address(dy), address(bounds), count, address(weight, rows_apart=True), *weight.stride()[:2], wide, high,
             adapters.ctypes.data, len(adapters), address(backs), address(dx),
         )  # fmt: skip
@@ -248,7 +232,7 @@ class TrainingKernels:
         backs: torch.Tensor,
     ) -> None:
         """Add to all gradients of A and B, given a product's inputs and results in both directions."""
-        self._add_gradients(
+        self._compiled.add_gradients(
             address(x), address(dy), x.shape[1], dy.shape[1], adapters.ctypes.data, len(adapters), address(middles),
             address(backs),
         )  # fmt: skip
@@ -259,7 +243,7 @@ class TrainingKernels:
         A pair whose row is out of range adds nothing.
         """
         combined = rows.new_empty((back.shape[0], rows.shape[1]))
-        self._combine(
+        self._compiled.combine(
             address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
             address(combined),
         )  # fmt: skip
@@ -270,7 +254,7 @@ class TrainingKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs of `combine`, and its output's gradient -> that of rows [P, H] and of weights [T, k] float32."""
         given, slopes = torch.empty_like(rows), torch.empty(back.shape)
-        self._combine_back(
+        self._compiled.combine_back(
             address(rows), rows.shape[0], address(back), address(weights), *back.shape, rows.shape[1],
             address(dy), address(given), address(slopes),
         )  # fmt: skip
@@ -285,7 +269,7 @@ class TrainingKernels:
         Row i has tokens starts[i] to starts[i + 1]; starts [n + 1] and targets [k] int64; given [k] float32, the
         targets' logits; slopes [k] float32. A target beyond these columns only counts in its row's total.
         """
-        self._logits_back(
+        self._compiled.logits_back(
             address(logits), *logits.shape, address(sums), address(starts), address(targets),
             address(given), address(slopes),
         )  # fmt: skip
