@@ -2,8 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import grpc
@@ -11,7 +11,7 @@ import structlog
 
 from mint_contracts import sampling_pb2
 from mint_contracts.byte_budget import ByteBudget
-from mint_contracts.errors import InvalidRequest, MintError
+from mint_contracts.errors import InvalidRequest, MintError, Unavailable
 from mint_gateway.field_count import memory
 from mint_gateway.keys import caller, sharer
 from mint_gateway.metrics import Metrics
@@ -21,6 +21,7 @@ REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; clients may send megabytes as a name
 
 MOST_BYTES = 96 << 20  # of requests in flight through both doors together
+RETRY_S = 1.0  # other gateways answer, or this one's successor soon will
 TOKEN_BYTES = 10  # memory that protobuf uses per token
 
 Fields = dict[str, object]
@@ -35,6 +36,8 @@ class Answering:
         self._router = router
         self._metrics = metrics
         self._budget = ByteBudget(MOST_BYTES, "gateway", f"has {MOST_BYTES >> 20} MiB of requests in flight")
+        self._ends_at: float | None = None
+        self._in_flight: set[asyncio.Timeout] = set()
 
     async def answer(self, request: sampling_pb2.GenerateRequest, send: Send, remaining_s: float | None) -> None:
         """Send the events of an answer; `remaining_s` is the client's deadline, if it has one.
@@ -49,7 +52,28 @@ class Answering:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
             with self._budget.share(client=sharer.get()) as share:
                 share.fill(max(memory(request), TOKEN_BYTES * len(request.tokens.ids)))
-                await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
+                async with self._until_the_end():
+                    await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
+
+    def end_at(self, when: float) -> None:
+        """End what is not answered by then, on the event loop's clock, with an error that clients retry."""
+        self._ends_at = when
+        for each in self._in_flight:
+            each.reschedule(when)
+
+    @asynccontextmanager
+    async def _until_the_end(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(self._ends_at) as limit:
+                self._in_flight.add(limit)
+                try:
+                    yield
+                finally:
+                    self._in_flight.discard(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Unavailable("gateway", "is shutting down; retry", retry_after_s=RETRY_S) from None
 
     def _note(self, trail: Trail, started_at: float, code: grpc.StatusCode, outcome: Fields) -> None:
         self._metrics.requests.labels(code=code.name, client=caller.get()).inc()

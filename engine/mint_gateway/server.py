@@ -80,7 +80,8 @@ class Limits(msgspec.Struct, frozen=True):
     idle_s: float = IDLE_MS / 1000  # how long a connection may carry nothing
     silence_s: float = 60.0  # how long a client that registers adapters may send nothing
     farewell_s: float = 3.0  # how long to keep accepting while the Service's endpoints drop this pod
-    grace_s: float = 22.0  # after that, for requests in flight; both fit in Kubernetes' 30 s
+    grace_s: float = 22.0  # after that, for requests in flight
+    parting_s: float = 1.0  # after that, for clients to learn that theirs has ended; all fit in Kubernetes' 30 s
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ async def serve(
     page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), forwarding, calls)
     door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
     context = http_context(security.certificate) if security.certificate else None
-    opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, limits.grace_s), context)
+    closing_s = limits.grace_s + limits.parting_s
+    opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, closing_s), context)
     http_port = listening.getsockname()[1]
     _log.info("gateway listens", address=address, port=port, http_port=http_port, **security.flags())
     lasting = [opening.accepting, *map(asyncio.create_task, (mirror.run(), catalogs.run(), *security.following()))]
@@ -149,7 +151,8 @@ async def serve(
         if in_flight.total:
             _log.info("gateway drains", in_flight=in_flight.total)
         await asyncio.sleep(limits.farewell_s)
-        await asyncio.gather(server.stop(limits.grace_s), opening.close())
+        answering.end_at(asyncio.get_running_loop().time() + limits.grace_s)
+        await asyncio.gather(server.stop(closing_s), opening.close())
         for task in lasting:
             task.cancel()
         await asyncio.wait(lasting)

@@ -241,7 +241,7 @@ async def _serving(application: web.Application, idle_s: float, grace_s: float) 
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=idle_s,
-        shutdown_timeout=grace_s,
+        shutdown_timeout=grace_s / 2,  # aiohttp waits for this long twice
     )
     await runner.setup()
     return runner
