@@ -71,6 +71,8 @@ def test_every_kind_of_document_is_tested() -> None:
         "gateway",
         "redis",
         "Certificate",
+        "ValidatingAdmissionPolicy",  # see test_tenant_policy
+        "ValidatingAdmissionPolicyBinding",
     }
 
 
