@@ -17,7 +17,7 @@ from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
 from mint_engine.policies.copying import copying
 from mint_engine.policies.resting import RestingPolicy
-from mint_engine.policies.series import Name
+from mint_engine.policies.series import Name, superseded
 from mint_engine.policies.store import Store
 from mint_engine.sources.blocking import run_blocking
 from mint_engine.training import state
@@ -85,9 +85,9 @@ async def revert_leave(here: CallContext, policy: str, calls: Calls) -> None:
 
 async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> None:
     """Raise StaleLease if another engine has resumed the policy; also raises a store's errors."""
-    latest = await run_blocking(checkpoints_of(here.store, policy).latest_lease)
+    latest = await run_blocking(checkpoints_of(here.store, policy).series.latest_lease)
     if latest > calls.lease:
-        raise _stale(policy, latest, calls)
+        raise superseded(policy, latest, calls.lease)
 
 
 async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy:
@@ -105,7 +105,7 @@ async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy
     name = uri.removeprefix(folder)
     blob = await run_blocking(checkpoints.read, name)
     if (of := Name.read(name)) is not None and of.lease > calls.lease:
-        raise _stale(policy, of.lease, calls)
+        raise superseded(policy, of.lease, calls.lease)
     return await _read(here, policy, blob)
 
 
@@ -129,7 +129,7 @@ async def latest_lease(here: CallContext, policy: str) -> int:
     """Return the latest lease that saved or published this policy; 0 if none did or the store does not say."""
     with suppress(MintError, TimeoutError):
         async with asyncio.timeout(LEASE_S):
-            saved, published = checkpoints_of(here.store, policy).latest_lease, revisions.latest_lease
+            saved, published = checkpoints_of(here.store, policy).series.latest_lease, revisions.latest_lease
             return await run_blocking(lambda: max(saved(), published(here.store, policy)))
     return 0
 
@@ -167,10 +167,6 @@ def not_resumable(policy: str, life: int) -> PolicyNotFound:
     """Return the error for a client that would resume a policy without knowing what was lost."""
     reason = f"of life {life} is not what its engine saved on shutdown; resume it by name alone, or create it"
     return PolicyNotFound(f"policy {policy!r}", reason)
-
-
-def _stale(policy: str, lease: int, calls: Calls) -> StaleLease:
-    return StaleLease(f"policy {policy!r}", f"is now trained under lease {lease}, not {calls.lease}")
 
 
 def resting_policy_of(record: Record) -> RestingPolicy:

@@ -62,7 +62,7 @@ class Checkpoints:
     def __init__(self, store: Store, policy: str, run: str = "", kept: int = KEPT) -> None:
         self._store, self._policy, self._kept = store, policy, kept
         self.folder = f"policies/{policy}/{run or NO_RUN}"
-        self._series = Series(store, policy, self.folder, RECORD, kept)
+        self.series = Series(store, policy, self.folder, RECORD, kept)
 
     def save(self, record: Record, blob: bytes | bytearray) -> None:
         """Write a checkpoint and sweep those that it makes superfluous.
@@ -71,35 +71,19 @@ class Checkpoints:
         checkpoint is there, and the next one's sweep tries again.
         """
         name = Name(record.lease, record.step)
-        with self._series.written(name):
+        with self.series.written(name):
             self._store.write(f"{self.folder}/{name}/{BLOB}", blob)
             self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
         try:
-            self._series.sweep(name)
+            self.series.sweep(name)
         except MintError as error:
             _log.warning("checkpoints_unswept", policy=self._policy, checkpoint=str(name), error=str(error))
 
     def replace_record(self, record: Record) -> None:
         """Replace the record of an existing checkpoint. Raises as `save`."""
         name = Name(record.lease, record.step)
-        with self._series.written(name):
+        with self.series.written(name):
             self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
-
-    def latest_lease(self) -> int:
-        """Return the latest lease under which anything was saved; 0 if nothing was."""
-        return self._series.latest_lease()
-
-    def leases(self) -> list[int]:
-        """Return the leases that have saved or claimed the policy, oldest first, one for each folder."""
-        return [each.lease for each in self._series.names()]
-
-    def claim(self, lease: int) -> None:
-        """As `Series.claim`."""
-        self._series.claim(lease)
-
-    def unclaim(self, lease: int) -> None:
-        """As `Series.unclaim`."""
-        self._series.unclaim(lease)
 
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
         """Return the newest complete checkpoint with its blob, or None; broken ones are logged and skipped.
@@ -108,7 +92,7 @@ class Checkpoints:
         known to exist, as on a volume that is not mounted. Starting from scratch would then lose what was learnt.
         """
         broken: list[CorruptFile] = []
-        for name in reversed(self._series.names()):
+        for name in reversed(self.series.names()):
             try:
                 return self._read(name)
             except CorruptFile as error:
@@ -135,7 +119,7 @@ class Checkpoints:
 
     def newest_record(self) -> Record | None:
         """Return the newest readable record, or None."""
-        for name in reversed(self._series.names()):
+        for name in reversed(self.series.names()):
             with suppress(SourceNotFound, CorruptFile):
                 return self._record(name)
         return None
@@ -170,7 +154,7 @@ class Checkpoints:
             if RECORD in self._store.names(folder):
                 raise CorruptFile(subject, f"has lost its {BLOB}") from None
             raise
-        if hashlib.sha256(blob).hexdigest() != record.digest or Name(record.lease, record.step) != name:
+        if digest_of(blob) != record.digest or Name(record.lease, record.step) != name:
             raise CorruptFile(subject, "does not match its record")
         return record, blob
 

@@ -64,14 +64,14 @@ class Claims:
         """Take back a policy's claims whose resume failed. Raises a store's errors: call again then."""
         leases = self._leftover.get(policy, set())
         for lease in [*leases]:
-            await run_blocking(checkpoints_of(here.store, policy).unclaim, lease)
+            await run_blocking(checkpoints_of(here.store, policy).series.unclaim, lease)
             leases.discard(lease)
         if not self._leftover.get(policy):
             self._leftover.pop(policy, None)
 
 
 def _claim(checkpoints: Checkpoints, policy: str, lease: int, found: Found, life: int) -> None:
-    checkpoints.claim(lease)
+    checkpoints.series.claim(lease)
     if checkpoints.newest_record() != found.newest_record:
         raise _busy(policy, "was just saved by the engine that has or had it")
     if life and _gone_on(checkpoints, lease, found):  # perhaps only an attempt that fails: the next try sees that
@@ -80,7 +80,7 @@ def _claim(checkpoints: Checkpoints, policy: str, lease: int, found: Found, life
 
 def _gone_on(checkpoints: Checkpoints, lease: int, found: Found) -> bool:
     """Whether another lease has resumed what was left, without having saved anything since."""
-    return any(found.record.lease < each < lease for each in checkpoints.leases())
+    return any(found.record.lease < each < lease for each in checkpoints.series.leases())
 
 
 def _busy(policy: str, reason: str) -> EngineUnavailable:

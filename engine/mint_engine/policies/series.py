@@ -53,8 +53,12 @@ class Series:
         found = [Name.read(name) for name in self._store.names(self.folder)]
         return sorted(each for each in found if each is not None)
 
+    def leases(self) -> list[int]:
+        """Return the leases that have written anything or claimed the policy, oldest first, one for each folder."""
+        return [each.lease for each in self.names()]
+
     def latest_lease(self) -> int:
-        """Return the latest lease under which anything was written; 0 if nothing was."""
+        """Return the latest of these leases; 0 if there is none."""
         return max((each.lease for each in self.names()), default=0)
 
     def claim(self, lease: int) -> None:
@@ -98,11 +102,8 @@ class Series:
         self._refuse_stale(name)
 
     def _refuse_stale(self, name: Name) -> None:
-        newer = [each for each in self.names() if each.lease > name.lease]
-        if newer:
-            raise StaleLease(
-                f"policy {self._policy!r}", f"is now trained under lease {newer[-1].lease}, not {name.lease}"
-            )
+        if (latest := self.latest_lease()) > name.lease:
+            raise superseded(self._policy, latest, name.lease)
 
     def sweep(self, name: Name) -> None:
         """Remove all but the newest items up to `name`, each item's manifest first, so that none is half there."""
@@ -112,3 +113,8 @@ class Series:
             if each not in whole[-self._kept :]:
                 self._store.delete(f"{self.folder}/{each}/{self._manifest}")
                 self._store.delete(f"{self.folder}/{each}")
+
+
+def superseded(policy: str, latest: int, lease: int) -> StaleLease:
+    """Return the error for what is done under a lease that is no longer the latest."""
+    return StaleLease(f"policy {policy!r}", f"is now trained under lease {latest}, not {lease}")

@@ -125,26 +125,26 @@ def test_under_a_lease_that_is_taken_nothing_is_there_yet_and_under_an_older_one
     checkpoints = Checkpoints(opened(scheme), "acme/one")
     save(checkpoints, 1, 5)
     found = checkpoints.newest()
-    checkpoints.claim(2)
-    assert (checkpoints.newest(), checkpoints.latest_lease()) == (found, 2)
+    checkpoints.series.claim(2)
+    assert (checkpoints.newest(), checkpoints.series.latest_lease()) == (found, 2)
     with pytest.raises(StaleLease, match="is now trained under lease 2, not 1"):
         save(checkpoints, 1, 6)
-    checkpoints.unclaim(2)
+    checkpoints.series.unclaim(2)
     save(checkpoints, 1, 6)
-    checkpoints.claim(2)
+    checkpoints.series.claim(2)
     save(checkpoints, 2, 6)
-    assert checkpoints.leases() == [1, 2], "what has said so is swept"
+    assert checkpoints.series.leases() == [1, 2], "what has said so is swept"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_no_lease_is_taken_twice_nor_behind_a_newer_one(scheme: str, opened: Callable[[str], Store]) -> None:
     store = opened(scheme)
     checkpoints = Checkpoints(store, "acme/one")
-    checkpoints.claim(2)
+    checkpoints.series.claim(2)
     for lease in (2, 1):
         with pytest.raises(StaleLease, match=r"lease 2\b"):
-            checkpoints.claim(lease)
-    assert checkpoints.leases() == [2]
+            checkpoints.series.claim(lease)
+    assert checkpoints.series.leases() == [2]
     save(checkpoints, 2, 1)
 
 

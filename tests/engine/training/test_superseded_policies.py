@@ -13,6 +13,7 @@ from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies import claims, lease_check
 from mint_engine.policies.checkpoints import RECORD, Checkpoints
+from mint_engine.policies.series import Series
 from mint_engine.policies.store import Content, LocalStore, store_of
 from tests.engine.training.calling import away, called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene
@@ -111,13 +112,13 @@ async def test_a_checkpoint_that_is_acknowledged_while_another_engine_reads_the_
     async with called(base, tmp_path) as (_, stub), called(base, tmp_path, engine="tiny-1") as (there, other):
         await saved(stub)
         with Gate() as gate, monkeypatch.context() as patch:
-            claim = Checkpoints.claim
+            claim = Series.claim
 
-            def late(self: Checkpoints, lease: int) -> None:
+            def late(self: Series, lease: int) -> None:
                 gate.go_by()
                 claim(self, lease)
 
-            patch.setattr(Checkpoints, "claim", late)
+            patch.setattr(Series, "claim", late)
             resuming = asyncio.ensure_future(other.ResumePolicy(resume()))
             await gate.reached()
             await stub.SaveState(save(2))
@@ -156,9 +157,9 @@ async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_ag
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other engine may see the same and give way, too, so that neither has the policy."""
-    claim, others = Checkpoints.claim, list[tuple[Checkpoints, int]]()
+    claim, others = Series.claim, list[tuple[Series, int]]()
 
-    def beside(self: Checkpoints, lease: int) -> None:
+    def beside(self: Series, lease: int) -> None:
         claim(self, lease - 1)
         others.append((self, lease - 1))
         claim(self, lease)
@@ -167,20 +168,20 @@ async def test_who_begins_to_go_on_with_a_policy_beside_another_one_is_to_try_ag
         made = await saved(stub)
         await scene.server.register.rest(0.0)
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "claim", beside)
+            patch.setattr(Series, "claim", beside)
             error = await refused(stub.ResumePolicy(resume(made.life)))
         assert (error.reason, bool(error.retry_after_s)) == ("EngineUnavailable", True)
         assert error.message == "is being resumed by another engine; retry"
-        [(checkpoints, lease)] = others
-        leases = Checkpoints.leases
+        [(series, lease)] = others
+        leases = Series.leases
 
-        def then_taken_back(self: Checkpoints) -> list[int]:
+        def then_taken_back(self: Series) -> list[int]:
             found = leases(self)
-            checkpoints.unclaim(lease)
+            series.unclaim(lease)
             return found
 
         monkeypatch.setattr(claims, "RETRY_S", 0.0)
-        monkeypatch.setattr(Checkpoints, "leases", then_taken_back)
+        monkeypatch.setattr(Series, "leases", then_taken_back)
         assert (await stub.ResumePolicy(resume(made.life))).sequence == 1
 
 
@@ -189,18 +190,18 @@ async def test_a_resume_that_its_store_has_interrupted_bars_nobody_from_another_
     elsewhere: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interrupted engine cannot withdraw its claim on the policy either before the store answers again."""
-    claim = Checkpoints.claim
+    claim = Series.claim
     async with called(base, tmp_path) as (scene, stub), called(base, tmp_path, engine="tiny-1") as (_, other):
         made = await saved(stub)
         await scene.server.register.rest(0.0)
         with monkeypatch.context() as patch:
 
-            def then_away(self: Checkpoints, lease: int) -> None:
+            def then_away(self: Series, lease: int) -> None:
                 claim(self, lease)
                 for name in ("names", "delete"):
                     patch.setattr(LocalStore, name, away)
 
-            patch.setattr(Checkpoints, "claim", then_away)
+            patch.setattr(Series, "claim", then_away)
             assert (await refused(stub.ResumePolicy(resume(made.life)))).reason == "SourceUnavailable"
         if elsewhere:
             await scene.server.register.rest(0.0)
@@ -324,5 +325,5 @@ def test_two_engines_that_give_way_to_each_other_leave_no_word_of_either(
     monkeypatch.setattr(LocalStore, "write", beside)
     monkeypatch.setattr(LocalStore, "delete", both)
     with pytest.raises(StaleLease, match="is also being taken"):
-        checkpoints.claim(7)
-    assert checkpoints.leases() == []
+        checkpoints.series.claim(7)
+    assert checkpoints.series.leases() == []
