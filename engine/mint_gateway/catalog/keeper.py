@@ -140,7 +140,7 @@ class Keeper:
         await self._unchanged(base, start)
         settled = _settled(counted, await self._settling())
         await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]), settled)
-        await self._settle(base, settled)
+        await self._forget_parts(base, settled)
         _log.info(
             "catalog rebuilt from its manifests",
             base_model=base,
@@ -170,7 +170,8 @@ class Keeper:
             _log.info("catalog part recovered", base_model=base, part=name, entries=len(rows))
         await self._unchanged(base, start)
         settled = _settled(counted, before)
-        await self._settle(base, settled)
+        await bounded(lambda: self._redis.hset(keys.catalog(base), "through", settled))
+        await self._forget_parts(base, settled)
         await self._compact(base, manifests, names, settled, before - int(RETIRED_KEPT_S * _US))
         await parts.tidy()
         return missed
@@ -201,9 +202,8 @@ class Keeper:
         seconds, microseconds = await bounded(lambda: self._redis.time())
         return int((seconds - ON_ITS_WAY_S) * _US) + int(microseconds)
 
-    async def _settle(self, base: str, settled: int) -> None:
-        """Record up to which sequence parts are in, and forget their names."""
-        await bounded(lambda: self._redis.hset(keys.catalog(base), "through", settled))
+    async def _forget_parts(self, base: str, settled: int) -> None:
+        """Forget the names of parts up to the sequence up to which all are in."""
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
         self._swept[base] = time.monotonic()
 
