@@ -3,7 +3,7 @@
 import pytest
 
 from mint_contracts.resources import Serve, Tenant
-from mint_contracts.training_records import Stage
+from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.snapshot import ObservedWave
 from tests.operator import worlds
 from tests.operator.training_worlds import STEPS, World, base, engines, named, published, replicas, training_wave
@@ -148,6 +148,25 @@ def test_revisions_that_a_wave_has_published_do_not_give_way_to_training_of_lowe
         world.step()
     assert set(world.placements) == {f"other/first-{index}" for index in range(4)}
     assert admitted(world, "second") == ("False", "WaitingForCapacity")
+
+
+def test_the_rest_of_a_wave_trains_in_free_slots_that_are_too_few_for_what_it_has_published() -> None:
+    world = World(base(slots=8), [training_wave("w", 4, admission="Elastic")], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, *named("w", range(3)), published=published(STEPS))
+    world.say(Stage.PAUSED, 4, *named("w", [3]))
+    world.change("w", paused=True)
+    world.step()
+    world.waves.append(worlds.wave("s", [f"a/{index}" for index in range(6)], priority=1))
+    for _ in range(2):
+        world.step()
+    assert admitted(world, "s") == ("True", "Admitted")
+    assert not world.placements.keys() & set(named("w", range(4)))
+    world.change("w", paused=False)
+    for _ in range(2):
+        world.step()
+        assert world.leases["team/w-3"][1].order is Order.RUN
+        assert admitted(world, "s") == ("True", "Admitted")
 
 
 def test_a_gang_that_cannot_begin_takes_nothing_from_others() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from mint_contracts.resources import PolicyCounts
 from mint_operator.planning import conditions
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.standing import WaveStanding
@@ -53,11 +54,20 @@ class Share(msgspec.Struct, frozen=True):
         """The reason why nothing is served; "" if it is, None if the wave has no status yet."""
         status = self.wave.status
         if self.standing is not None:  # its condition Admitted is about training
-            ready = conditions.find(status.conditions, "Ready")
-            refused = status.phase in _OVER and not status.counts.wanted and ready and ready.status == "False"
-            return ready.reason if ready is not None and refused else ""
+            return "" if status.counts.wanted else self._unserved
         admitted = conditions.find(status.conditions, conditions.ADMITTED)
         return None if admitted is None else "" if admitted.status == "True" else admitted.reason
+
+    @property
+    def _unserved(self) -> str:
+        """Why a wave that trains serves nothing, as far as its status tells; "" if none of its policies has ended."""
+        status = self.wave.status
+        ready, training = conditions.find(status.conditions, "Ready"), status.training
+        if status.phase in _OVER:
+            return ready.reason if ready is not None and ready.status == "False" else ""
+        policies = training.policies if training is not None else PolicyCounts()
+        ended = policies.complete + policies.failed + policies.cancelled
+        return conditions.NOT_ADMITTED if ended else ""
 
 
 def slots_of(shares: Iterable[Share]) -> int:
