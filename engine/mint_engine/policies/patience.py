@@ -12,7 +12,7 @@ from mint_contracts.errors import MintError, Overloaded, RewardUnavailable, Sour
 from mint_engine.policies.halt import Halt
 
 ATTEMPTS = 12  # about three minutes with the longest waits
-TOLD_FROM = 4  # attempts; shorter trouble is not reported
+TOLD_FROM, TOLD_AFTER_S = 4, 10.0  # attempts, or the time that they take; shorter trouble is not reported
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 20.0
 # Unavailable services, and resources taken by others (requests' places, slots, disk space): these come back in time.
 AWAY = (RewardUnavailable, SourceUnavailable, Overloaded)
@@ -44,7 +44,8 @@ class Patience:
         While `lasts()`, or with a `halt`, retry without limit what is only unavailable (`AWAY`: storage, rewards,
         room). A halt ends the waits between attempts by raising Halted: an order to stop makes no failure of them.
         """
-        attempt = 0
+        attempt, now = 0, asyncio.get_running_loop().time
+        began = now()
         try:
             while True:
                 try:
@@ -56,15 +57,14 @@ class Patience:
                         raise
                     wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
                     wait_s = max(wait_s, min(error.retry_after_s or 0.0, LONGEST_RETRY_S))
-                    self._tell(what, error, attempt, wait_s)
+                    _log.warning(
+                        "tried_again", policy=self._policy, what=what, error=str(error), in_s=round(wait_s, 2)
+                    )
+                    if attempt >= TOLD_FROM or now() - began >= TOLD_AFTER_S:
+                        self.trouble[what] = error
+                        self._on_change()
                 async with halt.within(0.0) if halt is not None else nullcontext():
                     await asyncio.sleep(wait_s)
         finally:
             if self.trouble.pop(what, None) is not None:
                 self._on_change()
-
-    def _tell(self, what: str, error: MintError, attempt: int, wait_s: float) -> None:
-        _log.warning("tried_again", policy=self._policy, what=what, error=str(error), in_s=round(wait_s, 2))
-        if attempt >= TOLD_FROM:
-            self.trouble[what] = error
-            self._on_change()

@@ -18,6 +18,7 @@ from mint_contracts.training_records import Order, Stage
 from mint_engine.examples import shared
 from mint_engine.examples.dataset import read_dataset
 from mint_engine.policies import course, patience
+from mint_engine.policies.patience import Patience
 from mint_engine.requests.parameters import Sampling
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.rewards.service import ServiceClient
@@ -63,6 +64,25 @@ async def test_rewards_that_are_away_are_waited_for_and_a_pause_is_heard_meanwhi
         scene.want(assignment("acme/one", order=Order.PAUSE))
         told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
         assert (told.step, told.failure) == (0, None)
+
+
+@pytest.mark.parametrize(("told_after_s", "told"), [(0.0, [True, False]), (600.0, [])], ids=["long", "short"])
+async def test_trouble_that_lasts_is_reported_however_few_attempts_it_took(
+    told_after_s: float, told: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four calls of a service that hangs may take hours."""
+    monkeypatch.setattr(patience, "TOLD_AFTER_S", told_after_s)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.01)
+    reported, errors = list[bool](), [RewardUnavailable("reward service 'judge:1'", "did not answer 4 times")]
+
+    async def score() -> float:
+        if errors:
+            raise errors.pop()
+        return 1.0
+
+    waiting = Patience("acme/one", lambda: reported.append(bool(waiting.trouble)))
+    assert await waiting(score, "reward", lambda: True) == 1.0
+    assert reported == told
 
 
 @pytest.fixture
