@@ -8,11 +8,13 @@ from contextlib import suppress
 from functools import partial
 
 import structlog
+from redis.exceptions import ResponseError
 
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import (
     CorruptFile,
     Internal,
+    MapUnavailable,
     MintError,
     NonFiniteWeights,
     StaleEpoch,
@@ -20,8 +22,10 @@ from mint_contracts.errors import (
     WrongBase,
 )
 from mint_contracts.functions import connect
+from mint_contracts.map_reader import MapReader
 from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held, Tier
 from mint_contracts.scraping import expose
+from mint_contracts.source import Source
 from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
@@ -94,11 +98,22 @@ class Process:
         announcement_cache.on_change = self._announced
         beside = [asyncio.create_task(each) for each in (announcement_cache.run(), self._server.register.run())]
         try:
-            await announcement_cache.first()
+            if not await announcement_cache.first():
+                announcement_cache.presume(await self._last_published())
             await self.agent.run()
         finally:
             for each in beside:
                 each.cancel()
+
+    async def _last_published(self) -> dict[str, Source]:
+        """Return what this engine's last start has reported as published, as far as the map still has it."""
+        base, engine = self._start.settings.base_model, self._start.engine
+        try:
+            held = await MapReader(self._redis).held(base, engine)
+        except (MapUnavailable, ResponseError) as error:
+            log.warning("published_names_unknown", engine=engine, error=str(error))
+            return {}
+        return {name: each.source for name, each in held.items() if each.published}
 
     async def load_base(self) -> None:
         """Fetch and load the base; retry until it works, and report to the map meanwhile why it does not."""

@@ -48,11 +48,17 @@ class AnnouncementCache:
                 away = True
             await asyncio.sleep(self._look_s)
 
-    async def first(self, timeout_s: float = FIRST_S) -> None:
-        """Wait until the first look has succeeded, for at most `timeout_s`."""
+    async def first(self, timeout_s: float = FIRST_S) -> bool:
+        """Wait until the first look has succeeded, for at most `timeout_s`; return whether it has."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._looked.wait()
+        return self._looked.is_set()
+
+    def presume(self, known: Mapping[str, Source]) -> None:
+        """Go by what was `known` earlier until the first look succeeds."""
+        if not self._looked.is_set():
+            self._know(known)
 
     async def announce(self, policy: str, life: int, name: Name, source: Source) -> None:
         """Make a policy's name refer to `name`, published at `source`. Raises as `Announcements.announce`."""

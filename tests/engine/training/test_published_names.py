@@ -1,17 +1,30 @@
 """Engines that start later find what clients have published by its name, over real sockets."""
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import AdapterNotFound
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.records import EngineRecord, Held, Tier
+from mint_contracts.settings import REDIS_URL
+from mint_contracts.source import Source
+from mint_engine import process
+from mint_engine.environment import Start
 from mint_engine.policies import announcement_cache
 from mint_engine.policies.announcement_cache import AnnouncementCache
+from mint_engine.serve import listen
+from tests.engine.running import settings_for
 from tests.engine.training.calling import BASE, called, lesson, refused, step
 from tests.engine.training.recorded_store import Asked
 from tests.engine.training.training_engine import assignment, train
+from tests.redis_process import patient
+from tests.waiting import until
 
 
 async def test_what_is_published_is_known_by_its_name_to_engines_that_start_later_until_it_is_dropped(
@@ -93,3 +106,33 @@ async def test_a_new_policy_is_later_than_any_of_its_name_though_its_engine_s_cl
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
         await stub.Publish(pb.PublishRequest(policy="one", sequence=2))
+
+
+async def test_a_name_keeps_its_meaning_over_a_start_while_the_store_is_away(
+    tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AnnouncementCache.first, "__defaults__", (0.0,))
+    monkeypatch.setenv(REDIS_URL, redis_server)
+    away, source = Source(f"file://{tmp_path}/away"), Source("s3://models/revisions/one/.published/1-1")
+    told = replace(settings_for(tmp_path), base_model="default/kept", training_store=away)
+    redis = patient(redis_server)
+    before = EngineRecord("tiny-0", "127.0.0.1:1", 1, True, 0, 1, 0, 0, 0, 1)
+    held = [Held("one", source, Tier.DEVICE, published=True), Held("of/a-wave", source, Tier.DEVICE)]
+    await MapReporter(redis, told.base_model, "tiny-0").report(before, held, (), full=True)
+    server = await listen(told, "tiny-0", 0)
+    engine = process.Process(Start(told, "tiny-0", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+    following = asyncio.create_task(engine.follow())
+
+    async def reported() -> dict[str, Held] | None:
+        pulse = await MapReader(redis).pulse(told.base_model)
+        record = pulse.engines["tiny-0"]
+        again = record is not None and record.incarnation > before.incarnation
+        return await MapReader(redis).held(told.base_model, "tiny-0") if again else None
+
+    try:
+        assert await until(reported) == {"one": Held("one", source, Tier.REMOTE, published=True)}
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+        await server.drain(0.0)
+        await redis.aclose()
