@@ -18,7 +18,10 @@ from mint_contracts.training import Reward, RewardService
 from mint_engine.rewards import service
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
+from tests.apiserver import ROOT
+from tests.docs.pages import blocks
 from tests.engine.stores import self_signed
+from tests.redis_process import free_port
 from tests.waiting import PATIENCE_S
 
 
@@ -72,6 +75,19 @@ async def test_a_service_is_asked_in_batches_and_told_everything() -> None:
         assert (request.policy, request.step) == ("acme/one", 7)
         assert request.completions[1].prompt == "say"
         assert request.completions[1].answer == "a1"
+
+
+async def test_the_service_that_the_pages_show_scores() -> None:
+    [code] = [each for each in blocks(ROOT / "docs" / "training.md") if "RewardServicer" in each]
+    address, names = f"127.0.0.1:{free_port()}", dict[str, Any]()
+    exec(compile(code.replace("asyncio.run(main())", "").replace("[::]:8480", address), "training.md", "exec"), names)
+    serves = asyncio.create_task(names["main"]())
+    scorer = Scorer(Reward(service=RewardService(address=address)))
+    rewards = await scorer.score("acme/one", 7, [Completion("say", text, "72") for text in ("so 72", "so 27")])
+    assert rewards == [1.0, 0.0]
+    await scorer.close()
+    serves.cancel()
+    await asyncio.wait([serves])
 
 
 async def test_a_service_of_grpcs_own_bound_takes_what_long_examples_make_of_a_batch() -> None:
