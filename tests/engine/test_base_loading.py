@@ -24,6 +24,7 @@ from mint_contracts.layer_groups import group_layers
 from mint_engine.build import build
 from mint_engine.model.base import load_base
 from mint_engine.model.cache import count_pages
+from mint_engine.model.files import find_files, read_config
 from mint_engine.model.modules import find_modules
 from mint_engine.preflight import check_config, check_small_files
 from mint_engine.scheduling.scheduler import Limits
@@ -348,6 +349,17 @@ def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None
         build(settings_for(base, context_length=257), base, Limits())
     edit_base(base, max_position_embeddings=300)
     assert load(base).context_length == 300
+
+
+def test_positions_are_stretched_from_the_base_of_angles_that_the_config_gives(tmp_path: Path) -> None:
+    """Qwen's model cards have people add rope_scaling, beside which transformers forgets what it has saved itself."""
+    base = save_base(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    stretched = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    edit_base(base, rope_scaling=stretched)
+    with pytest.raises(UnsupportedBase, match=r"rope_scaling beside rope_parameters .*; move the fields"):
+        read_config(find_files(base))
+    edit_base(base, rope_theta=5e5)
+    assert read_config(find_files(base))[0].rope_parameters == stretched | {"rope_theta": 5e5}
 
 
 @pytest.mark.parametrize(

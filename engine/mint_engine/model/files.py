@@ -26,7 +26,7 @@ from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quanti
 from mint_engine.model.gguf_config import check_read, complete
 from mint_engine.model.gguf_tokenizer import split_as_told
 from mint_engine.model.integers import WORDS
-from mint_engine.model.positions import with_attention_factors
+from mint_engine.model.positions import check_theta, with_attention_factors
 from mint_engine.model.quantised_experts import EXPERT
 from mint_engine.model.stored import Stored, open_tensors
 from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
@@ -193,6 +193,7 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
         raise UnsupportedBase(files.subject, message)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
         raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
+    check_theta(raw, files.subject)
     quantisation = read_quantisation(raw, files.subject)
     known = _SAME_ARCHITECTURE.get(str(raw.get("model_type", "")))
     config = _config_for(files, known, raw) if known else _load_config(files)

@@ -1,10 +1,12 @@
 """How a configuration rotates queries and keys (RoPE), and how many positions requests may have for that."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
+
+from mint_contracts.errors import UnsupportedBase
 
 
 def positions_of(config: PreTrainedConfig) -> int:
@@ -26,6 +28,25 @@ def alike_positions(config: PreTrainedConfig) -> int | None:
         if each.get("rope_type") == "longrope"
     ]
     return min(bounds, default=None)
+
+
+def check_theta(told: Mapping[str, Any], subject: str) -> None:
+    """Raise UnsupportedBase for a config.json whose `rope_scaling` would hide the `rope_theta` that it gives.
+
+    transformers 5 saves that in `rope_parameters`, and does not read these beside the older field, which the model
+    cards of Qwen's bases have people add: it would rotate positions by its family's default.
+    """
+    for each in (told, told.get("text_config")):
+        if not isinstance(each, Mapping):
+            continue
+        scaling, saved = each.get("rope_scaling"), each.get("rope_parameters")
+        if not isinstance(scaling, Mapping) or not isinstance(saved, Mapping) or not scaling:
+            continue
+        if "rope_theta" in saved and "rope_theta" not in {*each, *scaling}:
+            message = (
+                "has rope_scaling beside rope_parameters in its config.json, which hides the latter's rope_theta"
+            )
+            raise UnsupportedBase(subject, f"{message}; move the fields of rope_scaling into rope_parameters")
 
 
 def with_attention_factors(config: PreTrainedConfig) -> PreTrainedConfig:
