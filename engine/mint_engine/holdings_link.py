@@ -29,8 +29,8 @@ class _Piece(msgspec.Struct, frozen=True):
     sequence: int
     changed: list[Held]
     gone: list[str]
-    staged: bool = False  # a piece of a full report, not the last
-    full: bool = False  # the last piece of a full report, which makes all of them the engine's holdings
+    staged: bool  # a piece of a full report, not the last
+    full: bool  # the last piece of a full report, which makes all of them the engine's holdings
 
 
 class HoldingsLink:

@@ -32,7 +32,7 @@ class Candidate(msgspec.Struct, frozen=True):
     engine: str
     address: str
     why: str
-    behind: bool = False  # the adapter is placed in a version of the map that the engine has not read yet
+    behind: bool  # the adapter is placed in a version of the map that the engine has not read yet
 
 
 def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:

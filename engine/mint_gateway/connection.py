@@ -35,7 +35,7 @@ class Connection:
         return answer
 
     async def call_told(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]", request: Q, timeout_s: float = CALL_TIMEOUT_S
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]", request: Q, timeout_s: float
     ) -> tuple[A, bool]:
         """Return a call's answer as `call` does, and whether an earlier attempt may have been executed."""
         patience, sent_before = self.patience(), False

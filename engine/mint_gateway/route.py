@@ -56,14 +56,14 @@ class Router:
         channels: Channels,
         in_flight: InFlight,
         catalog: Resolver,
-        patience: Patience | None = None,
-        on_retry: Callable[[MintError], None] = lambda error: None,
+        patience: Patience,
+        on_retry: Callable[[MintError], None],
     ) -> None:
         self._mirror = mirror
         self._channels = channels
         self._in_flight = in_flight
         self._catalog = catalog
-        self._patience = patience or Patience()
+        self._patience = patience
         self._on_retry = on_retry
         self._stores = Stores(channels, in_flight, self.now)
 

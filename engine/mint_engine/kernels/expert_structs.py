@@ -93,7 +93,7 @@ class GroupedRouter:
     groups: int
     top_groups: int
     factor: float
-    softmax: bool = False
+    softmax: bool
 
 
 @dataclass(frozen=True)

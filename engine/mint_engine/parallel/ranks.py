@@ -65,7 +65,7 @@ class Ranks:
         rows: int,
         threads: int,
         on_end: Callable[[], None],
-        endpoint: RanksEndpoint | None = None,
+        endpoint: RanksEndpoint | None,
     ) -> None:
         """Start them: each begins to load its share, those of other nodes once these have come to the `endpoint`.
 

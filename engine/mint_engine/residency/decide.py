@@ -35,11 +35,11 @@ class Actions(msgspec.Struct, frozen=True):
     """Copies to load, most urgent first; adapters that must wait for a free load worker, and those of them whose last
     load failed; copies to remove from their slots; and copies to remove from host memory."""
 
-    load: tuple[tuple[Key, Tier], ...] = ()
-    wait: tuple[str, ...] = ()
-    retry: tuple[str, ...] = ()
-    vacate: tuple[Key, ...] = ()
-    drop: tuple[Key, ...] = ()
+    load: tuple[tuple[Key, Tier], ...]
+    wait: tuple[str, ...]
+    retry: tuple[str, ...]
+    vacate: tuple[Key, ...]
+    drop: tuple[Key, ...]
 
 
 Wants = Mapping[str, Assignment]

@@ -277,7 +277,7 @@ def slots_bytes(
     count: int,
     max_rank: int,
     dtype: torch.dtype,
-    cuts: Mapping[str, ModuleCut] | None = None,
+    cuts: Mapping[str, ModuleCut] | None,
 ) -> int:
     """Return the bytes that `Slots` of these arguments take on their device."""
     return count * max_rank * _elements(*_held(modules, cuts)) * dtype.itemsize

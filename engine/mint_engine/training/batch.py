@@ -60,8 +60,8 @@ class Wanted:
     stop: int
     rows: torch.Tensor  # [n] int64
     targets: torch.Tensor  # [n] int64
-    temperature: float = 1.0  # see `PolicyBatch`
-    whole: bool = False  # a token's gradient depends on the log-probabilities of all
+    temperature: float  # see `PolicyBatch`
+    whole: bool  # a token's gradient depends on the log-probabilities of all
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Batch:
     positions: torch.Tensor  # [T] int64
     trees: tuple[Tree, ...]
     segments: tuple[Segment, ...]  # (): compute the base without adapters
-    routes: torch.Tensor | None = None  # [T, M, k] int64: experts that the M MoE layers use; -1: the router's
+    routes: torch.Tensor | None  # [T, M, k] int64: experts that the M MoE layers use; -1: the router's
 
     @property
     def rows(self) -> int:

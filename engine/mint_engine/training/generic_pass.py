@@ -51,7 +51,7 @@ class GenericPass:
     name = "generic"
     most_rows = PIECE_ROWS  # so that no policy has two pieces, which autograd would add up in its own order
 
-    def __init__(self, base: Base, modules: Mapping[str, Module], group: Group | None = None) -> None:
+    def __init__(self, base: Base, modules: Mapping[str, Module], group: Group | None) -> None:
         """With a `group`, the base is a rank's share."""
         self._model, self._current = _share(base.model), Current()
         attend.register()

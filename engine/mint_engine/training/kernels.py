@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mint_engine.kernels.attention_structs import PLAIN, AttentionVariant, HeadNorms, variant_struct
 from mint_engine.kernels.library import Kernels, bind, find_kernels, load_library
 from mint_engine.kernels.linear_structs import Angles, address
-from mint_engine.kernels.row_structs import SILU, Activation, Norm, activation_struct, norm_struct
+from mint_engine.kernels.row_structs import Activation, Norm, activation_struct, norm_struct
 from mint_engine.training.pieces import Tree
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -160,7 +160,7 @@ class TrainingKernels:
         )  # fmt: skip
 
     def gate_mul_back(
-        self, gate_up: torch.Tensor, dy: torch.Tensor, by: Activation = SILU
+        self, gate_up: torch.Tensor, dy: torch.Tensor, by: Activation
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradient of gate_up [T, 2 I], given dy [T, I] of `gate_mul`; and that one's output [T, I]."""
         back, gated, of = torch.empty_like(gate_up), torch.empty_like(dy), activation_struct(by)

@@ -87,7 +87,7 @@ class LeanPass:
         modules: Mapping[str, Module],
         kernels: Kernels,
         training: TrainingKernels,
-        group: Group | None = None,
+        group: Group | None,
     ) -> None:
         """With a `group`, the base is a rank's share. Raises Unlike if it is not llama-like."""
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)

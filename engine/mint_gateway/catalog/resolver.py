@@ -30,11 +30,10 @@ class Resolver:
         reader: CatalogReader,
         *,
         away: Callable[[], bool] = lambda: False,
-        remembered: int = REMEMBERED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader, self._away = reader, away
-        self._answers: Answers[Key, Entry | None] = Answers(remembered, clock, self._unpin)
+        self._answers: Answers[Key, Entry | None] = Answers(REMEMBERED, clock, self._unpin)
         self._pins: dict[Key, set[str]] = {}  # each name's cached NAME@REVISION keys
 
     async def find(self, base: str, asked: str) -> Entry | None:

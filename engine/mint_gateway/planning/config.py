@@ -338,7 +338,7 @@ def _routed_layers(family: str, fields: Mapping[str, Any]) -> Sequence[int]:
 
 
 def _gated(
-    hidden: int, inner: int, count: int, kind: Kind, within: str, *, bias: bool = False, fused: bool = False
+    hidden: int, inner: int, count: int, kind: Kind, within: str, *, bias: bool, fused: bool = False
 ) -> list[Linear]:
     if not count:
         return []

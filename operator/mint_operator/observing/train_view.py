@@ -1,7 +1,7 @@
 """The Redis half of observation, for training: who trains what, its progress, and what was known before a loss."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -20,13 +20,10 @@ class _Memory(msgspec.Struct):
 
 
 class TrainView:
-    """The training part of the map as last read. `clock` is monotonic, in seconds."""
+    """The training part of the map as last read."""
 
-    def __init__(
-        self, reader: TrainReader, clock: Callable[[], float] = time.monotonic, look_s: float = LOOK_S
-    ) -> None:
+    def __init__(self, reader: TrainReader, look_s: float = LOOK_S) -> None:
         self._reader = reader
-        self._clock = clock
         self._look_s = look_s
         self._memory: dict[str, _Memory] = {}
 
@@ -43,7 +40,7 @@ class TrainView:
     async def look(self, maps: Mapping[str, BaseMap], engines: Mapping[str, Sequence[str]]) -> dict[str, TrainKnown]:
         """Return the training state of every base in `maps`. Raises MapUnavailable; what was known stays."""
         for base, known in maps.items():
-            memory, now = self._memory.setdefault(base, _Memory()), self._clock()
+            memory, now = self._memory.setdefault(base, _Memory()), time.monotonic()
             if memory.version == known.state.version and now - memory.looked_at < self._look_s:
                 continue
             names = sorted({*engines.get(base, ()), *(view.engine for view in known.engines)})

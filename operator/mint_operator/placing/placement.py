@@ -38,11 +38,11 @@ class Task(msgspec.Struct, frozen=True):
     limits: Limits
     wants: Mapping[str, Want]
     existing: Mapping[str, Placement]
-    sizes: Mapping[str, Size] = {}
-    turns: Mapping[str, int] = {}
-    listed: Mapping[str, Ask] = {}
-    reserved: Mapping[str, int] = {}  # engine -> slots of policies that train there
-    demand: Mapping[str, float] = {}
+    sizes: Mapping[str, Size]
+    turns: Mapping[str, int]
+    listed: Mapping[str, Ask]
+    reserved: Mapping[str, int]  # engine -> slots of policies that train there
+    demand: Mapping[str, float]
 
     def in_turn(self, names: Collection[str]) -> list[str]:
         """Return adapters in the order of their most urgent waves, and within a wave as it lists them."""

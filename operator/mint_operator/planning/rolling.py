@@ -21,9 +21,9 @@ class Roll(msgspec.Struct, frozen=True):
     """
 
     updated: int
-    away: tuple[str, ...] = ()
-    follows: str = ""
-    planned: bool = True
+    away: tuple[str, ...]
+    follows: str
+    planned: bool
 
 
 def roll(base: ObservedBase, engines: Sequence[Engine], settings: str, sized: Settled) -> Roll | None:

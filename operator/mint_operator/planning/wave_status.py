@@ -35,7 +35,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
     ask: Ask
     copies: Sequence[Copy]
     base: BaseModelStatus
-    loading: LoadingStatus = LoadingStatus()
+    loading: LoadingStatus
 
     @cached_property
     def standing(self) -> Mapping[Standing, Sequence[Copy]]:

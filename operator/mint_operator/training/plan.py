@@ -74,7 +74,7 @@ def prepared(
     known: BaseMap | None,
     trained: TrainKnown,
     inputs: Inputs,
-    outdated: Collection[str] = (),
+    outdated: Collection[str],
 ) -> Training:
     """Decide which policies train where. `engines` are the present ones, of which `outdated` are to restart."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}

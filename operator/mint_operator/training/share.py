@@ -16,7 +16,7 @@ class Share(msgspec.Struct, frozen=True):
     """What a wave serves, or is to serve. `standing`: of a wave that trains, which serves what it has published."""
 
     wave: ObservedWave
-    standing: WaveStanding | None = None
+    standing: WaveStanding | None
 
     @property
     def adapters(self) -> list[str]:

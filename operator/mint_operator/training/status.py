@@ -46,11 +46,11 @@ class TrainFacts(msgspec.Struct, frozen=True):
 
     standing: WaveStanding
     engines: Mapping[str, Engine]
-    served: AdapterWaveStatus | None = None
-    held: Finding | None = None
-    unserved: Refusal | None = None
-    map_known: bool = True
-    lacking: Refusal | None = None
+    served: AdapterWaveStatus | None
+    held: Finding | None
+    unserved: Refusal | None
+    map_known: bool
+    lacking: Refusal | None
 
     @property
     def refusal(self) -> Refusal | None:
