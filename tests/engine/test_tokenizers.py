@@ -1,5 +1,6 @@
 """A base's tokenizer splits texts as its files say, whatever class they name."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from mint_engine.model.files import find_files, read_tokenizer
 from tests.engine import ggufs
 from tests.engine.families import make_model
 from tests.engine.made import edit_json
-from tests.engine.running import save_base
+from tests.engine.running import TEMPLATE, save_base
 from tests.engine.test_gguf_config import LLAMA
 
 TEXTS = ["    42\n        return 100", "a  12", "  two", " ", "日本 naïve\n x", "a<|end|> b<|end|>c"]
@@ -75,6 +76,16 @@ def test_a_tokenizer_json_is_taken_as_it_is(published: Published, tmp_path: Path
     read = read_tokenizer(find_files(tmp_path))
     assert [read.encode(text) for text in TEXTS] == [written.encode(text).ids for text in TEXTS]
     assert (read.eos_token, bool(read.chat_template)) == ("<|end|>", True)
+
+
+def test_a_processors_chat_template_is_used_if_there_is_no_other(tmp_path: Path) -> None:
+    """As of vision-language bases: Mistral Small 3.1 has no other."""
+    save_base(tmp_path)
+    theirs = "{% for message in messages %}[INST]{{ message.content }}{% endfor %}"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": theirs}))
+    assert read_tokenizer(find_files(tmp_path)).chat_template == TEMPLATE
+    (tmp_path / "chat_template.jinja").unlink()
+    assert read_tokenizer(find_files(tmp_path)).chat_template == theirs
 
 
 def read_gguf(folder: Path, told: dict[str, Any]) -> Any:

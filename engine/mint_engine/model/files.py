@@ -36,6 +36,7 @@ from mint_engine.sources.gguf_head import MAGIC, read_head
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases are about 10 MB
 _TOKENIZER_FILE, _TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_PROCESSORS_TEMPLATE = "chat_template.json"  # where vision-language bases may have the only one (Mistral Small 3.1)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # integer types, by safetensors' names
 _NUMBERS_IN = {"U8": 2, "I8": 2, "I32": 8, "I64": 16}  # most numbers that may be packed in one element
@@ -299,6 +300,8 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
         raise UnsupportedBase(files.subject, f"has no loadable tokenizer: {first_line(error)}") from None
     if files.gguf is not None:
         split_as_told(tokenizer, files.folder / files.gguf, files.subject)
+    elif not tokenizer.chat_template and (files.folder / _PROCESSORS_TEMPLATE).exists():
+        tokenizer.chat_template = _read_object(files, _PROCESSORS_TEMPLATE).get("chat_template")
     return tokenizer
 
 
