@@ -1,7 +1,8 @@
 """Files of web servers, which anybody may run: each response's head, block and stream has a time limit.
 
-A block other than the requested one is an error: nothing else might reveal the mix-up. Link-local addresses are never
-connected to: there clouds have metadata services, which give credentials to whoever asks from a machine of theirs.
+A block other than the requested one is an error: nothing else might reveal the mix-up. So is a larger one, of which
+the rest is not read. Link-local addresses are never connected to: there clouds have metadata services, which give
+credentials to whoever asks from a machine of theirs.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
 from mint_contracts.errors import SourceForbidden
-from mint_contracts.time_limits import allowed_s
+from mint_contracts.time_limits import allowed_s, asked_for
 
 _METADATA = IPv6Address("fd00:ec2::254")  # AWS's, which is not link-local
 _ASKED, _SENT = re.compile(r"bytes=(\d{1,18})-(\d{1,18})"), re.compile(r"bytes (\d{1,18})-(\d{1,18})/")
@@ -42,7 +43,24 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]
 
 
 async def _client(**options: Any) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_socket), **options)
+    connector = aiohttp.TCPConnector(socket_factory=_socket)
+    return aiohttp.ClientSession(connector=connector, response_class=_Answer, **options)
+
+
+class _Answer(aiohttp.ClientResponse):
+    """A response that takes no more memory than the part of a file that was asked for, whatever it unpacks to."""
+
+    async def read(self) -> bytes:
+        most = asked_for(self.request_info.headers.get("Range", ""))
+        if not most:
+            return await super().read()
+        body = bytearray()
+        while len(body) <= most and (piece := await self.content.read(most + 1 - len(body))):
+            body += piece
+        if len(body) > most:
+            self.close()
+            raise aiohttp.ClientPayloadError(f"asked for {most} bytes and was sent more")
+        return bytes(body)
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
