@@ -33,8 +33,7 @@ def test_published_revisions_stay_with_their_engine_and_are_served_as_asked_once
     kept = world.placements["team/w-0"]
     assert [(place.engine, place.residency) for place in kept.places] == [(home.pop(), Tier.DISK)]
     assert [place.why for place in kept.places] == ["the engine that trained it"]
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     served = world.placements["team/w-0"]
     assert served.source == published(STEPS).source
     assert sorted((place.engine, place.residency) for place in served.places) == [
@@ -63,8 +62,7 @@ def test_a_waves_record_counts_the_slots_that_it_trains_and_those_that_it_serves
 def test_a_complete_wave_shows_its_last_counts_while_redis_is_away() -> None:
     world = World(base(1, 1), [training_wave("w", 2)], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     world.engines = [_holding(view, ["team/w-0", "team/w-1"]) for view in engines(1)]
     world.step()
     before = world.status("w")
@@ -308,8 +306,7 @@ def test_what_was_trained_is_held_on_the_engines_that_the_wave_names() -> None:
     world = World(base(2, 2), [training_wave("w", 2, serve=Serve(engines=[1]))], engines(2))
     world.step()
     assert {engine for engine, _ in world.leases.values()} == {"smol-0"}
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     assert [[place.engine for place in each.places] for each in world.placements.values()] == [["smol-1"]] * 2
 
 

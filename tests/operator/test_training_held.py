@@ -52,8 +52,7 @@ def test_a_complete_wave_stays_so_and_held_on_a_base_that_could_not_train_it_aga
 ) -> None:
     world = World(GROWN, [training_wave("w", 4, serve=Serve(residency="Host"), dataset=DATASET)], engines(2))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     before = condition(world, "w", "Ready")
     assert set(world.placements) == set(named("w", range(4)))
     world.base = later
@@ -160,8 +159,7 @@ def test_progress_of_policies_is_remembered_while_their_base_does_not_train(*, p
     """This includes the reward history, which no engine reports again for a complete policy."""
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     if partly_read:  # as after a rollback
         in_part(world)
     world.base = base(store=False)

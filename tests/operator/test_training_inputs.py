@@ -58,8 +58,7 @@ def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says
         assert (world.leases, world.placements) == (before, placed)
         found = manifest_of(world.waves[0], world.inputs, world.training)
         assert (found.reason if isinstance(found, Refusal) else "") == told
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     assert world.leases["team/c"][1].settings.rank == 2, "which had not begun"
 
 

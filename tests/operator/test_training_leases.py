@@ -10,7 +10,6 @@ from mint_operator.planning.snapshot import EnginePod
 from tests.operator import worlds
 from tests.operator.training_worlds import (
     FAILURE,
-    STEPS,
     World,
     base,
     dead,
@@ -18,7 +17,6 @@ from tests.operator.training_worlds import (
     loading,
     named,
     orders,
-    published,
     restarted,
     training,
     training_wave,
@@ -169,8 +167,7 @@ def test_an_abandoned_policy_is_not_trained_again_by_a_restarted_engine(stage: S
 def test_a_wave_deleted_leaves_nothing_and_one_made_anew_starts_anew() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     world.waves = [training_wave("w", 2, run="another")]
     found = world.step()
     assert found.training["team/smol"].del_rewards == tuple(named("w", [0, 1]))

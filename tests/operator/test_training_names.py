@@ -9,7 +9,7 @@ from mint_contracts.training import Policies, Policy
 from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.snapshot import ObservedWave
 from tests.operator import worlds
-from tests.operator.training_worlds import STEPS, World, base, condition, engines, orders, published, training_wave
+from tests.operator.training_worlds import World, base, condition, engines, orders, published, training_wave
 
 X, LATER = Policies(list=(Policy(name="team/x"),)), "2026-01-02T00:00:00Z"
 
@@ -66,8 +66,7 @@ def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -
     given = Policies(list=(Policy(name="team/x"),))
     world = World(base(), [training_wave("w", policies=given)], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     world.waves.append(training_wave("v", policies=given, priority=9))
     world.step()
     assert world.status("w").phase == "Complete"
@@ -152,8 +151,7 @@ def test_no_wave_that_comes_first_takes_the_name_of_what_trains_before_that_ends
         world.say(Stage.RUNNING, later, published=published(later))
     world.step()
     assert world.placements["team/x"].waves == ("team/w",)
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     assert world.placements["team/x"].waves == ("team/s",)
 
 

@@ -97,8 +97,7 @@ def test_a_cancelled_wave_counts_policies_by_how_they_ended() -> None:
 def test_more_steps_make_a_complete_wave_go_on() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     assert world.status("w").phase == "Complete"
     world.change("w", steps=STEPS * 2)
     world.step()
@@ -123,8 +122,7 @@ def test_more_steps_call_the_engine_that_trains_the_wave_and_no_other() -> None:
 def test_more_steps_make_a_complete_wave_go_on_although_its_engine_has_forgotten_it() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     token = world.leases["team/w-0"][1].lease
     world.start_anew(2)
     world.step()

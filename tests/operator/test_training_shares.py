@@ -68,8 +68,7 @@ def test_an_elastic_wave_trains_as_much_as_its_quota_allows() -> None:
 def test_trained_and_served_adapters_count_on() -> None:
     world = World(base(slots=8, tenants=[ACME]), [training_wave("v", 3, namespace="acme")], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     world.waves.append(training_wave("w", 2, namespace="acme"))
     world.step()
     assert admitted(world, "w") == ("False", "WaitingForQuota")
@@ -141,8 +140,7 @@ def test_revisions_that_a_wave_has_published_do_not_give_way_to_training_of_lowe
     first = training_wave("first", 4, namespace="other", priority=1)
     world = World(base(slots=4, tenants=[OTHER]), [first], engines(1))
     world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
-    world.step()
+    world.complete()
     world.waves.append(training_wave("second", 4))
     for _ in range(2):
         world.step()

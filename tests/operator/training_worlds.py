@@ -167,6 +167,11 @@ class World(msgspec.Struct):
                 found[name] = (engine, lease)
         return found
 
+    def complete(self) -> None:
+        """Let engines report that the policies that they train are complete, and plan for that."""
+        self.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+        self.step()
+
     def say(self, stage: Stage, step: int = 0, *names: str, **fields: Any) -> None:
         """Let engines report this stage and step for the policies that they train (all, or those named)."""
         progress = {engine: dict(of) for engine, of in self.training.progress.items()}
