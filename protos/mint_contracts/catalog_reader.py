@@ -88,7 +88,7 @@ class CatalogReader:
         for at in range(0, len(asked), FOUND_PER_CALL):
             piece = asked[at : at + FOUND_PER_CALL]
             args = [part for name, revision in piece for part in (name, identity_of(revision) if revision else "")]
-            answers = await call(self._redis, "find", base, [keys.catalog_leaf(base, ""), *args])
+            answers = await call(self._redis, "find", base, [keys.catalog_leaves(base), *args])
             found += [_entry(*each, answer) for each, answer in zip(piece, answers, strict=True)]
         return found
 
@@ -102,7 +102,7 @@ class CatalogReader:
         for at in range(0, len(asked), NAMES_PER_CALL):
             piece = asked[at : at + NAMES_PER_CALL]
             args = [part for name, source in piece for part in (split_asked(name)[0], identity(source))]
-            answer = await call(self._redis, "since", base, [keys.catalog_leaf(base, ""), *args])
+            answer = await call(self._redis, "since", base, [keys.catalog_leaves(base), *args])
             sequences = struct.unpack(f">{len(piece)}Q", answer)
             found |= {name: at // _US for (name, _), at in zip(piece, sequences, strict=True) if at}
         return found
@@ -111,7 +111,7 @@ class CatalogReader:
         """Return the names that are not in the catalog or are retired."""
         found: list[str] = []
         for at in range(0, len(names), NAMES_PER_CALL):
-            args = [keys.catalog_leaf(base, ""), *names[at : at + NAMES_PER_CALL]]
+            args = [keys.catalog_leaves(base), *names[at : at + NAMES_PER_CALL]]
             found += (name.decode() for name in await call(self._redis, "absent", base, args))
         return found
 
@@ -167,7 +167,7 @@ class CatalogReader:
     ) -> tuple[str, list[tuple[str, Found]]]:
         """Return where the leaves after these begin, and the matching entries of these, sorted by name."""
         begin, roots, labels, *leaves = await call(
-            self._redis, "leaves", base, [keys.catalog_leaf(base, ""), start, str(LEAVES_PER_CALL)]
+            self._redis, "leaves", base, [keys.catalog_leaves(base), start, str(LEAVES_PER_CALL)]
         )
         root_of, labels_by = _pairs(roots), _pairs(labels)
         matching = {number: labels_match(wanted, text) for number, text in labels_by.items()}

@@ -49,7 +49,7 @@ class CatalogWriter:
         """
         await bounded(lambda: self._redis.delete(keys.catalog(base, "parts")))  # each is noted again once it is in
         copy = secrets.token_hex(8)
-        args = [keys.catalog_leaf(base, ""), manifests, copy, str(LEAVES_PER_CALL)]
+        args = [keys.catalog_leaves(base), manifests, copy, str(LEAVES_PER_CALL)]
         while not await self._call("begin", base, args):
             pass
         return copy
@@ -90,21 +90,19 @@ class CatalogWriter:
         self, function: str, base: str, rows: Sequence[Row], horizon: int, copy: str, manifests: str
     ) -> None:
         """Send rows in pieces, at most CALLS_AT_ONCE at a time."""
+        where, news = keys.catalog_leaves(base), keys.catalog(base, "news")
         first = min((sequence for sequence, _ in rows), default=0) if manifests else 0
         ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
         pieces = [ordered[at : at + ROWS_PER_CALL] for at in range(0, len(ordered), ROWS_PER_CALL)]
 
         async def send(piece: Sequence[Row]) -> None:
+            names = [entry.name for _, entry in piece]
+            changed = " ".join(names) if len(names) <= NAMES_PER_NEWS else EVERYTHING
+            given = (str(horizon), news, changed, copy, str(first), manifests)
             async with self._gate:
-                await self._send_piece(function, base, piece, horizon, copy, str(first), manifests)
+                await self._call(function, base, [where, batch(piece), *given])
 
         await gather_or_cancel(send(piece) for piece in pieces)
-
-    async def _send_piece(self, function: str, base: str, rows: Sequence[Row], horizon: int, *given: str) -> None:
-        names = [entry.name for _, entry in rows]
-        changed = " ".join(names) if len(names) <= NAMES_PER_NEWS else EVERYTHING
-        where, news = keys.catalog_leaf(base, ""), keys.catalog(base, "news")
-        await self._call(function, base, [where, batch(rows), str(horizon), news, changed, *given])
 
     async def _call(self, function: str, base: str, args: Sequence[str | bytes]) -> Any:
         try:

@@ -173,6 +173,6 @@ def catalog(base: str, part: str = "") -> str:
     return f"mint:{{{base}}}:catalog" + (f":{part}" if part else "")
 
 
-def catalog_leaf(base: str, first: str) -> str:
-    """Hash: the catalog's adapters from the name `first` on, up to where the next leaf begins."""
-    return f"mint:{{{base}}}:catalog:leaf:{first}"
+def catalog_leaves(base: str) -> str:
+    """Prefix of hashes, before a name: the catalog's adapters from that name on, up to where the next leaf begins."""
+    return f"mint:{{{base}}}:catalog:leaf:"

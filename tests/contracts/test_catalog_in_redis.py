@@ -156,7 +156,7 @@ async def test_leaves_stay_in_the_compact_encoding(redis_client: Redis, writer: 
     begins = await redis_client.zrange(keys.catalog(BASE, "directory"), 0, -1)
     assert len(begins) > 2000 / 64
     for begin in begins:
-        assert await redis_client.object("encoding", keys.catalog_leaf(BASE, str(begin))) == "listpack"
+        assert await redis_client.object("encoding", keys.catalog_leaves(BASE) + str(begin)) == "listpack"
 
 
 async def test_pages_are_whole_and_in_order_whatever_their_size(writer: CatalogWriter, reader: CatalogReader) -> None:
@@ -259,7 +259,7 @@ async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
 ) -> None:
     old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(40)]
     await writer.apply(BASE, rows(old), "p")
-    leaf = keys.catalog_leaf(BASE, "")
+    leaf = keys.catalog_leaves(BASE)
     assert await redis_client.hlen(leaf) == 40
     await writer.apply(BASE, rows([entry(f"a/here-{number:03d}") for number in range(30)], 1000), "q", horizon=1000)
     assert await redis_client.zcard(keys.catalog(BASE, "directory")) == 1
