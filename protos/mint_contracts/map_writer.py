@@ -110,21 +110,15 @@ def _ops(records: Sequence[Placement | Assignment], names: Sequence[str]) -> dic
 
 def _split(change: MapChange) -> list[MapChange]:
     """Split a change into parts of at most OPS_PER_CALL operations; at least one, the first with the base record."""
-    parts: list[MapChange] = []
-    for start in range(0, len(change.set_placements), OPS_PER_CALL):
-        parts.append(MapChange(set_placements=change.set_placements[start : start + OPS_PER_CALL]))
-    for start in range(0, len(change.del_placements), OPS_PER_CALL):
-        parts.append(MapChange(del_placements=change.del_placements[start : start + OPS_PER_CALL]))
-    for start in range(0, len(change.set_waves), OPS_PER_CALL):
-        parts.append(MapChange(set_waves=change.set_waves[start : start + OPS_PER_CALL]))
-    for start in range(0, len(change.del_waves), OPS_PER_CALL):
-        parts.append(MapChange(del_waves=change.del_waves[start : start + OPS_PER_CALL]))
+    parts = [
+        MapChange(**{field: getattr(change, field)[start : start + OPS_PER_CALL]})
+        for field in ("set_placements", "del_placements", "set_waves", "del_waves")
+        for start in range(0, len(getattr(change, field)), OPS_PER_CALL)
+    ]
     parts += [MapChange(set_assigned=records) for records in _packed(change.set_assigned)]
     parts += [MapChange(del_assigned=names) for names in _packed(change.del_assigned)]
-    if not parts:
-        parts.append(MapChange())
-    parts[0] = msgspec.structs.replace(parts[0], base=change.base)
-    return parts
+    first, *rest = parts or [MapChange()]
+    return [msgspec.structs.replace(first, base=change.base), *rest]
 
 
 def _packed(by_engine: Mapping[str, tuple[T, ...]]) -> Iterator[dict[str, tuple[T, ...]]]:
