@@ -78,6 +78,18 @@ def test_truncated_weights(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_git_has_not_fetched(name: str, folder: Path) -> None:
+    """As after a clone without git-lfs. Files that are not read may stay pointers."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 11422654\n"
+    for other in ("small.gguf", "consolidated.safetensors"):
+        (folder / other).write_text(pointer)
+    load(folder)
+    (folder / name).write_text(pointer)
+    with pytest.raises(CorruptFile, match=f"Git LFS pointer in place of {name}; fetch it with git lfs pull"):
+        load(folder)
+
+
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 something else")
     for path in (tmp_path, tmp_path / "model.gguf"):

@@ -29,7 +29,7 @@ from mint_engine.model.integers import WORDS
 from mint_engine.model.positions import check_theta, with_attention_factors
 from mint_engine.model.quantised_experts import EXPERT
 from mint_engine.model.stored import Stored, open_tensors
-from mint_engine.sources.fetch_base import INDEX, WHOLE, several_ggufs, weights_read
+from mint_engine.sources.fetch_base import INDEX, SUFFIXES, WEIGHTS, WHOLE, several_ggufs, weights_read
 from mint_engine.sources.gguf_head import MAGIC, read_head
 
 # Families that publish another family's architecture under their own name, with code that is not run here.
@@ -37,6 +37,7 @@ _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases are about 10 MB
 _TOKENIZER_FILE, _TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _PROCESSORS_TEMPLATE = "chat_template.json"  # where vision-language bases may have the only one (Mistral Small 3.1)
+_POINTER, _MOST_POINTER_BYTES = b"version https://git-lfs", 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # integer types, by safetensors' names
 _NUMBERS_IN = {"U8": 2, "I8": 2, "I32": 8, "I64": 16}  # most numbers that may be packed in one element
@@ -115,13 +116,25 @@ def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
         raise CorruptFile(
             files.subject, f'has a {INDEX} without "metadata", which transformers reads: put {{}} there'
         )
-    for name in sorted(weights_read(names, shards)):
+    read = weights_read(names, shards)
+    for name in names:
+        if name in read or not name.endswith(WEIGHTS):
+            _check_fetched(files, name)
+    for name in sorted(read):
         try:
             with safe_open(files.folder / name, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise CorruptFile(files.subject, f"{name} is truncated or not a safetensors file ({error})") from None
     return files
+
+
+def _check_fetched(files: BaseFiles, name: str) -> None:
+    """Raise CorruptFile for a file that Git has left to its large file storage, as a clone without git-lfs does."""
+    path = files.folder / name
+    small = name.endswith(SUFFIXES) and path.is_file() and path.stat().st_size <= _MOST_POINTER_BYTES
+    if small and path.read_bytes().startswith(_POINTER):
+        raise CorruptFile(files.subject, f"has a Git LFS pointer in place of {name}; fetch it with git lfs pull")
 
 
 def _read_index(files: BaseFiles) -> tuple[set[str], object]:

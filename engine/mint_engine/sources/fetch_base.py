@@ -36,9 +36,9 @@ from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, sub
 
 _SAFE = ".safetensors"
 _GGUF = ".gguf"
-_WEIGHTS = (_SAFE, _GGUF)
+WEIGHTS = (_SAFE, _GGUF)
 _SHOWN = 5  # file names shown in an error
-SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
+SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONFIG = "config.json"
 # The files to ask a web server for, which has no listing; the index names the shards.
@@ -192,7 +192,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, progress: LoadP
     try:
         copy.make_room(wanted)
         _check_room(wanted, copy, target)
-        weights = {name: size for name, size in wanted.items() if name.endswith(_WEIGHTS)}
+        weights = {name: size for name, size in wanted.items() if name.endswith(WEIGHTS)}
         copy.small({name: size for name, size in wanted.items() if name not in weights})
         if any(name.endswith(_SAFE) for name in weights):
             look(copy.files, folder.subject)
