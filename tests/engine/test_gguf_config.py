@@ -99,6 +99,13 @@ def test_experts_that_are_not_read_are_refused_by_the_head(architecture: str, sa
         read_config(find_files(tmp_path))
 
 
+def test_a_part_of_a_base_is_refused_by_its_head(tmp_path: Path) -> None:
+    """As llama.cpp splits large files; only the first part has all metadata."""
+    save(tmp_path / "tiny.gguf", make_model(LLAMA), "llama", {"split.no": 0, "split.count": 3}, only="token_embd")
+    with pytest.raises(UnsupportedBase, match="is one of 3 parts of a base; join them with llama-gguf-split --merge"):
+        read_config(find_files(tmp_path))
+
+
 def test_a_partly_rotated_head_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"ARCH.rope.dimension_count": 8})
     with pytest.raises(UnsupportedBase, match="rotates 8 numbers of each head, but its family rotates 16"):

@@ -40,8 +40,12 @@ _BIASED = {
 
 
 def check_read(path: Path, subject: str) -> None:
-    """Raise UnsupportedBase for a file whose experts are not read, before its configuration is made."""
+    """Raise UnsupportedBase for a part of a base, and for experts that are not read, by its head alone."""
     metadata, _ = read_gguf_metadata(str(path))
+    if (parts := metadata.get("split.count", 1)) > 1:
+        raise UnsupportedBase(
+            subject, f"is one of {parts} parts of a base; join them with llama-gguf-split --merge, and give that file"
+        )
     architecture = metadata["general.architecture"]
     if architecture in _OTHER_EXPERTS and metadata.get(f"{architecture}.expert_count"):
         own = "OpenAI's own files in MXFP4, which are no larger" if architecture == "gpt-oss" else "safetensors"
