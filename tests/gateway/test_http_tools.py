@@ -186,9 +186,15 @@ def test_reasoning_is_passed_on_only_for_assistants() -> None:
 
 @pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
 def test_pieces_of_text_are_such_by_whichever_api_names_them(kind: str) -> None:
-    parts = [{"type": kind, "text": "I ", "annotations": []}, SAID]
+    parts = [{"type": kind, "text": "Aye.", "annotations": []}, SAID]
     [_, assistant] = read(messages=[*SAY["messages"], {"role": "assistant", "content": parts}])[1].chat.messages
-    assert assistant.content == "I I sail."
+    assert assistant.content == "Aye.\nI sail."
+
+
+def test_the_results_of_a_tool_do_not_run_into_one_another() -> None:
+    parts = [{"type": "text", "text": depth} for depth in ("12", "34")]
+    [_, tool] = read(messages=[*SAY["messages"], {"role": "tool", "content": parts}])[1].chat.messages
+    assert tool.content == "12\n34"
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def _content(sent: Message, place: str) -> str:
     if not isinstance(sent.content, list):
         return sent.content or ""
     thinks = sent.role == "assistant"  # `_reasoning` reads its thoughts
-    return "".join(
+    # A line each, as in vLLM: tools often return a list of results so, which must not run into one another.
+    return "\n".join(
         _text(part, f"{place}.content[{at}]")
         for at, part in enumerate(sent.content)
         if not (thinks and part.type == _THOUGHTS)
