@@ -57,6 +57,13 @@ def test_llama_3s_frequencies_are_those_of_the_file(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(read), logits(model))
 
 
+@pytest.mark.parametrize("family", ["starcoder2", "qwen2"])
+def test_positions_are_rotated_by_the_files_base(family: str, tmp_path: Path) -> None:
+    """transformers passes it over for some families, whose own is 10,000."""
+    save(tmp_path / "tiny.gguf", make_model(QWEN), family, {"ARCH.rope.freq_base": 999999.4375}, only="token_embd")
+    assert read_config(find_files(tmp_path))[0].rope_parameters["rope_theta"] == 999999.4375
+
+
 def test_a_turn_of_a_chat_ends_a_completion(tmp_path: Path) -> None:
     save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"tokenizer.ggml.eot_token_id": 7})
     assert load_base(tmp_path, torch.float32, CPU).eos == {0, 7}

@@ -75,6 +75,8 @@ def _stretch(config: PreTrainedConfig, metadata: Mapping[str, Any], tensors: Seq
     of_all = rope.get("full_attention", rope)  # Gemma 3 stretches only the layers that see all tokens
     if of_all is rope and rope:
         _check_turned(config, metadata.get("rope.dimension_count"), rope, subject)
+    if of_all and (base := metadata.get("rope.freq_base")):
+        of_all["rope_theta"] = float(base)
     factor = float(metadata.get(f"{_SCALING}factor") or metadata.get("rope.scale_linear") or 1)
     kind = metadata.get(f"{_SCALING}type", "linear") if factor != 1 else "none"
     others = sorted(key for key in metadata if key.startswith(_SCALING) and key.removeprefix(_SCALING) not in _READ)
