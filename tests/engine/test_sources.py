@@ -186,6 +186,18 @@ def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert loader(tmp_path).load(Source("pvc://mine/current")).rank == 4
 
 
+def test_an_adapters_folder_is_not_listed(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner may have put millions of files into it."""
+
+    def listed(*_: object) -> None:
+        raise AssertionError("was listed")
+
+    monkeypatch.setattr(os, "listdir", listed)
+    monkeypatch.setattr(os, "scandir", listed)
+    folder = folder_of(Source(f"file://{shelf}/team/store/acme/good"))
+    assert read_adapter(folder, tiny_fit(), torch.float32).rank == 4
+
+
 def test_a_claim_that_is_not_mounted_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path))
     with pytest.raises(errors.SourceForbidden, match="volumeClaims"):

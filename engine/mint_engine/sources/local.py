@@ -71,18 +71,23 @@ class LocalFolder:
         self._fence = fence or path
         self._found: dict[str, FileState] = {}
 
-    def files(self, *_names: str) -> dict[str, int | None]:
-        """Return the regular files directly in the folder, with their sizes. Raises SourceNotFound."""
+    def files(self, *names: str) -> dict[str, int | None]:
+        """Return which of the named regular files, or of all, are directly in the folder, with their sizes.
+
+        A folder may have millions of others. Raises SourceNotFound.
+        """
         found: dict[str, int | None] = {}
-        with os_errors(self.subject), os.scandir(self.path) as entries:
-            for entry in entries:
+        with os_errors(self.subject):
+            for name in names or os.listdir(self.path):
                 try:
-                    about = entry.stat()
-                except FileNotFoundError:  # a dangling link
+                    about = os.stat(self.path / name)
+                except FileNotFoundError:  # or a dangling link
                     continue
                 if stat.S_ISREG(about.st_mode):
-                    found[entry.name] = about.st_size
-                    self._found[entry.name] = _state(entry.name, about)
+                    found[name] = about.st_size
+                    self._found[name] = _state(name, about)
+            if not found:
+                os.stat(self.path)
         return found
 
     def check_same(self, *names: str) -> None:

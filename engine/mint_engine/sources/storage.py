@@ -35,7 +35,7 @@ class Folder(Protocol):
     subject: str
 
     def files(self, *names: str) -> dict[str, int | None]:
-        """Return the files directly in it, with sizes if known; looks only for `names` if it cannot be listed."""
+        """Return the files directly in it, with sizes if known; others than `names` may be missing."""
         ...
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
