@@ -92,7 +92,7 @@ class Lessons:
         if self.terms.supervised:
             return await self._study(step, steps, next_label)
         train = self.terms.train
-        examples = [self.examples[at] for at in self._draw(step)]
+        examples = await asyncio.to_thread(self._drawn, step)
         seeds = [
             tuple(rollout_seed(self.terms.form.seed, step, prompt, place) for place in range(train.group_size))
             for prompt in range(len(examples))
@@ -115,15 +115,15 @@ class Lessons:
 
     async def evaluate(self, step: int, label: str) -> float:
         """Return the mean reward of one greedy answer to each held-out example. Raises Halted."""
-        groups = await self._answer(
-            self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0, phase=_untimed
-        )
+        examples = await asyncio.to_thread(list, self.held_out)
+        groups = await self._answer(examples, [(0,)] * len(examples), step, label, temperature=0.0, phase=_untimed)
         return fmean(group.rewards[0] for group in groups)
 
     async def _study(self, step: int, steps: int, next_label: str) -> Taken:
         render, most = self.context.renderer, self.terms.train.sampling.max_tokens
-        examples = [self.examples[at] for at in self._draw(step)]
-        pairs = await asyncio.to_thread(lambda: [(render.prompt(x, most), render.answer(x, most)) for x in examples])
+        pairs = await asyncio.to_thread(
+            lambda: [(render.prompt(each, most), render.answer(each, most)) for each in self._drawn(step)]
+        )
         batch = supervised(self.terms.policy, pairs, self.terms.loss)
         learnt = await self._learn(batch, step, steps, next_label)
         logprob = -learnt.outcome.loss_sum
@@ -212,5 +212,7 @@ class Lessons:
             metrics.SKIPPED.labels("not finite").inc()
         return learnt
 
-    def _draw(self, step: int) -> list[int]:
-        return draw(len(self.examples), self.terms.draw_seed, step, self.terms.train.prompts_per_step)
+    def _drawn(self, step: int) -> list[Example]:
+        """Return the step's examples. Decodes them, which takes time if they are large."""
+        places = self.terms.train.prompts_per_step
+        return [self.examples[at] for at in draw(len(self.examples), self.terms.draw_seed, step, places)]

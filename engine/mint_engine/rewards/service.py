@@ -22,6 +22,8 @@ CALLS_AT_ONCE = 4
 MOST_BYTES = 3 << 20  # of a call's completions, unless a single one has more: gRPC servers take 4 MiB by default
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
 
+_CHARACTER_BYTES = 4  # at most, in UTF-8
+
 # A server with gRPC's defaults, as most users' are, takes pings more often than every five minutes for an attack, and
 # closes the connection with every call on it (too_many_pings): within a minute of a slow call, if pinged every 10 s.
 PING_MS = 330_000
@@ -62,9 +64,8 @@ class ServiceClient:
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """Return a reward for each completion. Raises RewardUnavailable, or BadReward for an invalid answer."""
-        scored = [_scored_completion(each) for each in completions]
         answers = await gather_or_cancel(
-            self._call(policy, step, batch) for batch in _batches(scored, self._service.batch)
+            self._call(policy, step, batch) for batch in _batches(completions, self._service.batch)
         )
         return [reward for answer in answers for reward in answer]
 
@@ -80,9 +81,10 @@ class ServiceClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, policy: str, step: int, batch: Sequence[ScoredCompletion]) -> list[float]:
-        async with self._room:
-            request = training_pb2.ScoreRequest(policy=policy, step=step, completions=batch)
+    async def _call(self, policy: str, step: int, batch: Sequence[Completion]) -> list[float]:
+        async with self._room:  # messages, each with a copy of its example, are made only for calls under way
+            scored = map(_scored_completion, batch)
+            request = training_pb2.ScoreRequest(policy=policy, step=step, completions=scored)
             rewards = list((await self._answer(request)).rewards)
         if len(rewards) != len(batch):
             raise BadReward(self._subject, f"gave {len(rewards)} rewards for {len(batch)} completions")
@@ -119,11 +121,11 @@ def _scored_completion(completion: Completion) -> ScoredCompletion:
     )
 
 
-def _batches(scored: Sequence[ScoredCompletion], most: int) -> Iterator[list[ScoredCompletion]]:
+def _batches(completions: Sequence[Completion], most: int) -> Iterator[list[Completion]]:
     """Yield batches of at most `most` completions and MOST_BYTES; a single larger completion is its own batch."""
-    batch, size = list[ScoredCompletion](), 0
-    for each in scored:
-        own = each.ByteSize()
+    batch, size = list[Completion](), 0
+    for each in completions:
+        own = _most_bytes(each)
         if batch and (len(batch) >= most or size + own > MOST_BYTES):
             yield batch
             batch, size = [], 0
@@ -131,6 +133,12 @@ def _batches(scored: Sequence[ScoredCompletion], most: int) -> Iterator[list[Sco
         size += own
     if batch:
         yield batch
+
+
+def _most_bytes(completion: Completion) -> int:
+    """Return about how many bytes its message has at most, without encoding the texts."""
+    texts = (completion.prompt, completion.text, completion.answer or "", completion.example)
+    return sum(len(each) * (1 if each.isascii() else _CHARACTER_BYTES) for each in texts)
 
 
 def _authorities(bundle: str) -> bytes | None:

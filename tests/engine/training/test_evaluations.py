@@ -1,6 +1,7 @@
 """Evaluations: a policy answers its wave's prompts greedily, and the answers are scored."""
 
 import json
+import threading
 from pathlib import Path
 from statistics import fmean
 
@@ -8,7 +9,9 @@ import grpc
 import pytest
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc
-from mint_contracts.training import Evaluation, Length, Reward
+from mint_contracts.training import Algorithm, Dataset, Evaluation, Length, Reward
+from mint_engine.examples import held
+from mint_engine.examples.example import Example, read_line
 from tests.engine.training.training_engine import LINES, assignment, train, training
 
 
@@ -26,6 +29,26 @@ async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> 
             answers = [await answer(sampler, "acme/one", json.loads(line)["prompt"]) for line in LINES[:3]]
         distances = [abs(len(text.strip()) - reward.target) for text in answers]
         assert told.evaluation == pytest.approx(fmean(max(0.0, 1 - each / reward.tolerance) for each in distances))
+
+
+@pytest.mark.parametrize("algorithm", ["GRPO", "SFT"])
+async def test_examples_are_not_decoded_where_tokens_are_sent(
+    algorithm: Algorithm, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte takes milliseconds, and a step may take a thousand examples."""
+    decoded = set[threading.Thread]()
+
+    def note(line: bytes, dataset: Dataset, subject: str) -> Example:
+        decoded.add(threading.current_thread())
+        return read_line(line, dataset, subject)
+
+    monkeypatch.setattr(held, "read_line", note)
+    wave = train(steps=2, algorithm=algorithm, evaluation=Evaluation(every_steps=2, prompts=3))
+    async with training(base, tmp_path, wave) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+    assert decoded
+    assert threading.current_thread() not in decoded
 
 
 async def answer(sampler: "sampling_pb2_grpc.SamplerAsyncStub", policy: str, prompt: str) -> str:

@@ -77,6 +77,23 @@ async def test_a_service_is_asked_in_batches_and_told_everything() -> None:
         assert request.completions[1].answer == "a1"
 
 
+async def test_messages_are_made_only_for_calls_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a copy of its example, which may have a megabyte, as a step may have thousands of completions."""
+    made, ahead = list[Completion](), list[int]()
+    write = service._scored_completion
+
+    def count(completion: Completion) -> training_pb2.ScoredCompletion:
+        made.append(completion)
+        return write(completion)
+
+    monkeypatch.setattr(service, "_scored_completion", count)
+    async with serving(lambda call: ahead.append(len(made) - call)) as (_, address):
+        scorer = Scorer(Reward(service=RewardService(address=address, batch=1)))
+        assert await scorer.score("acme/one", 7, [Completion("say", "x" * n) for n in range(40)]) == list(range(40))
+        await scorer.close()
+    assert max(ahead) < service.CALLS_AT_ONCE
+
+
 async def test_the_service_that_the_pages_show_scores() -> None:
     [code] = [each for each in blocks(ROOT / "docs" / "training.md") if "RewardServicer" in each]
     address, names = f"127.0.0.1:{free_port()}", dict[str, Any]()
