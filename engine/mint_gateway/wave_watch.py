@@ -22,6 +22,7 @@ from mint_gateway.waves import (
     OVER,
     aggregate,
     newest_reports,
+    untrained,
     wave_progress,
     with_history,
     with_last_reports,
@@ -144,8 +145,9 @@ class WaveWatch:
                 training = await self._reader.known(base)
                 reading.known = training is not None
                 if training is not None:
-                    engines = sorted(views[base].engines) if training and base in views else []
-                    progresses = await self._reader.progress(base, engines)
+                    engines = views[base].engines if training and base in views else {}
+                    reports = await self._reader.progress(base, sorted(engines))
+                    progresses = {name: of if engines[name].alive else untrained(of) for name, of in reports.items()}
                     reading.training, reading.progresses = (
                         training,
                         with_last_reports(reading.progresses, progresses, training),

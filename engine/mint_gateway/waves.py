@@ -40,12 +40,20 @@ def with_last_reports(before: Progresses, progresses: Progresses, training: Mapp
     found = dict(progresses)
     for engine, of in no_longer_reported(before, progresses, training).items():
         kept = {
-            name: progress if progress.stage in AT_REST else msgspec.structs.replace(progress, stage=Stage.LOADING)
-            for name, progress in of.items()
+            name: progress
+            for name, progress in untrained(of).items()
             if on_record.get((progress.wave, name), (-1, 0)) < (progress.lease, progress.step)
         }
         found[engine] = {**found.get(engine, {}), **kept}
     return found
+
+
+def untrained(reports: Mapping[str, Progress]) -> dict[str, Progress]:
+    """Return the last reports of an engine that trains nothing now: policies that do not rest are to be loaded."""
+    return {
+        name: progress if progress.stage in AT_REST else msgspec.structs.replace(progress, stage=Stage.LOADING)
+        for name, progress in reports.items()
+    }
 
 
 def wave_progress(

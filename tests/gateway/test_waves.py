@@ -142,6 +142,25 @@ async def test_what_was_heard_of_policies_is_told_on_while_the_next_start_of_the
     assert (await reached(updates, lambda update: update.step == 0)).tokens == 0
 
 
+async def test_nothing_is_said_to_run_on_an_engine_that_has_no_heartbeat(scene: Scene) -> None:
+    engine, training = await scene.with_engine(), Training(scene)
+    await training.declare(wave())
+    await training.report(reported(NAMES[0], 2, step_s=2.0), reported(NAMES[1], 4, Stage.COMPLETE))
+    updates = scene.client.watch("demo/w")
+    seen = await anext(updates)
+    assert [each.stage for each in seen.policies] == ["Running", "Complete"]
+    assert (seen.eta_s, seen.policies[0].eta_s) == (4, 4)
+    await engine.silence()
+    await engine.leave()
+    seen = await reached(updates, lambda update: update.policies[0].stage == "Loading")
+    assert [(each.stage, each.step, each.engine) for each in seen.policies] == [
+        ("Loading", 2, "e-0"),
+        ("Complete", 4, "e-0"),
+    ]
+    assert not seen.HasField("eta_s")
+    assert not seen.policies[0].HasField("eta_s")
+
+
 def test_a_record_that_says_more_of_a_policy_than_was_heard_of_it_counts() -> None:
     first, second = NAMES
     before = {"e-0": {first: reported(first, 2), second: reported(second, 3)}}
