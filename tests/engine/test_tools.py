@@ -38,6 +38,16 @@ def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
     return str(tokenizer.decode(list(read_prompt(GenerateRequest(chat=chat), tokenizer, 300, 2000))))
 
 
+def templated(tokenizer: PreTrainedTokenizerBase, template: str, chat: Chat) -> str:
+    """Return the chat's text in this template."""
+    held: Any = tokenizer.chat_template
+    tokenizer.chat_template = template
+    try:
+        return rendered(tokenizer, chat)
+    finally:
+        tokenizer.chat_template = held
+
+
 def test_functions_and_calls_are_written_by_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
     told = rendered(tokenizer, Chat(messages=TURNS, tools=json.dumps([SAIL]), calls=Chat.HERMES))
     assert f"<|start|>system\n{json.dumps(SAIL, ensure_ascii=False)}\nCall one by:" in told
@@ -221,3 +231,46 @@ def test_a_template_without_tools_gets_none(tokenizer: PreTrainedTokenizerBase) 
         assert rendered(tokenizer, Chat(messages=[USER])) == "Ahoy"
     finally:
         tokenizer.chat_template = held
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+def test_several_calls_are_written_one_by_one_where_a_template_takes_no_more(
+    tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    """A model of Llama 3 may give several calls at once, and its own template refuses them."""
+    ids = ("call_1", "call_2")
+    calls = [ToolCall(id=id_, name="sail", arguments=json.dumps({"to": id_})) for id_ in ids]
+    gave = [Message(role="tool", content=f"of {id_}", tool_call_id=id_) for id_ in reversed(ids)]
+    chat = Chat(messages=[USER, Message(role="assistant", tool_calls=calls), *gave], tools=json.dumps([SAIL]))
+    told = templated(tokenizer, (TEMPLATES / f"{name}.jinja").read_text(), chat)
+    places = [told.index(text) for text in ('{"to": "call_1"}', "of call_1", '{"to": "call_2"}', "of call_2")]
+    assert places == sorted(places), "each result after its call"
+
+
+def test_ids_of_calls_are_nine_characters_where_a_template_takes_no_others(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Whichever model they came from; Mistral's own have that length, and stay."""
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls %}{% if c.id is not defined or c.id|length != 9 %}"
+        "{{ raise_exception('ids have length 9') }}{% endif %}call {{ c.id }} {% endfor %}"
+        "{% if m.role == 'tool' %}result {{ m.tool_call_id }} {% endif %}{% endfor %}"
+    )
+    ids = ["call_0123456789abcdef", "x", "abcDEF123"]
+    calls = [ToolCall(id=id_, name="sail") for id_ in ids]
+    gave = [Message(role="tool", content="done", tool_call_id=id_) for id_ in ids]
+    told = templated(tokenizer, template, Chat(messages=[USER, Message(role="assistant", tool_calls=calls), *gave]))
+    words = told.split()
+    assert words[1:6:2] == words[7::2]
+    assert words[5] == "abcDEF123"
+    assert len(set(words[1:6:2])) == 3
+
+
+def test_a_function_needs_no_description(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also for templates that add it to another text."""
+    chat = Chat(messages=[USER], tools=json.dumps([SAIL]))
+    for path in sorted(TEMPLATES.glob("*.jinja")):
+        if "tools" in (template := path.read_text()):
+            assert "sail" in templated(tokenizer, template, chat), path.name
+    template = "{% for tool in tools %}{{ tool.function.name + ': ' + tool.function.description }}.{% endfor %}"
+    assert templated(tokenizer, template, chat) == "sail: ."

@@ -5,7 +5,7 @@ answer. "<|end|><|start|>assistant" leads to the next message; "<|return|>" or, 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -67,26 +67,3 @@ def before_final(channels: Channels) -> str:
     channel, message = f"<[{channels.channel}]>", f"<[{channels.message}]>"
     analysis = f'{channel} "analysis" {message} /(?s:.*)/ <[{channels.end}]> <[{channels.start}]> "{_AUTHOR}"'
     return f'({analysis})* {channel} "final" {message} '
-
-
-def arrange(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages as gpt-oss' template takes them.
-
-    It renders only one call of a message, takes the next results for that call's, and refuses a text and a thought
-    beside it. So each call has a message of its own, followed by its results, and a text before calls belongs to the
-    thought, as which the template renders it anyway.
-    """
-    turns: list[list[dict[str, Any]]] = [[]]  # each a message, with a call's results after it
-    called: dict[str, list[dict[str, Any]]] = {}  # the turns of the latest calls, by id
-    for message in messages:
-        if message["role"] == "tool":
-            called.get(message.get("tool_call_id", ""), turns[-1]).append(message)
-            continue
-        calls = message.get("tool_calls", ())
-        own = [[{"role": message["role"], "content": "", "tool_calls": [call]}] for call in calls] or [[message]]
-        if calls:
-            thinking = "\n".join(filter(None, (message.get("thinking"), message["content"])))
-            own[0][0] = message | own[0][0] | {"thinking": thinking}
-        called = {call["id"]: turn for call, turn in zip(calls, own, strict=False) if "id" in call}
-        turns += own
-    return [message for turn in turns for message in turn]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
-from mint_engine.requests.channels import arrange, writes_channels
+from mint_engine.requests.fitting import fit_messages, fit_tools
 from mint_engine.requests.length import check_characters, check_tokens, is_doubtful, too_long
 from mint_engine.requests.tools import check_template, form_of, names, read_call, read_tools
 from mint_engine.requests.variables import read_variables
@@ -71,7 +71,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         template = tokenizer.get_chat_template(tools=tools or None)
         check_template(template, chat, tokenizer.all_special_tokens, tools=bool(tools))
         _check_names([*tools, *_arguments(messages)], tokenizer, template)
-        messages = arrange(messages) if writes_channels(template) else messages
+        messages, tools = fit_messages(messages, template), fit_tools(tools, template)
         variables = read_variables(chat.template_variables, template, tokenizer.special_tokens_map)
         if is_doubtful(written, context_length):
             # Check the rendered text, since a template may omit parts of a chat.
