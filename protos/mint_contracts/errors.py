@@ -237,10 +237,17 @@ class StaleEpoch(MintError):
 
 
 class StaleLease(MintError):
-    """Another engine, or a later start of this one, trains the policy now."""
+    """Another engine, or a later start of this one, trains the policy now.
+
+    `newer` is its lease if that was in use before this one was, as after a clock was put back; 0: it came later.
+    """
 
     grpc_status = grpc.StatusCode.ABORTED
     http_status = 409
+
+    def __init__(self, subject: str, message: str, *, retry_after_s: float | None = None, newer: int = 0) -> None:
+        super().__init__(subject, message, retry_after_s=retry_after_s)
+        self.newer = newer
 
 
 class Internal(MintError):

@@ -93,6 +93,9 @@ class Progress(_Record, frozen=True):
     retry: int = 0  # the wave's Train.retry that the engine last read while it trained
     figures: StepFigures | None = None  # of the last step
     saved: int = 0  # the step of this run's newest known checkpoint that is complete in the store; 0: none
+    # A later lease under which the store was written before this one began, so that it could write nothing: a clock
+    # was put back, or an older Redis restored. 0: none.
+    newer_lease: int = 0
 
 
 class WaveTraining(_Record, frozen=True):

@@ -41,6 +41,25 @@ def test_leases_stay_while_nothing_changes_and_grow_with_each_start_of_the_engin
         assert lease.lease > first[name][1].lease
 
 
+def test_a_policy_that_was_trained_under_a_later_lease_before_is_given_one_later_still() -> None:
+    """As after the clock was put back, or an older Redis restored: only the store knows of that lease."""
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    other, later = world.leases["team/w-1"], int(world.now * 1000) + 600_000
+    world.say(Stage.RUNNING, 1)
+    world.say(Stage.FAILED, 0, "team/w-0", failure=FAILURE, newer_lease=later)
+    for _ in range(2):
+        world.step()
+        lease = world.leases["team/w-0"][1]
+        assert (lease.lease, lease.order) == (later + 1, Order.RUN)
+        assert world.leases["team/w-1"] == other
+        assert not world.status("w").failures
+    world.say(Stage.RUNNING, 1)
+    world.start_anew(2)
+    world.step()
+    assert world.leases["team/w-0"][1].lease == later + 2
+
+
 def test_policies_move_from_an_engine_that_stays_away() -> None:
     world = World(base(2, 2), [training_wave("w", 2)], engines(2))
     world.step()

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from mint_contracts.awaiting import wait_uncancelled
-from mint_contracts.errors import Internal, MintError, NonFiniteWeights
+from mint_contracts.errors import Internal, MintError, NonFiniteWeights, StaleLease
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.step_figures import Curve, evaluated, figures_of_step, followed_by
@@ -66,6 +66,7 @@ class Course:
         self.curve: Curve = ()
         self._standing = Standing()
         self._failure: Failure | None = None
+        self._newer_lease = 0
         self._patience = Patience(assignment.policy, on_change)
         self._halt = Halt(lambda: not self._runs())
         self._evaluation: float | None = None
@@ -131,6 +132,7 @@ class Course:
             retry=self.train.retry,
             figures=self.curve[-1] if self.curve else None,
             saved=max(self.assignment.saved, self._standing.saved if keeping is None else keeping.saved),
+            newer_lease=self._newer_lease,
         )
 
     @property
@@ -175,9 +177,8 @@ class Course:
                 self._fail(error)
         except Exception as defect:  # noqa: BLE001 - whatever is wrong with one policy, the others go on
             _log.exception("course_defect", policy=self.assignment.policy)
-            self._fail(
-                Internal(f"policy {self.assignment.policy!r}", f"a defect ({type(defect).__name__}: {defect})")
-            )
+            reason = f"a defect ({type(defect).__name__}: {defect})"
+            self._fail(Internal(f"policy {self.assignment.policy!r}", reason))
         finally:
             await wait_uncancelled(asyncio.ensure_future(self._let_go()))
             self._on_change()
@@ -199,7 +200,7 @@ class Course:
             Move.SAVE: self._save,
             Move.PUBLISH: self._publish,
             Move.SETTLE: keeping.settle,
-            Move.WAIT: self._wait,
+            Move.WAIT: partial(asyncio.sleep, UNSURE_S),
         }
         while True:
             keeping.raise_failure()
@@ -265,6 +266,7 @@ class Course:
         store = await asyncio.to_thread(store_of, self._wave.store)
         patiently = partial(self._patience, lasts=self._keeps)
         keeping = Keeping(self._context, store, lessons.terms, self._sure, self._offer, patiently)
+        await keeping.refuse_newer_lease()
         await self._restore(lessons.terms, keeping, lessons.slot)
         return keeping
 
@@ -348,9 +350,6 @@ class Course:
         if not self.abandoned:
             self._context.residency.offer(self.assignment.policy, source, packed)
 
-    async def _wait(self) -> None:
-        await asyncio.sleep(UNSURE_S)
-
     def _count_skipped(self, skipped: bool) -> None:
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped >= MOST_SKIPPED:
@@ -376,6 +375,7 @@ class Course:
 
     def _fail(self, error: MintError) -> None:
         self._failure = Failure(reason=error.reason, message=str(error), terminal=True)
+        self._newer_lease = error.newer if isinstance(error, StaleLease) else 0
         _log.error("policy_failed", policy=self.assignment.policy, reason=error.reason, error=str(error))
         self._set_stage(Stage.FAILED)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from mint_contracts.errors import InvalidRequest, MintError
+from mint_contracts.errors import InvalidRequest, MintError, StaleLease
 from mint_contracts.source import Source
 from mint_contracts.training_records import Published
 from mint_engine.adapters.packed import Packed
@@ -71,6 +71,14 @@ class Keeping:
         """Raise the error of a write that has ended, if any."""
         for kind in [kind for kind, task in self._tasks.items() if task.done()]:
             self._tasks.pop(kind).result()
+
+    async def refuse_newer_lease(self) -> None:
+        """Raise StaleLease if the store was written under a later lease: under this one nothing can be."""
+        terms, saved = self._terms, self.checkpoints.series.latest_lease
+        latest = await run_blocking(lambda: max(saved(), revisions.latest_lease(self._store, terms.policy)))
+        if latest > terms.lease:
+            reason = f"was trained before under lease {latest}, which is later than {terms.lease}"
+            raise StaleLease(f"policy {terms.policy!r}", reason, newer=latest)
 
     async def take_up(self, record: Record) -> int:
         """Find the last revision published under the checkpoint's lease or a later one; returns its step, or 0.

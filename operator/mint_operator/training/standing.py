@@ -136,8 +136,9 @@ class WaveStanding(msgspec.Struct, frozen=True):
 def heard(progress: Mapping[str, Progress], train: Train, policies: int) -> dict[str, Progress]:
     """Return the reports on a wave's policies as the wave interprets them; `policies` is their number.
 
-    A policy that was given up counts as paused once it is to continue: because it is retried, or because it was
-    cancelled when others failed (the wave itself is not cancelled) and no more than allowed count as failed now.
+    A policy that was given up counts as paused once it is to continue: because it is retried, because its lease was
+    not the newest, or because it was cancelled when others failed (the wave itself is not cancelled) and no more than
+    allowed count as failed now.
     """
     if train.cancelled:
         return dict(progress)
@@ -152,7 +153,7 @@ def heard(progress: Mapping[str, Progress], train: Train, policies: int) -> dict
 
 
 def _retried(progress: Progress, train: Train) -> bool:
-    return progress.stage in _OVER and progress.retry < train.retry
+    return progress.stage in _OVER and (progress.retry < train.retry or progress.newer_lease > 0)
 
 
 def _too_many(failed: int, policies: int, train: Train) -> bool:
@@ -217,7 +218,8 @@ def _standing(
     start = reporting.get((where, name, progress.lease))
     if progress.lease > found.token and start is not None and progress.stage not in AT_REST:
         return PolicyStanding(policy, where, _adopted(policy, progress, start), progress, progress.lease)
-    return msgspec.structs.replace(found, progress=progress, token=max(found.token, progress.lease))
+    token = max(found.token, progress.lease, progress.newer_lease)
+    return msgspec.structs.replace(found, progress=progress, token=token)
 
 
 def _adopted(policy: Policy, progress: Progress, incarnation: int) -> TrainAssignment:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mint_contracts.errors import StaleLease
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
@@ -90,6 +91,19 @@ async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, 
         newest = checkpoints.newest()
         assert newest is not None
         assert newest[1] == b"new"
+
+
+async def test_a_policy_that_was_trained_under_a_later_lease_before_names_it(base: Path, tmp_path: Path) -> None:
+    """As after a clock was put back. What earlier waves have published under its name counts, too."""
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        scene.want(assignment("acme/one", lease=7))
+        await scene.ended("acme/one")
+        for late in (assignment("acme/one", lease=6), replace(assignment("acme/one", lease=5), run="another")):
+            scene.want(late)
+            assert (await scene.failed("acme/one")).reason == StaleLease.__name__
+            assert scene.roster.progress()["acme/one"].newer_lease == 7
+        scene.want(replace(assignment("acme/one", lease=8), run="another"))
+        await scene.ended("acme/one")
 
 
 async def test_a_revision_published_after_the_lease_ended_does_not_override_the_map(
