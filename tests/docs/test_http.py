@@ -27,6 +27,7 @@ from mint_gateway.http.door import BODY_S, MOST_BYTES, Door
 from mint_gateway.http.openai_request import MOST_PROMPTS, NOT_DONE, PASSED_OVER, ChatRequest, TextRequest, read
 from mint_gateway.page.answers import Page
 from mint_gateway.page.files import FILES
+from mint_gateway.page.overview import Overview
 from mint_gateway.server import SERVICES, Limits
 from tests.apiserver import ROOT
 from tests.docs.pages import parts, rows
@@ -39,7 +40,7 @@ KINDS: dict[str, type[msgspec.Struct]] = {"chats": ChatRequest, "texts": TextReq
 
 def test_the_endpoints_are_the_doors() -> None:
     none: Any = None  # of what answers, which no route asks for here
-    page = Page(none, none, none, none, none, none)
+    page = Page(Overview(none, none, none), none, none, none, none, none)
     door = Door(none, none, none, none, none, none, page)
     routes = set()
     for route in door.application().router.routes():
