@@ -22,12 +22,12 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.answer import Answer, collect
 from mint_gateway.connection import Connection
 from mint_gateway.dialling import Trust
-from mint_gateway.policy import Policy
+from mint_gateway.policy import CALL_TIMEOUT_S, Policy
 from mint_gateway.token_ids import token_ids
 
 PATIENCE_S = 30.0
 RETIRE_TIMEOUT_S = 60.0
-TRAINING_TIMEOUT_S = 60.0  # to create, resume or drop a policy
+TRAINING_TIMEOUT_S = 60.0  # to create or drop a policy
 
 
 def question(
@@ -255,12 +255,13 @@ class Client:
         return self._policy(state, base_model)
 
     async def resume_policy(self, name: str, *, base_model: str = "") -> Policy:
-        """Resume a policy whose engine has ended from its newest checkpoint; return one still in memory as it is.
+        """Return a policy to continue after its last step: one still in memory, or from its newest checkpoint.
 
-        Raises PolicyNotFound if nothing was saved.
+        Waits for a call that a program left under way, and drops a gradient that no step was taken with, so that
+        computing it again does not count it twice. Raises PolicyNotFound if nothing was saved.
         """
-        request = training_pb2.ResumePolicyRequest(policy=name, base_model=base_model)
-        state = await self._connection.call(self._trainer.ResumePolicy, request, TRAINING_TIMEOUT_S)
+        request = training_pb2.ResumePolicyRequest(policy=name, base_model=base_model, drop_gradient=True)
+        state = await self._connection.call(self._trainer.ResumePolicy, request, CALL_TIMEOUT_S)
         return self._policy(state, base_model)
 
     async def policy(self, name: str, *, base_model: str = "") -> Policy:

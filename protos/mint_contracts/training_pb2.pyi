@@ -143,6 +143,7 @@ class ResumePolicyRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    DROP_GRADIENT_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     life: _builtins.int
     """From PolicyState: resume only this life, from the state that its engine saved when it shut down, and only if nobody
@@ -150,16 +151,21 @@ class ResumePolicyRequest(_message.Message):
     """
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
+    drop_gradient: _builtins.bool
+    """For a program that begins again: wait for the call under way, then drop the gradient since the last optimizer step,
+    which the program will compute again.
+    """
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
+        drop_gradient: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "drop_gradient", b"drop_gradient", "life", b"life", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,7 +131,7 @@ class TrainerServicer:
     def ResumePolicy(self, request, context):
         """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
         calls that it had then; if its engine saved it when it released it, nothing is lost. A policy that is on an engine
-        is left as it is. NOT_FOUND if nothing was saved.
+        is left as it is, unless `drop_gradient` is set. NOT_FOUND if nothing was saved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

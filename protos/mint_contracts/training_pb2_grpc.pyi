@@ -56,7 +56,7 @@ class TrainerStub:
     ResumePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]
     """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
     calls that it had then; if its engine saved it when it released it, nothing is lost. A policy that is on an engine
-    is left as it is. NOT_FOUND if nothing was saved.
+    is left as it is, unless `drop_gradient` is set. NOT_FOUND if nothing was saved.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]
     """Returns a policy's progress, for a client that continues with it or has lost a response."""
@@ -105,7 +105,7 @@ class TrainerAsyncStub(TrainerStub):
     ResumePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
     calls that it had then; if its engine saved it when it released it, nothing is lost. A policy that is on an engine
-    is left as it is. NOT_FOUND if nothing was saved.
+    is left as it is, unless `drop_gradient` is set. NOT_FOUND if nothing was saved.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Returns a policy's progress, for a client that continues with it or has lost a response."""
@@ -163,7 +163,7 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
         """Continues a policy that is no longer on any engine from its newest checkpoint, with the life and the number of
         calls that it had then; if its engine saved it when it released it, nothing is lost. A policy that is on an engine
-        is left as it is. NOT_FOUND if nothing was saved.
+        is left as it is, unless `drop_gradient` is set. NOT_FOUND if nothing was saved.
         """
 
     @_abc_1.abstractmethod

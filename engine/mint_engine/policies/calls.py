@@ -113,6 +113,17 @@ class Calls:
             finally:
                 self._used_at = time.monotonic()
 
+    async def begin_anew(self, drop_gradient: Callable[[], Awaitable[None]]) -> None:
+        """Run `drop_gradient` after the call under way. Raises EngineUnavailable if the policy is gone by then."""
+        async with self._turn:
+            if self._gone:  # maybe saved just now, so that resuming it again finds it
+                raise EngineUnavailable(
+                    f"policy {self._policy!r}", f"{self._gone}; retry", retry_after_s=DRAIN_RETRY_S
+                )
+            self._refuse_ended()
+            await drop_gradient()
+            self._used_at = time.monotonic()
+
     async def end(self, gone: str = "was dropped") -> None:
         """Wait for the call under way, then make later calls raise PolicyNotFound with the reason `gone`."""
         async with self._turn:

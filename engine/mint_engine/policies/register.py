@@ -108,8 +108,11 @@ class Register:
             known.check_new(settings)
         return await self._when_made(known, name)
 
-    async def resume(self, name: str, life: int) -> Calls:
-        """Return a policy that is here, or resume it from its newest checkpoint (see `call_checkpoints.newest`)."""
+    async def resume(self, name: str, life: int, *, anew: bool = False) -> Calls:
+        """Return a policy that is here, or resume it from its newest checkpoint (see `call_checkpoints.newest`).
+
+        With `anew`, wait for its call under way and drop its gradient: its program begins again at its last step.
+        """
         await self._refuse_dropped(name)
         here = self.here
         await self._let_go_superseded(here, name)
@@ -119,6 +122,10 @@ class Register:
             self._make(known, name, partial(self._resumed, here, known, name, life))
         await self._when_made(known, name)
         known.check_life(life)
+        if anew:
+            await known.begin_anew(
+                lambda: here.training.step_thread.call(lambda trainer: trainer.drop_gradient(name))
+            )
         return known
 
     async def sure(self, name: str, calls: Calls, lease: int) -> None:

@@ -68,7 +68,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.PolicyState:
             name = self._own(request)
-            return self._policy_state(name, await self._register.resume(name, request.life))
+            return self._policy_state(
+                name, await self._register.resume(name, request.life, anew=request.drop_gradient)
+            )
 
         return await _answered(work, context)
 

@@ -131,6 +131,12 @@ class Trainer:
             raise TornPolicy(f"policy {name}", why)
         return policy
 
+    def drop_gradient(self, name: str) -> None:
+        """Drop the gradient since a policy's last step, if it is here and has no unfinished work."""
+        policy = self._policies.get(name)
+        if policy is not None and not policy.busy:
+            policy.forget_gradient()
+
     def gradient_bytes(self, name: str) -> int:
         """Return the bytes of a policy's gradient; 0 if the policy is not here any more."""
         policy = self._policies.get(name)

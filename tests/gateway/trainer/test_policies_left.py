@@ -7,6 +7,7 @@ import pytest
 from mint_contracts import errors
 from mint_engine.policies import call_checkpoints
 from mint_gateway.client import Client
+from tests.engine.training.training_engine import Gate, hold_updates
 from tests.gateway.taught import LESSON, NAMES, School, learn
 from tests.waiting import until
 
@@ -112,3 +113,34 @@ async def test_no_program_continues_with_older_weights_unnoticed(school: School,
     again = await patient.resume_policy("acme/a")
     assert (again.life, again.sequence, again.step) == (policy.life, 2, 1)
     await learn(again)
+
+
+@pytest.mark.parametrize("rests", [False, True], ids=["in_memory", "at_rest"])
+async def test_a_program_that_ended_before_its_step_begins_that_step_again(
+    school: School, patient: Client, rests: bool
+) -> None:
+    """It computes its gradient again: added to the one that it left, it would count twice."""
+    policy, alike = [await patient.create_policy(name, rank=4, seed=3) for name in ("acme/a", "acme/b")]
+    assert await learn(policy) == await learn(alike)
+    await policy.forward_backward(LESSON, loss="cross_entropy")
+    if rests:
+        await school.engines[policy.engine].trains.server.register.rest(0.0)
+    again = await patient.resume_policy("acme/a")
+    assert (again.life, again.step, again.sequence) == (policy.life, 1, 3)
+    assert await learn(again) == await learn(alike)
+
+
+async def test_a_program_that_begins_again_waits_for_the_call_that_it_left(school: School, patient: Client) -> None:
+    policy, alike = [await patient.create_policy(name, rank=4, seed=3) for name in ("acme/a", "acme/b")]
+    engine = school.engines[policy.engine]
+    with Gate() as gate:
+        hold_updates(engine.trains, gate)
+        killed = asyncio.create_task(policy.forward_backward(LESSON, loss="cross_entropy"))
+        await gate.reached()
+        killed.cancel()
+        resuming = asyncio.create_task(patient.resume_policy("acme/a"))
+        await until(lambda: engine.calls["acme/a"]._turn._waiters)
+        gate.open()
+        again = await resuming
+    assert (again.step, again.sequence) == (0, 1)
+    assert await learn(again) == await learn(alike)
