@@ -25,6 +25,17 @@ def test_two_waves_can_not_train_one_policy() -> None:
     assert world.leases["team/x"][1].wave == "team/b"
 
 
+@pytest.mark.parametrize("other", [training_wave("v", policies=X, created=LATER), worlds.wave("s", ["team/x"])])
+def test_a_wave_that_was_cancelled_before_it_began_stays_so_and_leaves_its_names(other: ObservedWave) -> None:
+    world = World(base(), [training_wave("w", policies=X, cancelled=True)], engines(1))
+    world.step()
+    world.waves.append(other)
+    for _ in range(2):
+        world.step()
+        assert world.status("w").phase == "Cancelled"
+        assert condition(world, other.meta.name, "Admitted")[0] == "True"
+
+
 def test_a_policy_named_like_an_adapter_that_another_wave_serves_is_not_trained() -> None:
     given = Policies(list=(Policy(name="team/x", start_from="team/y"),))
     world = World(base(), [worlds.wave("s", ["team/x", "team/y"]), training_wave("w", policies=given)], engines(1))

@@ -20,12 +20,14 @@ def without_conflicts(
     """Return the standings; of two waves that name a policy, the later must wait until the other is deleted.
 
     A wave that has begun comes before one that has not, and a served adapter before a policy that has not begun.
-    A wave that is kept as it is comes before all.
+    A wave that is kept as it is comes before all. One that was cancelled before it began takes part in no conflict.
     """
     owners: dict[str, str] = {}
     found: dict[str, WaveStanding] = {}
     for key in sorted(order, key=lambda key: (not standings[key].kept, not standings[key].begun)):
-        standing = standings[key]
+        standing = found[key] = standings[key]
+        if standing.over and not standing.begun:
+            continue
         why = _trained(key, standing, owners) or (None if standing.begun else _served(key, base, standing, serving))
         if why is not None and not standing.kept:
             unfit = standing.unfit or why
