@@ -122,13 +122,24 @@ def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
     status, reason, message = condition(world, "w", "Admitted")
     assert (status, reason) == ("False", "WaitingForCapacity")
     assert message.startswith(
-        "needs 500 bytes of host memory to train its policies and checkpoint one of them; the ready engines have 300 "
-        "bytes of 1000 bytes free (at most 300 bytes on one engine); "
+        "needs 500 bytes of host memory to train its policies and checkpoint one of them; the ready engines with "
+        "free slots have 300 bytes of 1000 bytes free (at most 300 bytes on one engine); "
     )
     assert world.status("w").phase == "Queued"
     complete(world, "team/first-0")
     world.step()
     assert set(leased(world)) >= {"team/w-0", "team/w-1"}
+
+
+def test_a_gang_is_told_only_of_memory_where_slots_are_free() -> None:
+    served = worlds.wave("s", [f"a/{index}" for index in range(8)], engines=[0])
+    world = World(base(2, 2), [served], with_memory(2, budget=500))
+    for _ in range(2):
+        world.step()
+    world.waves.append(wave("w", 10, 10, 10, gang=True))
+    world.step()
+    assert "needs 700 bytes" in (message := condition(world, "w", "Admitted")[2])
+    assert "have 500 bytes of 500 bytes free" in message
 
 
 ON_GPU = msgspec.structs.replace(ROOM, own=0, device=DeviceRoom(1000, own=3, shared={"mlp.up_proj": 2}))
@@ -151,8 +162,8 @@ def test_a_gang_waits_for_a_gpus_memory_and_says_how_much_there_is() -> None:
     world.step()
     assert set(leased(world)) == {"team/first-0"}
     assert condition(world, "w", "Admitted")[2].startswith(
-        "needs 660 bytes of GPU memory to train its policies; the ready engines have 600 bytes of 1000 bytes free "
-        "(at most 600 bytes on one engine); "
+        "needs 660 bytes of GPU memory to train its policies; the ready engines with free slots have 600 bytes of "
+        "1000 bytes free (at most 600 bytes on one engine); "
     )
     complete(world, "team/first-0")
     world.step()
@@ -163,8 +174,8 @@ def test_what_no_engines_host_has_enough_of_is_not_said_of_the_gpus() -> None:
     rooms = dict.fromkeys(("a", "b"), msgspec.structs.replace(ON_GPU, budget=250, calls=100))
     message = Memory(rooms, {}).shortage([Policy(name="x", rank=20)], rooms)
     assert message.startswith(
-        "needs 200 bytes of host memory to train its policies and checkpoint one of them; the ready engines have "
-        "300 bytes of 500 bytes free (at most 150 bytes on one engine); "
+        "needs 200 bytes of host memory to train its policies and checkpoint one of them; the ready engines with "
+        "free slots have 300 bytes of 500 bytes free (at most 150 bytes on one engine); "
     )
 
 

@@ -211,7 +211,7 @@ class Memory:
 
 def _left(free: Sequence[int], budget: int) -> str:
     return (
-        f"the ready engines have {in_units(sum(free))} of {in_units(budget)} free (at most "
+        f"the ready engines with free slots have {in_units(sum(free))} of {in_units(budget)} free (at most "
         f"{in_units(max(free, default=0))} on one engine)"
     )
 

@@ -64,6 +64,11 @@ class Slots:
         """The engines on which slots may be taken."""
         return frozenset(self._usable)
 
+    @property
+    def with_room(self) -> frozenset[str]:
+        """The usable engines that have a free slot."""
+        return frozenset(name for name in self._usable if self.free[name] > 0)
+
     def stays(self, policy: PolicyStanding, others: int) -> bool:
         """Whether a policy stays on its engine beside `others`; an engine that is only restarting is expected back.
 

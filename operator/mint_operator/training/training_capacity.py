@@ -144,7 +144,7 @@ def admit(
     )
     if short:
         waits = [policy.settings for policy in standing.policies if policy.name in standing.wants_slot]
-        message = capacity.slots.memory.shortage(waits if gang else waits[:1], capacity.slots.usable)
+        message = capacity.slots.memory.shortage(waits if gang else waits[:1], capacity.slots.with_room)
     waiting = Refusal(conditions.WAITING_FOR_CAPACITY, message, terminal=False, mentions=NO_NAMES)
     return msgspec.structs.replace(standing, waiting=waiting)
 
