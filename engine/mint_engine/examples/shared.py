@@ -32,6 +32,7 @@ class Datasets:
 
     def __init__(self) -> None:
         self._held: WeakValueDictionary[_Key, Examples] = WeakValueDictionary()
+        self._firsts: WeakValueDictionary[tuple[_Key, int], Examples] = WeakValueDictionary()
         self._readings: dict[_Key, _Reading] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
 
@@ -40,7 +41,7 @@ class Datasets:
 
         Raises as `read_dataset`, to all callers that wait for the same; Overloaded if its turn does not come in time.
         """
-        key = (run, hashlib.sha256(msgspec.json.encode(dataset)).digest())
+        key = _key(run, dataset)
         found = self._held.get(key)
         if found is not None:
             return found
@@ -56,6 +57,15 @@ class Datasets:
             if not reading.waiting:  # it is done, or no caller is left
                 reading.task.cancel()
                 del self._readings[key]
+
+    async def first(self, run: str, dataset: Dataset, count: int) -> Examples:
+        """Return the first `count` examples, which hold none of the others in memory. Raises as `read`."""
+        key = (_key(run, dataset), count)
+        found = self._firsts.get(key)
+        if found is None:
+            every = await self.read(run, dataset)
+            found = self._firsts.setdefault(key, await asyncio.to_thread(lambda: every[:count]))
+        return found
 
     async def _read(self, dataset: Dataset) -> Examples:
         if dataset.lines:  # already in memory, and quickly read
@@ -73,3 +83,7 @@ class Datasets:
                 return await asyncio.shield(reading)
         except TimeoutError:
             raise SourceUnavailable(subject, f"could not be read within {MOST_S:.0f} s") from None
+
+
+def _key(run: str, dataset: Dataset) -> _Key:
+    return run, hashlib.sha256(msgspec.json.encode(dataset)).digest()

@@ -276,8 +276,7 @@ class Course:
         examples = await datasets.read(terms.run, terms.dataset)
         if evaluation is None:
             return examples, ()
-        held_out = examples if evaluation.dataset is None else await datasets.read(terms.run, evaluation.dataset)
-        return examples, held_out[: evaluation.prompts]
+        return examples, await datasets.first(terms.run, evaluation.dataset or terms.dataset, evaluation.prompts)
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
         policy, record = await beginning.make(self._context, terms, keeping.checkpoints, self._since)

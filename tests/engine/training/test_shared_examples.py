@@ -16,6 +16,7 @@ from mint_contracts.training import Dataset
 from mint_engine.examples import dataset, shared
 from mint_engine.examples.dataset import read_dataset
 from mint_engine.examples.example import Example
+from mint_engine.examples.held import Examples
 from mint_engine.examples.shared import AT_ONCE, Datasets
 from tests.waiting import until
 
@@ -58,6 +59,31 @@ async def test_only_few_datasets_are_read_at_once(
         opened.set()
     assert most == AT_ONCE
     assert [each.prompt for (each,) in found] == [f"say {number}" for number in range(12 - len(left), 12)]
+
+
+async def test_evaluations_share_the_first_examples_and_hold_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each policy that begins needs them twice; a test set of 256 MiB was fetched each time."""
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"say {number}"}) + "\n" for number in range(9))
+    )
+    read, told, datasets = list[Dataset](), Dataset(uri=f"file://{tmp_path}/test.jsonl"), Datasets()
+
+    def note(dataset: Dataset) -> Examples:
+        read.append(dataset)
+        return read_dataset(dataset)
+
+    monkeypatch.setattr(shared, "read_dataset", note)
+    first, second = await asyncio.gather(*[datasets.first("run", told, 2) for _ in range(2)])
+    assert first is second
+    assert [each.prompt for each in first] == ["say 0", "say 1"]
+    await until(lambda: not datasets._held)
+    assert await datasets.first("run", told, 2) is first
+    assert read == [told]
+    assert len(await datasets.first("run", told, 3)) == 3
+    assert len(await datasets.first("next", told, 2)) == 2
+    assert read == [told] * 3
 
 
 async def test_lines_need_no_turn_and_a_file_that_waits_too_long_for_its_own_says_so(
