@@ -22,6 +22,8 @@ def without_conflicts(
     A wave that has begun comes before one that has not, and a served adapter before a policy that has not begun.
     A wave that is kept as it is comes before all. One that was cancelled before it began takes part in no conflict.
     """
+    names = {each.name for standing in standings.values() if not standing.begun for each in standing.policies}
+    serving = [wave for wave in serving if not names.isdisjoint(wave.named)]
     owners: dict[str, str] = {}
     found: dict[str, WaveStanding] = {}
     for key in sorted(order, key=lambda key: (not standings[key].kept, not standings[key].begun)):
