@@ -33,6 +33,7 @@ def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dic
     world.start_anew(2)
     world.step()
     assert list(world.leases) == ["team/b"], "nobody knows by what settings c is to be trained"
+    assert condition(world, "w", "Ready")[1] == (unread["uid-w"].reason if unread else "ManifestUnread")
     assert world.leases["team/b"][1].settings == before["team/b"][1].settings
     world.inputs = Inputs(manifests=read)
     world.step()
@@ -58,6 +59,10 @@ def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says
         assert (world.leases, world.placements) == (before, placed)
         found = manifest_of(world.waves[0], world.inputs, world.training)
         assert (found.reason if isinstance(found, Refusal) else "") == told
+        status, reason, message = condition(world, "w", "Ready")
+        assert (status, reason) == ("False", told or "PoliciesLoading")
+        assert message.startswith("1 of 3 policies are not training yet")
+        assert message.endswith("restore those lines, or create a new wave") is bool(told)
     world.complete()
     assert world.leases["team/c"][1].settings.rank == 2, "which had not begun"
 

@@ -173,10 +173,10 @@ def _standing(
         return unread.standing(wave, known.state, reporting)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
     found = standings_of(wave.meta.key, wave.meta.uid, policies, train, known.state, reporting)
-    standing = WaveStanding(train=train, policies=found, unfit=unfit, store=_store(base, wave, known))
-    able = found
-    if isinstance(manifest_of(wave, inputs, known.state), Refusal):  # how to train the others is unknown
-        able = tuple(each for each in found if each.assignment is not None)
+    manifest = manifest_of(wave, inputs, known.state)
+    unknown = manifest if isinstance(manifest, Refusal) else None
+    standing = WaveStanding(train, found, unfit=unfit, store=_store(base, wave, known), unknown=unknown)
+    able = found if unknown is None else tuple(each for each in found if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=standing.stopped)
     return msgspec.structs.replace(standing, wants_slot=needy)
 

@@ -81,7 +81,8 @@ class WaveStanding(msgspec.Struct, frozen=True):
 
     `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why the wave
     cannot be trained as it is written, `waiting` why it must wait. `kept`: the spec cannot be read, and everything
-    stays as it is. `store` is where its policies are saved and published, or were while the base trained.
+    stays as it is. `store` is where its policies are saved and published, or were while the base trained. `unknown`
+    says why it is unknown how to train those that no engine has.
     """
 
     train: Train
@@ -92,6 +93,7 @@ class WaveStanding(msgspec.Struct, frozen=True):
     waiting: Refusal | None = None
     kept: bool = False
     store: Source = Source(uri="")
+    unknown: Refusal | None = None
 
     @property
     def stopped(self) -> bool:

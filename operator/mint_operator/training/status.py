@@ -161,6 +161,9 @@ def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
     if coming:
         message = f"{message}; not ready: {', '.join(coming)}"
         return Finding("Ready", "False", conditions.BASE_LOADING, message, NO_NAMES)
+    why = facts.standing.unknown
+    if why is not None and any(each.assignment is None for each in idle):
+        return Finding("Ready", "False", why.reason, f"{message}; {why.message}", why.mentions)
     return Finding("Ready", "False", conditions.POLICIES_LOADING, message, NO_NAMES)
 
 
