@@ -169,9 +169,12 @@ class Policy:
         saved: pb.SaveStateResponse = await self._next("SaveState", pb.SaveStateRequest())
         return saved.uri
 
-    async def load_state(self, uri: str) -> None:
-        """Continue from a checkpoint that a policy of this name has saved."""
-        await self._next("LoadState", pb.LoadStateRequest(uri=uri))
+    async def load_state(self, uri: str, *, saved_by: str = "") -> None:
+        """Continue from a checkpoint that a policy of this name has saved, or another one of the base: `saved_by`.
+
+        This restores weights, optimizer state and step, and the rank, alpha and target modules.
+        """
+        await self._next("LoadState", pb.LoadStateRequest(uri=uri, saved_by=saved_by))
 
     async def publish(self) -> pb.PublishResponse:
         """Serve the current weights under the policy's name from now on."""

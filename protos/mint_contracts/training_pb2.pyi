@@ -601,6 +601,7 @@ class LoadStateRequest(_message.Message):
     LIFE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    SAVED_BY_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     uri: _builtins.str
@@ -610,6 +611,8 @@ class LoadStateRequest(_message.Message):
     """As in CreatePolicyRequest."""
     lease: _builtins.int
     """From PolicyState; 0: any lease."""
+    saved_by: _builtins.str
+    """The policy that saved the state, if it is another one of the base; empty: this policy."""
     def __init__(
         self,
         *,
@@ -619,10 +622,11 @@ class LoadStateRequest(_message.Message):
         life: _builtins.int = ...,
         base_model: _builtins.str = ...,
         lease: _builtins.int = ...,
+        saved_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "lease", b"lease", "life", b"life", "policy", b"policy", "saved_by", b"saved_by", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

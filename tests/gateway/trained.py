@@ -65,6 +65,18 @@ async def list_policies(tenants: Tenants, me: str, other: str) -> None:
     assert len((await tenants.clients["admin"].resting_policies(size=1)).policies) == 2
 
 
+async def load_state(tenants: Tenants, me: str, other: str) -> None:
+    await called("LoadState", pb.LoadStateRequest())(tenants, me, other)
+    client, asked = tenants.clients[me], len(tenants.trainer.asked)
+    for name in (f"{other}/made", f"{NOBODY}/made"):
+        request = pb.LoadStateRequest(
+            policy=f"{me}/made", sequence=1, uri="file:///x", saved_by=name, base_model=SHARED
+        )
+        with pytest.raises(errors.PermissionDenied, match=f"policy '{name}': is outside your key's scope; contact"):
+            await client._connection.call(client._trainer.LoadState, request)
+    assert len(tenants.trainer.asked) == asked, "the engine has not even been asked"
+
+
 CHECKS: dict[str, Check] = {
     "CreatePolicy": create_policy,
     "ResumePolicy": called("ResumePolicy", pb.ResumePolicyRequest()),
@@ -73,7 +85,7 @@ CHECKS: dict[str, Check] = {
     "ForwardBackward": called("ForwardBackward", pb.ForwardBackwardRequest()),
     "OptimStep": called("OptimStep", pb.OptimStepRequest()),
     "SaveState": called("SaveState", pb.SaveStateRequest()),
-    "LoadState": called("LoadState", pb.LoadStateRequest()),
+    "LoadState": load_state,
     "Publish": called("Publish", pb.PublishRequest()),
     "DropPolicy": called("DropPolicy", pb.DropPolicyRequest()),
 }

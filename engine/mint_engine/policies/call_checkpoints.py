@@ -90,21 +90,24 @@ async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> Non
         raise superseded(policy, latest, calls.lease)
 
 
-async def load(here: CallContext, policy: str, calls: Calls, uri: str) -> Policy:
-    """Return the policy that `save` wrote to `uri`.
+async def load(here: CallContext, policy: str, calls: Calls, uri: str, saved_by: str) -> Policy:
+    """Return the policy that `save` wrote to `uri` for the policy `saved_by`, as a state of this one.
 
-    Raises SourceForbidden for a URI that is not this policy's, StaleLease for one saved under a newer lease, whose
-    engine now has the policy, and as `Checkpoints.read`.
+    Raises SourceForbidden for a URI that is not that policy's, StaleLease for one of this policy's that was saved
+    under a newer lease, whose engine now has the policy, and as `Checkpoints.read`.
     """
-    checkpoints = checkpoints_of(here.store, policy)
+    checkpoints = checkpoints_of(here.store, saved_by)
     folder = _folder(here.store, checkpoints)
     if not uri.startswith(folder):
-        raise SourceForbidden(
-            f"policy {policy!r}", "can only load its own states; give a uri that SaveState returned"
-        )
+        reason = f"can only load a state of policy {saved_by!r}; give a uri that its SaveState returned"
+        if saved_by == policy:
+            reason = "can only load its own states; give a uri that SaveState returned, or name the other policy"
+            reason += " as saved_by"
+        raise SourceForbidden(f"policy {policy!r}", reason)
     name = uri.removeprefix(folder)
     blob = await run_blocking(checkpoints.read, name)
-    if (of := Name.read(name)) is not None and of.lease > calls.lease:
+    of = Name.read(name)
+    if saved_by == policy and of is not None and of.lease > calls.lease:
         raise superseded(policy, of.lease, calls.lease)
     return await _read(here, policy, blob)
 

@@ -131,11 +131,12 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await self._once(request, work, context)
 
     async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """Continue from one of the policy's own checkpoints."""
+        """Continue from a checkpoint of the policy, or of another one of the base."""
 
         async def work(here: CallContext, calls: Calls) -> pb.PolicyState:
+            saved_by = check_adapter(request.saved_by or request.policy)
             async with here.copying(calls):
-                loading = partial(call_checkpoints.load, here, request.policy, calls, request.uri)
+                loading = partial(call_checkpoints.load, here, request.policy, calls, request.uri, saved_by)
                 read = await self._register.kept(request.policy, calls, loading)
                 step = read.step  # read before the step thread owns it
                 await here.replace(calls, read)

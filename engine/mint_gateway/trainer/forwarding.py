@@ -215,6 +215,8 @@ class Forwarding:
             if isinstance(request, pb.CreatePolicyRequest):
                 raise PermissionDenied(f"policy {trail.policy!r}", f"is {OUT_OF_SCOPE}")
             raise policy_not_found(view, trail.policy)
+        if isinstance(request, pb.LoadStateRequest) and request.saved_by and not view.scope.adapter(request.saved_by):
+            raise PermissionDenied(f"policy {request.saved_by!r}", f"is {OUT_OF_SCOPE}")
         if view.record is None:
             raise incomplete(view.base)
         if not view.record.trains:
