@@ -259,7 +259,8 @@ def _record(
     status = statuses.by_wave[key]
     ready = find(status.conditions, "Ready")
     words = before.last_words if before is not None and before.run == wave.meta.uid else ()
-    waits = ready is not None and ready.status != "True" and status.phase != "Training"
+    trains = status.training is not None and status.training.policies.running > 0
+    waits = ready is not None and ready.status != "True" and not trains
     return WaveTraining(
         wave=key,
         generation=wave.meta.generation,
