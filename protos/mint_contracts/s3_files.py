@@ -16,8 +16,18 @@ class S3Files(S3FileSystem):  # type: ignore[misc]
     """S3FileSystem, but if an object's head has no length, it comes from the bucket's listing.
 
     An unknown upload is an OSError, and no FileNotFoundError. To delete what may not be deleted is an error: s3fs
-    takes a bucket's answer for success whatever it says of each object.
+    takes a bucket's answer for success whatever it says of each object. Where a folder has nothing, the one above is
+    not listed, as by s3fs: a store of adapters may have a million others.
     """
+
+    async def _ls(
+        self, path: str, detail: bool = False, refresh: bool = False, versions: bool = False, prefix: str = ""
+    ) -> Any:
+        path = self._strip_protocol(path).rstrip("/")
+        files = await self._lsdir(path, refresh, versions=versions, prefix=prefix)
+        if not files and "/" in path and not prefix:
+            raise FileNotFoundError(path)
+        return files if detail else sorted(each["name"] for each in files)
 
     async def _call_s3(self, method: str, *positional: Any, **named: Any) -> Any:
         try:

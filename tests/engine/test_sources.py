@@ -14,7 +14,7 @@ import torch
 from mint_contracts import backends, errors
 from mint_contracts.source import Source, child
 from mint_engine.adapters.read import read_adapter
-from mint_engine.sources.fetch import WEIGHTS
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.sources.local import LocalFolder
@@ -184,6 +184,31 @@ def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_
     (claim / "current").symlink_to("versions/7")
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
     assert loader(tmp_path).load(Source("pvc://mine/current")).rank == 4
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_neither_a_bucket_nor_a_folder_in_it_is_listed_for_one_adapter(
+    scheme: str, opened: Callable[[str], Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may have a million adapters, and an adapter's folder as many other files; names may be mistyped."""
+    store, files = opened(scheme), backends.backend(scheme).files
+    folder = f"{stores.BUCKET}/team/store/acme"
+    files.pipe({f"{folder}/{name}": b"x" for name in ("good/notes.txt", "good/logs/1.txt")})
+    listed = set[str]()
+    lister = "_lsdir" if scheme == "s3" else "_list_objects"
+
+    whole = getattr(type(files), lister)
+
+    async def noted(self: object, path: str, *given: object, **named: object) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = await whole(self, path, *given, **named)
+        listed.update(each["name"] for each in found)
+        return found
+
+    monkeypatch.setattr(type(files), lister, noted)
+    assert read_adapter(folder_of(child(store, "acme/good")), tiny_fit(), torch.float32).rank == 4
+    with pytest.raises(errors.SourceNotFound):
+        read_adapter(folder_of(child(store, "acme/mistyped")), tiny_fit(), torch.float32)
+    assert listed == {f"{folder}/good/{name}" for name in (CONFIG, WEIGHTS)}
 
 
 def test_an_adapters_folder_is_not_listed(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
