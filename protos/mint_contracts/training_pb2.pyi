@@ -404,7 +404,9 @@ class ForwardBackwardResponse(_message.Message):
     """Summed over tokens, before any normaliser."""
     tokens: _builtins.int
     @_builtins.property
-    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprobs]: ...
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprobs]:
+        """For each example, one value for each of its targets: its log-probability, or 0 where the weight is 0."""
+
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Means over tokens: kl (k3, against the base); for losses with importance weights also ratio, clipped, kept (within

@@ -15,7 +15,7 @@ from tests.gateway.taught import School
 PROGRAMS = [block for block in blocks(ROOT / "docs" / "training.md") if "async with Client(" in block]
 
 
-@pytest.mark.parametrize("shown", range(2), ids=["supervised", "rewarded"])
+@pytest.mark.parametrize("shown", range(3), ids=["supervised", "rewarded", "preferred"])
 async def test_a_program_of_the_pages_trains_and_publishes(
     school: School, base: Path, patient: Client, shown: int
 ) -> None:
@@ -40,3 +40,11 @@ async def test_a_program_of_the_pages_trains_and_publishes(
             for policy in (await patient.create_policy("acme/fresh", rank=8), await patient.policy(trained.policy))
         ]
         assert after.loss_sum < before.loss_sum
+    if shown == 2:
+        prompt, pair = names["chat"]("Write one."), [names["tokenizer"].encode(text) for text in ("An old", "No.")]
+        before, after = [
+            await names["logprobs"](policy, prompt, pair)
+            for policy in (await patient.create_policy("acme/fresh", rank=8), await patient.policy(trained.policy))
+        ]
+        assert after[0] > before[0]
+        assert after[1] < before[1]
