@@ -149,11 +149,11 @@ def _decided(record: WaveRecord, view: MapView, wanted: int, copies: Sequence[Co
     """Say in one sentence what a person should look at first."""
     if not record.admitted:
         return f"not admitted ({record.reason}): {record.message}"
-    if record.chosen_by == TRAIN:
-        return "admitted; `mint wave watch` shows its policies"
     failed = [copy for copy in missing if copy.failure]
     if failed:
         return f"admitted; {len(failed)} copies failed, first {failed[0].adapter} on {failed[0].engine}"
+    if record.chosen_by == TRAIN:
+        return "admitted; `mint wave watch` shows its policies"
     if len(copies) < wanted:
         most = view.record.engines_max if view.record else 0
         ready = sum(engine.available for engine in view.engines.values())

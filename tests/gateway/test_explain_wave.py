@@ -112,6 +112,11 @@ async def test_a_policy_that_trains_is_not_said_to_load(scene: Scene) -> None:
     why = await scene.client.explain_wave(WAVE)
     assert [each.why for each in why.missing] == ["training, or loading what it published; on Host now"]
     assert why.decided_by == "admitted; `mint wave watch` shows its policies"
+    failure = Failure("CorruptFile", "truncated", terminal=True)
+    await engine.hold(PIRATE, f"{STORE}/{PIRATE}", Tier.REMOTE, failure=failure)
+    await scene.seen(engine)
+    why = await scene.client.explain_wave(WAVE)
+    assert why.decided_by == f"admitted; 1 copies failed, first {PIRATE} on e-0"
 
 
 async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
