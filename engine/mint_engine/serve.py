@@ -228,7 +228,7 @@ class EngineServer:
         rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
         ends = ends_of(base.tokenizer, base.end, base.eos)
-        renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends)
+        renderer = Renderer(base.tokenizer, base.vocab_size, parts.context_length, ends, base.channels)
         return TrainingContext(
             StepThread(updates, wake), rollouts, parts.slots, residency, renderer, self.register.give_way
         )

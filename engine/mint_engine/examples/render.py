@@ -8,8 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import BadExample, InvalidRequest, PromptTooLong
+from mint_contracts.sampling_pb2 import Started
 from mint_engine.examples.ending import Ends, begins_thought, introduced
 from mint_engine.examples.example import Example
+from mint_engine.requests.channels import Channels, read_channels
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.thoughts import END
 from mint_engine.requests.variables import PLACE
@@ -23,6 +25,7 @@ class Renderer:
     vocab_size: int
     context_length: int
     ends: Ends
+    channels: Channels | None = None
 
     def prompt(self, example: Example, room: int) -> tuple[int, ...]:
         """Return the prompt's tokens, leaving `room` for new ones. Raises BadExample."""
@@ -53,6 +56,11 @@ class Renderer:
                 "sampling.maxTokens, shorten the prompt, or raise spec.engine.contextLength",
             )
         return tokens
+
+    def thought(self, example: Example, prompt: Sequence[int]) -> "Started.Thought.ValueType":
+        """Return CHANNELS if completions of an example's prompt are messages, whose markers their text then has."""
+        chat = sampling_pb2.Chat(channels=not isinstance(example.prompt, str))
+        return read_channels(chat, prompt, self.channels, self.tokenizer)
 
     def answer(self, example: Example, room: int) -> tuple[int, ...]:
         """Return the tokens of the answer, with what a chat's template puts before it, and its end.

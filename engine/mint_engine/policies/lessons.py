@@ -143,18 +143,20 @@ class Lessons:
         """Return a scored group of completions for each example."""
         terms, render = self.terms, self.context.renderer
         sampling = msgspec.structs.replace(terms.sampling, temperature=temperature)
-        prompts = await asyncio.to_thread(lambda: [render.prompt(each, sampling.max_tokens) for each in examples])
-        asks = [
-            Ask(terms.policy, label, self.slot, prompt, sampling, own, terms.train.replay_routes)
-            for prompt, own in zip(prompts, seeds, strict=True)
-        ]
+
+        def ask(example: Example, own: tuple[int, ...]) -> Ask:
+            prompt = render.prompt(example, sampling.max_tokens)
+            thought, routes = render.thought(example, prompt), terms.train.replay_routes
+            return Ask(terms.policy, label, self.slot, prompt, sampling, own, routes, thought)
+
+        asks = await asyncio.to_thread(lambda: list(map(ask, examples, seeds)))
         with phase("rollout"):
-            answers = await gather_or_cancel(self._rollouts(place, ask) for place, ask in enumerate(asks))
+            answers = await gather_or_cancel(self._rollouts(place, each) for place, each in enumerate(asks))
         with phase("reward"):
             rewards = iter(await self._score(examples, [[r.text for r in group] for group in answers], step))
         return [
-            Group(prompt, group, [next(rewards) for _ in group])
-            for prompt, group in zip(prompts, answers, strict=True)
+            Group(each.prompt, group, [next(rewards) for _ in group])
+            for each, group in zip(asks, answers, strict=True)
         ]
 
     async def _rollouts(self, place: int, ask: Ask) -> list[Rollout]:

@@ -35,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True):
     sampling: Sampling
     seeds: tuple[int, ...]
     routes: bool = False  # whether to return the experts that tokens were routed to
+    thought: int = 0  # as in `Request`
 
 
 @dataclass
@@ -175,6 +176,7 @@ def _requests(ask: Ask) -> list[Request]:
             slot=ask.slot,
             routes=ask.routes,
             background=True,
+            thought=ask.thought,
         )
         for seed in ask.seeds
     ]

@@ -4,7 +4,7 @@ import msgspec
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """One completion of one example. Texts are as users see them: without special tokens and stop string."""
+    """One completion of one example, without its stop string and special tokens, except for markers of channels."""
 
     prompt: str
     text: str
