@@ -1,6 +1,7 @@
 """A base's tokenizer splits texts as its files say, whatever class they name."""
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,33 @@ def test_a_processors_chat_template_is_used_if_there_is_no_other(tmp_path: Path)
     assert read_tokenizer(find_files(tmp_path)).chat_template == TEMPLATE
     (tmp_path / "chat_template.jinja").unlink()
     assert read_tokenizer(find_files(tmp_path)).chat_template == theirs
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_base_without_a_vocabulary_is_refused(kind: str, tmp_path: Path) -> None:
+    """transformers makes some tokenizers of their special tokens alone."""
+    save_base(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=kind)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedBase, match=r"has no .*; put a tokenizer\.json beside its weights"):
+        read_tokenizer(find_files(tmp_path))
+
+
+def test_mistrals_own_file_makes_a_tokenizer_whose_texts_begin_with_its_bos(tmp_path: Path) -> None:
+    """As of Mistral Small 3.2, which has no other."""
+    save_base(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    edit_json(tmp_path / "config.json", model_type="mistral")
+    named = ["<unk>", "<s>", "</s>", "[INST]"]
+    letters = [{"rank": at, "token_bytes": b64encode(bytes([at])).decode(), "token_str": ""} for at in range(256)]
+    sizes = {"num_vocab_tokens": 256, "default_vocab_size": 260, "default_num_special_tokens": len(named)}
+    special = [{"rank": at, "token_str": name, "is_control": True} for at, name in enumerate(named)]
+    told = {"config": sizes | {"pattern": r"\p{L}+|\p{N}| ", "version": "v13"}, "vocab": letters}
+    (tmp_path / "tekken.json").write_text(json.dumps(told | {"special_tokens": special}))
+    read = read_tokenizer(find_files(tmp_path))
+    assert read.encode("a") == [1, len(named) + ord("a")]
+    assert (read.bos_token, read.eos_token_id) == ("<s>", 2)
 
 
 def read_gguf(folder: Path, told: dict[str, Any]) -> Any:

@@ -304,18 +304,32 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(files.folder, **_as_they_lie(files))
     except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
-        if not whole and _has_tokenizer_code(files):
-            raise UnsupportedBase(
-                files.subject,
-                f"has a tokenizer that is custom code, which is not run here; put a {_TOKENIZER_FILE} beside its "
-                "weights",
-            ) from None
-        raise UnsupportedBase(files.subject, f"has no loadable tokenizer: {first_line(error)}") from None
+        raise UnsupportedBase(files.subject, _why_no_tokenizer(files, error, whole=whole)) from None
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # a class' own, without any file
+        why = "has no vocabulary that its tokenizer can read"
+        raise UnsupportedBase(files.subject, f"{why}; put a {_TOKENIZER_FILE} beside its weights")
     if files.gguf is not None:
         split_as_told(tokenizer, files.folder / files.gguf, files.subject)
     elif not tokenizer.chat_template and (files.folder / _PROCESSORS_TEMPLATE).exists():
         tokenizer.chat_template = _read_object(files, _PROCESSORS_TEMPLATE).get("chat_template")
+    _begin_as_mistral(tokenizer)
     return tokenizer
+
+
+def _begin_as_mistral(tokenizer: Any) -> None:
+    """Have texts begin as mistral-common, which transformers needs for that, begins them, by Mistral's own file."""
+    if Path(str(getattr(tokenizer, "vocab_file", ""))).name == "tekken.json":
+        tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+        tokenizer.add_bos_token = True
+
+
+def _why_no_tokenizer(files: BaseFiles, error: Exception, *, whole: bool) -> str:
+    if whole or files.gguf is not None:
+        return f"has no loadable tokenizer: {first_line(error)}"
+    remedy = f"put a {_TOKENIZER_FILE} beside its weights"
+    if _has_tokenizer_code(files):
+        return f"has a tokenizer that is custom code, which is not run here; {remedy}"
+    return f"has no {_TOKENIZER_FILE}, and its other files make no tokenizer here ({first_line(error)}); {remedy}"
 
 
 def _has_tokenizer_code(files: BaseFiles) -> bool:

@@ -43,7 +43,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONFIG = "config.json"
 # The files to ask a web server for, which has no listing; the index names the shards.
 _PROBED = (_CONFIG, "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-           "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+           "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
            "pytorch_model.bin", MODELOPT_FILE)  # fmt: skip
 INDEX = "model.safetensors.index.json"
