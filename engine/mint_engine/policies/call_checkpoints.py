@@ -90,6 +90,12 @@ async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> Non
         raise superseded(policy, latest, calls.lease)
 
 
+async def room_to_load(here: CallContext, uri: str, saved_by: str) -> int:
+    """Return the bytes that `load` takes for a while, for a file and its numbers; 0 if the store does not say."""
+    checkpoints = checkpoints_of(here.store, saved_by)
+    return 2 * await run_blocking(checkpoints.size, uri.removeprefix(_folder(here.store, checkpoints)))
+
+
 async def load(here: CallContext, policy: str, calls: Calls, uri: str, saved_by: str) -> Policy:
     """Return the policy that `save` wrote to `uri` for the policy `saved_by`, as a state of this one.
 

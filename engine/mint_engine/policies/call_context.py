@@ -30,9 +30,12 @@ class CallContext:
         """The memory that policies take."""
         return self.training.residency.room
 
-    def copying(self, calls: Calls) -> AbstractAsyncContextManager[None]:
-        """Return a context that holds room for copies while a policy is saved or another state of it is read."""
-        return self.room.copying(calls.holder, self.room.of(calls.holder).copies)
+    def copying(self, calls: Calls, nbytes: int = 0) -> AbstractAsyncContextManager[None]:
+        """Return a context that holds room for copies while a policy is saved or another state of it is read.
+
+        `nbytes` is what that state takes, which may be larger than the policy.
+        """
+        return self.room.copying(calls.holder, max(nbytes, self.room.of(calls.holder).copies))
 
     async def replace(self, calls: Calls, read: Policy) -> None:
         """Replace a policy by a state that was read; meanwhile the larger of the two counts as its memory."""

@@ -135,6 +135,13 @@ class Checkpoints:
         reason = f"does not exist, or was swept: the newest {self._kept} are kept"
         raise SourceNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", reason)
 
+    def size(self, name: str) -> int:
+        """Return the bytes of one checkpoint's blob; 0 if its record does not say, or there is none."""
+        found = Name.read(name)
+        with suppress(SourceNotFound, CorruptFile):
+            return self._record(found).size if found is not None else 0
+        return 0
+
     def _read(self, name: Name) -> tuple[Record, bytes]:
         for _ in range(READS - 1):
             try:

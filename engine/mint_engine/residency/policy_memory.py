@@ -117,10 +117,18 @@ class PolicyMemory:
             end()
 
     async def begin_copy(self, holder: str, nbytes: int) -> Callable[[], None]:
-        """Reserve room for `nbytes` of copies, at most a policy's `copies`; return a function that releases it.
+        """Reserve room for `nbytes` of copies; return a function that releases it.
 
-        First come, first served. Raises Overloaded if others' copies do not leave enough in time.
+        First come, first served. Raises Overloaded if others' copies do not leave enough in time, and at once if even
+        without these there is no room, as there may not be for more than the largest policy's `copies`.
         """
+        if self.policies + nbytes > self.budget:
+            raise Overloaded(
+                holder,
+                f"needs {in_units(nbytes)} of host memory for a while, and policies have {in_units(self.policies)} "
+                f"of {in_units(self.budget)}; retry later, train fewer at once, or raise hostMemory",
+                retry_after_s=RETRY_S,
+            )
         try:
             async with asyncio.timeout(self._wait_s), self._line:
                 while not self._enter(nbytes):

@@ -1,6 +1,7 @@
 """`hostMemory` covers policies: one that finds none left says so, holds nothing while waiting, and gets its turn."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from mint_contracts.errors import Internal
 from mint_contracts.records import Failure
 from mint_engine.policies import patience
 from mint_engine.residency.policy_memory import Needs
-from mint_engine.training.policy import PolicySettings
+from mint_engine.training import state
+from mint_engine.training.policy import Policy, PolicySettings
 from tests.engine.balance import Imbalances
 from tests.engine.running import save_adapter
 from tests.engine.training.calling import called, lesson, refused
@@ -110,6 +112,36 @@ async def test_calls_that_find_no_memory_are_told_to_come_back_and_do(base: Path
         assert scene.residency.books.host.ledger.aside == 0
         never = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="d", rank=16)))
         assert (never.reason, room.policies) == ("CapacityExceeded", 0)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+async def test_a_state_that_is_larger_than_its_policy_is_read_within_the_memory_there_is(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """It is twice as large. Beside two other policies there is no memory for it, though there is for a third one."""
+    needs, read, spare = await needs_of_one(base, tmp_path), state.from_bytes, list[int]()
+    async with called(base, tmp_path, host_bytes=room_for(4, needs)) as (scene, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="large", rank=2 * RANK))
+        await stub.ForwardBackward(lesson("large", 1))
+        saved = await stub.SaveState(pb.SaveStateRequest(policy="large", sequence=2))
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="large"))
+        for name in ("small", "a", "b")[: 1 + others]:
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=RANK))
+
+        def noted(data: bytes, *told: Any) -> Policy:
+            spare.append(scene.residency.books.host.ledger.aside - (1 + others) * needs.own - 2 * len(data))
+            return read(data, *told)
+
+        monkeypatch.setattr(state, "from_bytes", noted)
+        loading = stub.LoadState(pb.LoadStateRequest(policy="small", sequence=1, uri=saved.uri, saved_by="large"))
+        if others:
+            error = await refused(loading)
+            assert (error.reason, spare) == ("Overloaded", [])
+            assert "raise hostMemory" in error.message
+        else:
+            await loading
+            assert min(spare) >= 0
+        scene.residency.check()
 
 
 async def test_cold_adapters_give_way_to_policies(base: Path, tmp_path: Path) -> None:
