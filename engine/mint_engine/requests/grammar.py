@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
 from mint_engine.requests.channels import Channels, before_final
+from mint_engine.requests.closing import closed
 from mint_engine.requests.formats import known_alone
 from mint_engine.requests.grammar_cost import too_much
 from mint_engine.requests.thoughts import Ahead, after
@@ -181,7 +182,7 @@ def _written(shape: Shape, before: str) -> str:
         schema = json.loads(shape.text)
         if not isinstance(schema, dict):
             raise ValueError("it is not a JSON object")
-        schema = known_alone(schema)
+        schema = closed(known_alone(schema))
         if why := too_much(schema):
             raise ValueError(why)
         return f"{_OPTIONS}\nstart: {before}%json {json.dumps(schema | {'x-guidance': _JSON})}"
