@@ -111,11 +111,11 @@ def _stopped(newest: LatestReports, name: str) -> bool:
 
 def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None) -> PolicyProgress:
     if word is None:
-        return PolicyProgress(policy=name, stage=WAITING, steps=training.train.steps)
+        return PolicyProgress(policy=name, stage=_stage(training, None), steps=training.train.steps)
     engine, progress = word
     return PolicyProgress(
         policy=name,
-        stage=progress.stage.value,
+        stage=_stage(training, progress),
         step=progress.step,
         steps=training.train.steps,
         reward_mean=progress.reward_mean,
@@ -131,6 +131,14 @@ def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None
         eta_s=policy_eta_s(training.train, progress),
         figures=_figures(progress.figures) if progress.figures else None,
     )
+
+
+def _stage(training: WaveTraining, progress: Progress | None) -> str:
+    """Return a policy's stage as its wave's status counts it: what is left of a cancelled wave is cancelled."""
+    over = progress is not None and progress.stage in {Stage.COMPLETE, Stage.FAILED}
+    if training.phase == Stage.CANCELLED and not over:
+        return Stage.CANCELLED
+    return progress.stage if progress is not None else WAITING
 
 
 def _figures(of: StepFigures) -> FiguresMessage:

@@ -87,6 +87,19 @@ async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene:
     assert seen.step == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [("Paused", "Cancelled"), ("Loading", "Cancelled"), ("Complete", "Complete"), ("Failed", "Failed")],
+)
+async def test_what_a_cancelled_wave_had_not_trained_to_its_end_is_cancelled(
+    scene: Scene, training: Training, said: str, shown: str
+) -> None:
+    await training.declare(wave("Cancelled"))
+    await training.report(reported(NAMES[0], 2, Stage(said)))
+    [seen] = [progress async for progress in scene.client.watch("demo/w")]
+    assert [(each.stage, each.step) for each in seen.policies] == [(shown, 2), ("Cancelled", 0)]
+
+
 async def test_a_wave_that_nobody_knows_is_not_found(scene: Scene, training: Training) -> None:
     with pytest.raises(errors.NotFound, match="wave demo/other: is not a training wave"):
         await anext(scene.client.watch("demo/other"))
