@@ -265,7 +265,7 @@ class Client:
         return self._policy(state, base_model)
 
     async def policy(self, name: str, *, base_model: str = "") -> Policy:
-        """Return an existing policy to continue training. Raises PolicyNotFound."""
+        """Return a policy in memory as it is, with any gradient since its last step. Raises PolicyNotFound."""
         request = training_pb2.GetPolicyRequest(policy=name, base_model=base_model)
         state = await self._connection.call(self._trainer.GetPolicy, request)
         return self._policy(state, base_model)
