@@ -29,10 +29,19 @@ class PlaceCounter(Generic[K]):
         """The parties that have any request."""
         return frozenset(self._of)
 
+    @property
+    def free(self) -> int:
+        """The places that nobody has."""
+        return self.places - self.total
+
+    def room(self, party: K, free: int) -> int:
+        """Return how many more requests of one party fit, if `free` places are free to it and others."""
+        own = self.of(party)
+        return max(0, (_SHARE * (free + 1) - own) // (_SHARE + 1)) if own else free
+
     def has_room(self, party: K, count: int) -> bool:
         """Whether all of `count` more requests of one party fit."""
-        free, own = self.places - self.total, self.of(party)
-        return count <= free and (not own or own + count <= _SHARE * (free - count + 1))
+        return count <= self.room(party, self.free)
 
     def enter(self, party: K, count: int) -> None:
         """Count `count` requests of a party as entered."""

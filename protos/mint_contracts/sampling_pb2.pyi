@@ -50,8 +50,9 @@ class GenerateRequest(_message.Message):
     """
     client: _builtins.str
     """Set only by gateways, which discard a client's value: a digest of the name of the request's API key, of at most
-    256 characters. Clients take turns where adapters wait for slots, and share the limits of what may wait. Empty
-    where no keys, or only one, tell clients apart: requests without it are one client's, which may have all.
+    256 characters. Clients take turns where adapters wait for slots, and in the places of a step, and share the limits
+    of what may wait. Empty where no keys, or only one, tell clients apart: requests without it are one client's, which
+    may have all, and in places their adapters take turns beside clients.
     """
     @_builtins.property
     def tokens(self) -> Global___TokenIds: ...

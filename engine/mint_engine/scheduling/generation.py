@@ -266,7 +266,7 @@ class Generation:
     def _mask(self, completions: list[Completion], logits: torch.Tensor) -> dict[int, MintError | Late]:
         """Mask each row of logits [n, V] by its request's grammar, in place; return by row why some could not be."""
         fairness = self.scheduler.fairness
-        found = mask([each.grammar for each in completions], logits, in_turn(completions, fairness.service))
+        found = mask([each.grammar for each in completions], logits, in_turn(completions, fairness.rank))
         for at, each in enumerate(completions):
             if each.grammar is not None and not isinstance(found.get(at), Late):
                 fairness.charge(each.request.party, cost(each.grammar.paid_s))

@@ -3,6 +3,10 @@
 Places are shared between parties: each client of an adapter is one, and its training is another. A party's requests
 keep their order. A request that gives way returns to the queue with its tokens, and gets another place in its turn.
 
+Where clients have names, places are shared between clients, and a client's places between its parties, by the same
+rules: between clients, read "client" for "party" below. A client's place is given by its party that has most, of
+equals by the one that was served most. Training, and parties without such a client, take part as if each were one.
+
 A party that waits without a place gets one from the party that has most: that of its latest request that has had the
 place for `stay` steps, or of which nothing beyond cached tokens has been computed yet (which includes a request that
 is late for its first token, see `masking`). A party's only place is taken after `last_stay` steps, and only by a
@@ -20,14 +24,14 @@ tokens as were computed again. With only one party, nobody ever gives way.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT
-from mint_engine.scheduling.request import Completion, Party
+from mint_engine.scheduling.request import Completion, Party, Sharer
 
 
 class PlaceTerms(msgspec.Struct, frozen=True):
@@ -42,7 +46,11 @@ class PlaceTerms(msgspec.Struct, frozen=True):
         return COMPLETION_WEIGHT * self.stay
 
 
-Served = Callable[[Party], int]  # returns a party's service
+Served = Callable[[Sharer], int]  # returns the service of a client or party
+
+BETWEEN, WITHIN = 0, -1  # levels of a party's path: between clients, or within one
+
+_Movable = dict[Sharer, dict[Party, list[Completion]]]  # by client and party, the latest last; nothing is empty
 
 
 def room_for_training(tenants: int) -> int:
@@ -50,20 +58,41 @@ def room_for_training(tenants: int) -> int:
     return max(1, int(SHARE * tenants))
 
 
+def may_any_give_way(own: Sequence[Completion], now: int, terms: PlaceTerms) -> bool:
+    """Return whether any of a client's `own` that run might give way to another of its parties: a quick look."""
+    places = Counter(each.request.party for each in own)
+    return any(
+        _may_move(each, now, terms) if places[each.request.party] > 1 else now - each.placed_at >= terms.last_stay
+        for each in own
+    )
+
+
 def who_give_way(
-    asking: Party, waited: int | None, running: Sequence[Completion], served: Served, now: int, terms: PlaceTerms
+    party: Party,
+    level: int,
+    waited: int | None,
+    running: Sequence[Completion],
+    served: Served,
+    now: int,
+    terms: PlaceTerms,
 ) -> Iterator[Completion]:
     """Yield the requests that may give way to a party's next request; take only as many as make room for it.
 
-    `waited` is the number of steps for which the party has had no place; None if it has one, or has just lost it.
+    `running` are those of the level: all, or those of the party's client. `waited` is the number of steps for which
+    the party, or its client if the level is theirs, has had no place; None if it has one, or has just lost it.
     """
-    claim = _Claim(asking, waited, Counter(each.request.party for each in running), served, now, terms)
-    movable: dict[Party, list[Completion]] = {}
+    asking, movable = party.path[level], _Movable()
     for each in running:
-        if each.request.party != asking and _may_move(each, now, terms):
-            movable.setdefault(each.request.party, []).append(each)
-    for latest_last in movable.values():
-        latest_last.sort(key=lambda each: each.arrival)
+        its = each.request.party
+        if its.path[level] != asking and _may_move(each, now, terms):
+            movable.setdefault(its.path[level], {}).setdefault(its, []).append(each)
+    if not movable:
+        return
+    for parties in movable.values():
+        for latest_last in parties.values():
+            latest_last.sort(key=lambda each: each.arrival)
+    places = Counter(sharer for each in running for sharer in each.request.party.path)
+    claim = _Claim(asking, party.background, waited, places, served, now, terms)
     while (victim := claim.next_of(movable)) is not None:
         yield victim
 
@@ -78,39 +107,49 @@ def _may_move(each: Completion, now: int, terms: PlaceTerms) -> bool:
 
 @dataclass(slots=True)
 class _Claim:
-    """One party's claim to the places of others."""
+    """One client's or party's claim to the places of others on its level."""
 
-    asking: Party
+    asking: Sharer
+    background: bool
     waited: int | None
-    places: Counter[Party]
+    places: Counter[Sharer]
     served: Served
     now: int
     terms: PlaceTerms
 
-    def next_of(self, movable: Mapping[Party, list[Completion]]) -> Completion | None:
-        """Remove and return the request that gives way next, or None. `movable` lists them by party, latest last."""
-        training = sum(count for party, count in self.places.items() if party.background)
-        tenants = self.places.total() - training
-        over = not self.asking.background and training > room_for_training(tenants)
-        within = not self.asking.background or training < room_for_training(tenants - 1)
-        owing = [
-            party
-            for party, those in movable.items()
-            if those
-            and ((party.background and over) or ((party.background or within) and self._is_owed(party, those)))
-        ]
+    def next_of(self, movable: _Movable) -> Completion | None:
+        """Remove and return the request that gives way next, or None."""
+        counts = [(sharer.background, count) for sharer, count in self.places.items() if isinstance(sharer, Party)]
+        training = sum(count for background, count in counts if background)
+        tenants = sum(count for _, count in counts) - training
+        over = not self.background and training > room_for_training(tenants)
+        within = not self.background or training < room_for_training(tenants - 1)
+        owing: list[tuple[Sharer, Party]] = []
+        for sharer, parties in movable.items():
+            party = max(parties, key=self._has)
+            owes = (party.background or within) and self._is_owed(sharer, parties[party][-1])
+            if (party.background and over) or owes:
+                owing.append((sharer, party))
         if not owing:
             return None
-        party = max(owing, key=lambda each: (each.background and over, self.places[each], self.served(each)))
-        self.places[party] -= 1
-        return movable[party].pop()
+        sharer, party = max(owing, key=lambda each: (each[1].background and over, *self._has(each[0])))
+        victim = movable[sharer][party].pop()
+        if not movable[sharer][party]:
+            del movable[sharer][party]
+        if not movable[sharer]:
+            del movable[sharer]
+        self.places.subtract(party.path)
+        return victim
 
-    def _is_owed(self, party: Party, movable: Sequence[Completion]) -> bool:
-        """Return whether a party owes the claimant a place, by the places and the service of both."""
+    def _has(self, sharer: Sharer) -> tuple[int, int]:
+        return self.places[sharer], self.served(sharer)
+
+    def _is_owed(self, sharer: Sharer, last: Completion) -> bool:
+        """Return whether a sharer, whose request `last` would give way, owes the claimant a place."""
         terms = self.terms
-        own, its, last = self.places[self.asking], self.places[party], movable[-1]
+        own, its = self.places[self.asking], self.places[sharer]
         if self.waited is None:
-            return its - own > 1 and self.served(party) - self.served(self.asking) > terms.margin
+            return its - own > 1 and self.served(sharer) - self.served(self.asking) > terms.margin
         if its > 1:
             return True
         return (

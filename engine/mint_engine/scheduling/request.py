@@ -21,11 +21,23 @@ SEEDS = 2**64
 
 
 class Party(NamedTuple):
-    """A unit between which places are shared: one client's requests for an adapter, or the adapter's training."""
+    """A unit between which places are shared: a client's requests for an adapter, or the adapter's training.
+
+    Clients that have names share first, then each one's parties what is the client's. Parties without such a client
+    share as if each were one.
+    """
 
     adapter: str
     background: bool
     client: str = ""  # empty if clients cannot be told apart, and for training
+
+    @property
+    def path(self) -> "tuple[Sharer, ...]":
+        """Who shares on its behalf, at each level from the top: its client, if that has a name, then itself."""
+        return (self.client, self) if self.client else (self,)
+
+
+Sharer = str | Party  # a client or a party
 
 
 class Request(msgspec.Struct, frozen=True):

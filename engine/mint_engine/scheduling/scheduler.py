@@ -1,28 +1,27 @@
 """Decides which requests run, and how many tokens of each a step computes. No tensors, no clock, no threads.
 
-Admission takes the next request of the least served party (`fairness`), with pages for the tokens that it has; full
-pages that were computed before are shared (`prefix`). While it decodes, it takes a page every 16 tokens in each of
-the cache's groups of layers, and releases pages that no layer of their group sees any more. When no page is left, the
-running request of the most served party, and among its requests the latest, is preempted: it returns to the queue
-with the tokens that it has generated, which become part of its prompt. Training's requests are preempted before any
-tenant's, but for the first of them.
+Admission takes the next request of the least served client's least served party (`fairness`), with pages for the
+tokens that it has; full pages that were computed before are shared (`prefix`). While it decodes, it takes a page
+every 16 tokens in each of the cache's groups of layers, and releases pages that no layer of their group sees any
+more. When no page is left, the running request of the most served client's most served party, and among its requests
+the latest, is preempted: it returns to the queue with the tokens that it has generated, which become part of its
+prompt. Training's requests are preempted before any tenant's, but for the first of them.
 
 This makes progress: tokens are never lost, and either one of the requests that go on generates a token in the same
 step, however many are late for theirs (`masking`), or the victim itself has generated one since it was admitted. The
 first running request in that order is never preempted for pages, and alone in the engine it has room for all that it
 can grow to. A request that gives way in turn has generated a token too, or nothing of it was computed and another of
-its party goes on.
+its client or party goes on.
 
-If waiting requests cannot be placed, the latest requests of the party that has most places give way in the same
-manner (`place_turns`), so that nobody waits for the end of others' long requests.
+If waiting requests cannot be placed, the latest requests of the client, and of its party, that has most places give
+way in the same manner (`place_turns`), so that nobody waits for the end of others' long requests.
 
 A step computes one token of every decoding request, and fills the rest of its budget with prompts, those of the least
-served parties first, and long ones in chunks. While tenants' requests are computed, training's
-(`Request.background`) get only a fraction of as many rows, so that tenants' tokens are hardly delayed.
+served first, and long ones in chunks. While tenants' requests are computed, training's (`Request.background`) get
+only a fraction of as many rows, so that tenants' tokens are hardly delayed.
 """
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,9 +33,16 @@ from mint_engine import metrics
 from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
 from mint_engine.scheduling.pages import Pages
-from mint_engine.scheduling.place_turns import PlaceTerms, room_for_training, who_give_way
+from mint_engine.scheduling.place_turns import (
+    BETWEEN,
+    WITHIN,
+    PlaceTerms,
+    may_any_give_way,
+    room_for_training,
+    who_give_way,
+)
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
-from mint_engine.scheduling.request import Completion, Party, State
+from mint_engine.scheduling.request import Completion, Sharer, State
 from mint_engine.scheduling.waiting import Waiting
 
 
@@ -65,7 +71,7 @@ class Share:
         return self.length == self.completion.pending
 
 
-Rank = Callable[[Completion], tuple[int, int]]
+Rank = Callable[[Completion], tuple[int | tuple[int, ...], int]]
 
 EARLIEST = 8  # at least one in 8 prompt tokens of a step belongs to the earliest prompt, whatever else arrives
 FREE_ROWS = 4  # background rows that cost tenants next to nothing: a step reads all weights however few rows it has
@@ -126,7 +132,6 @@ class Scheduler:
         self.unwiped: list[int] = []  # pages taken since the caller last wiped pages and emptied this list
         self._arrivals = itertools.count(1)
         self._steps = 0
-        self._without: dict[Party, int] = {}  # parties that wait without a place: since which step
 
     @property
     def live(self) -> list[Completion]:
@@ -203,9 +208,9 @@ class Scheduler:
         completion.state = State.ENDED
         self.fairness.leave(completion.request.party)
 
-    def _rank(self, completion: Completion) -> tuple[int, int]:
-        """Return the sort key of a request: the least served party's first, then the earliest."""
-        return self.fairness.service(completion.request.party), completion.arrival
+    def _rank(self, completion: Completion) -> tuple[tuple[int, ...], int]:
+        """Return a request's sort key: the least served client's least served party's is first, then the earliest."""
+        return self.fairness.rank(completion.request.party), completion.arrival
 
     def _queue(self, completion: Completion) -> None:
         if _follows(completion):
@@ -273,74 +278,65 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start waiting requests in order while places and pages last; then make others give way in turn."""
+        self.waiting.note(self.running if len(self.waiting) else (), self._steps)
         if not len(self.waiting):
-            self._without.clear()
             return
-        self._note_waits()
         # Prompts still to be computed count as service: otherwise one party would get all free places.
-        promised: Counter[Party] = Counter()
+        promised: Counter[Sharer] = Counter()
         for each in self.running:
-            promised[each.request.party] += PROMPT_WEIGHT * (each.pending - 1)
+            _promise(promised, each, each.pending - 1)
         while len(self.running) < self.limits.running:
             completion = self._next(promised)
             if completion is None or not self._start(completion, promised):
                 break
-        for background in sorted((False, True), key=self._longest_since):
-            while (completion := self._next_in_turn(promised, background)) and self._make_room(completion, promised):
-                self._start(completion, promised)
+        self._take_turns(promised)
 
-    def _note_waits(self) -> None:
-        having = {each.request.party for each in self.running}
-        self._without = {
-            party: self._without.get(party, self._steps) for party in self.waiting.parties if party not in having
-        }
+    def _take_turns(self, promised: Counter[Sharer]) -> None:
+        """Start waiting requests for which others give way: between clients, then within each client."""
+        for background in sorted((False, True), key=self.waiting.longest):
+            while (first := self.waiting.next(promised, (background,))) and self._make_room(first, promised):
+                self._start(first, promised)
+        by_client: dict[str, list[Completion]] = {}
+        for each in self.running:
+            if each.request.client:
+                by_client.setdefault(each.request.client, []).append(each)
+        for client, own in by_client.items():
+            self._take_turns_within(client, own, promised)
 
-    def _next(self, promised: Counter[Party]) -> Completion | None:
+    def _take_turns_within(self, client: str, own: list[Completion], promised: Counter[Sharer]) -> None:
+        """Start a client's waiting requests for which some of its `own` that run give way."""
+        while may_any_give_way(own, self._steps, self.terms):
+            completion = self.waiting.next_of(client, promised)
+            if completion is None or not self._make_room(completion, promised, own):
+                return
+            self._start(completion, promised)
+            own = [each for each in self.running if each.request.client == client]
+
+    def _next(self, promised: Counter[Sharer]) -> Completion | None:
         """Return the request that gets a free place; while tenants wait, training gets none beyond its share."""
         training = sum(each.request.background for each in self.running)
-        tenants_wait = any(not party.background for party in self.waiting.parties)
-        full = tenants_wait and training >= room_for_training(len(self.running) - training)
-        among = (False,) if full else (False, True)
-        longest = self._longest_without(among)
-        if longest is not None and self._steps - self._without[longest] >= self.terms.last_stay:
-            return self.waiting.first(longest)
-        return self.waiting.next(promised, among)
+        full = self.waiting.has(False) and training >= room_for_training(len(self.running) - training)
+        return self.waiting.next(promised, (False,) if full else (False, True), self.terms.last_stay)
 
-    def _next_in_turn(self, promised: Counter[Party], background: bool) -> Completion | None:
-        """Return the request for which others may give way: the party's longest without a place, else the next."""
-        longest = self._longest_without((background,))
-        return self.waiting.first(longest) if longest else self.waiting.next(promised, (background,))
-
-    def _longest_without(self, among: Sequence[bool]) -> Party | None:
-        return min(
-            (each for each in self._without if each.background in among), key=self._without_since, default=None
-        )
-
-    def _longest_since(self, background: bool) -> float:
-        longest = self._longest_without((background,))
-        return math.inf if longest is None else self._without[longest]
-
-    def _without_since(self, party: Party) -> tuple[int, int]:
-        return self._without[party], self.waiting.first(party).arrival
-
-    def _make_room(self, completion: Completion, promised: Counter[Party]) -> bool:
+    def _make_room(self, completion: Completion, promised: Counter[Sharer], own: Sequence[Completion] = ()) -> bool:
         """Preempt as many as a request needs; return False, changing nothing, if too few may, or none must.
 
-        For pages alone, nobody gives way to training that has a place: it is the first to lose pages (`_last`).
+        If its client's `own` that run are given, it is only they who may. For pages alone, nobody gives way to
+        training that has a place: it is the first to lose pages (`_last`).
         """
+        level, rivals = (WITHIN, own) if own else (BETWEEN, self.running)
         party, running = completion.request.party, len(self.running)
-        since = self._without.get(party)
-        waited = None if since is None else self._steps - since
+        waited = self.waiting.waited(party.path[level])
         spare, each_one = self.prefix.available - sum(self._needed(completion)), len(self.windows)
         fits = spare >= running * each_one
         if running < self.limits.running and (fits or (party.background and waited is None)):
             return False
         victims: list[Completion] = []
 
-        def served(each: Party) -> int:
+        def served(each: Sharer) -> int:
             return self.fairness.service(each) + promised[each]
 
-        for victim in who_give_way(party, waited, self.running, served, self._steps, self.terms):
+        for victim in who_give_way(party, level, waited, rivals, served, self._steps, self.terms):
             victims.append(victim)
             spare += sum(self.pages.references(page) == 1 for page in victim.pages)
             if spare >= (running - len(victims)) * each_one:
@@ -350,18 +346,17 @@ class Scheduler:
                 return True
         return False
 
-    def _start(self, completion: Completion, promised: Counter[Party]) -> bool:
+    def _start(self, completion: Completion, promised: Counter[Sharer]) -> bool:
         """Start a waiting request; return False, changing nothing, if there are too few pages for it."""
         if not self._place(completion):
             return False
-        self.waiting.remove(completion)
-        self._without.pop(completion.request.party, None)
+        self.waiting.placed(completion)
         completion.state = State.RUNNING
         if not completion.placed_at:
             completion.found_first = completion.found
         completion.placed_at, completion.placed_with = self._steps, len(completion.tokens)
         self.running.append(completion)
-        promised[completion.request.party] += PROMPT_WEIGHT * completion.pending
+        _promise(promised, completion, completion.pending)
         metrics.REUSED_TOKENS.inc(completion.computed)
         return True
 
@@ -388,6 +383,11 @@ class Scheduler:
         for table in completion.tables:
             self.prefix.release(table)
         completion.tables, completion.computed = (), 0
+
+
+def _promise(promised: Counter[Sharer], completion: Completion, tokens: int) -> None:
+    for sharer in completion.request.party.path:
+        promised[sharer] += PROMPT_WEIGHT * tokens
 
 
 def _follows(completion: Completion) -> bool:

@@ -20,7 +20,7 @@ from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
-from mint_engine.scheduling.request import Completion, Party, Request
+from mint_engine.scheduling.request import Completion, Party, Request, Sharer
 
 IDLE_S = 0.05  # idle time after which the books are checked
 
@@ -59,7 +59,10 @@ class Stepper:
         self._stopping = self._doubted = False
         self.broken = False  # a defect has ended the thread, and so all work of its background
         limits = self._scheduler.limits
-        self._counter = PlaceCounter[Party](limits.running + limits.waiting)
+        self._counter = PlaceCounter[Sharer](
+            limits.running + limits.waiting
+        )  # by client, if that has a name, or party
+        self._within = PlaceCounter[Party](limits.running + limits.waiting)  # the same requests, by party
         self._demand = Demand()
         self._tenants: Counter[Tenant] = Counter()  # requests in flight, by what they expect in their slots
         self._pace = Pace()
@@ -99,7 +102,8 @@ class Stepper:
                 raise Draining("engine", "is shutting down and takes no new requests")
             self._check_room(party, len(completions))
             now = time.monotonic()
-            self._counter.enter(party, len(completions))
+            self._counter.enter(party.path[0], len(completions))
+            self._within.enter(party, len(completions))
             self._demand.enter(party.adapter, len(completions), now)
             if self._is_full:
                 self._pace.awaited(now)
@@ -180,11 +184,13 @@ class Stepper:
         counter = self._counter
         if count > counter.places:
             raise InvalidRequest("sampling.n", f"is {count}; this engine has {counter.places} places")
-        if counter.has_room(party, count):
+        room = counter.room(party.path[0], counter.free)
+        if count <= (self._within.room(party, room) if party.client else room):
             return
         who = f"{'training ' if party.background else ''}{party.adapter or 'the bare base'}"
-        who += " with your key" if party.client else ""
-        load, own = self.load, counter.of(party)
+        load, own = self.load, self._within.of(party)
+        if party.client:
+            who += f" with your key and {counter.of(party.client) - own} for others with it"
         retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
         raise Overloaded(
             "engine",
@@ -275,7 +281,9 @@ class Stepper:
             with self._wake:
                 for completion in ended:
                     self._pace.ended(now, awaited=self._is_full)
-                    self._counter.leave(completion.request.party)
+                    party = completion.request.party
+                    self._counter.leave(party.path[0])
+                    self._within.leave(party)
                     self._demand.leave(completion.request.adapter, now)
                     self._tenants[_tenant(completion)] -= 1
                 self._tenants = +self._tenants
