@@ -9,6 +9,7 @@ import pytest
 from mint_contracts import errors, keys
 from mint_contracts.source import Source
 from mint_contracts.step_figures import StepFigures
+from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_pb2 import StepFigures as FiguresMessage
 from mint_contracts.training_records import Published, Stage
 from mint_contracts.training_reports import as_recorded, eta_s
@@ -243,6 +244,11 @@ async def test_ended_policies_are_reported_although_their_engine_restarted(
         (name, "Complete", 4, "sha256:abc") for name in NAMES
     ]
     assert plot(seen, tmp_path / "rewards.svg") == 4
+
+
+def test_the_end_of_a_long_history_is_drawn_where_it_belongs_while_its_policy_loads(tmp_path: Path) -> None:
+    policy = PolicyProgress(policy=NAMES[0], stage="Loading", rewards_from=500, rewards=[0.5, 0.75])
+    assert plot(WaveProgress(wave="demo/w", policies=[policy]), tmp_path / "rewards.svg") == 502
 
 
 def test_what_is_left_counts_those_that_load_where_they_stood_and_those_that_wait_in_rounds() -> None:

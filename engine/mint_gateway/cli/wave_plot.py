@@ -75,8 +75,8 @@ def _draw_rewards(axes: Any, policies: Sequence[PolicyProgress]) -> int:
         values = list(policy.rewards)
         if not values:
             continue
-        last = max(policy.step, len(values))  # only a long history's end is kept; a loading policy reports no step
-        at = range(last - len(values) + 1, last + 1)
+        last = policy.rewards_from + len(values)  # only a long history's end is kept
+        at = range(policy.rewards_from + 1, last + 1)
         look = {"label": policy.policy, "color": _colour(number), "marker": _marker(values)}
         axes.plot(at, smoothed(values), linewidth=1.8, **look)
         axes.plot(at, values, linewidth=0.6, alpha=0.3, color=_colour(number))
