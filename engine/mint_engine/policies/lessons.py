@@ -191,7 +191,7 @@ class Lessons:
 
         async def score() -> list[float]:
             async with self.halt.within(GRACE_S):
-                return await scorer.score(self.terms.policy, step, completions)
+                return await scorer.score(self.terms.policy, step, completions, self.patiently)
 
         return await self.patiently(score, "reward")
 

@@ -11,7 +11,7 @@ from mint_contracts.shared_threads import SharedThreads
 from mint_contracts.training import Reward
 from mint_engine.rewards.builtin import Builtin, built_in
 from mint_engine.rewards.completion import Completion
-from mint_engine.rewards.service import ServiceClient
+from mint_engine.rewards.service import Retry, ServiceClient, once
 
 MAX_PARTS = 32  # of a sum, nested sums included
 MOST_REWARD = 1e30  # squares of rewards, and sums of squares, stay finite
@@ -54,8 +54,10 @@ class Scorer:
             if isinstance(part.source, Builtin) and part.source.fits is not None:
                 part.source.fits(empty)
 
-    async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
-        """Return the reward of each completion.
+    async def score(
+        self, policy: str, step: int, completions: Sequence[Completion], retry: Retry = once
+    ) -> list[float]:
+        """Return the reward of each completion; `retry` repeats calls of services that are unavailable.
 
         Raises BadReward for a reward that is not finite or beyond `MOST_REWARD`; RewardUnavailable, InvalidRequest or
         BadExample.
@@ -65,7 +67,7 @@ class Scorer:
             if isinstance(part.source, Builtin):
                 rewards = await self._judged(part, part.source, completions)
             else:
-                rewards = await part.source.score(policy, step, completions)
+                rewards = await part.source.score(policy, step, completions, retry)
             for at, reward in enumerate(rewards):
                 if not math.isfinite(reward):
                     raise BadReward(

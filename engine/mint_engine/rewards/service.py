@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 
 import grpc
@@ -14,7 +14,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.escaping import escape_controls
 from mint_contracts.training import RewardService
-from mint_contracts.training_pb2 import ScoredCompletion
+from mint_contracts.training_pb2 import ScoredCompletion, ScoreResponse
 from mint_contracts.transport import KEEPALIVE_TIMEOUT_MS
 from mint_engine.rewards.completion import Completion
 
@@ -47,6 +47,14 @@ _AWAY = {
 # Caused by a service's own defect, or by a proxy that lost it: retried up to `retries` times, then final.
 _BROKEN = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
 
+Call = Callable[[], Awaitable[ScoreResponse]]
+Retry = Callable[[Call, str], Awaitable[ScoreResponse]]  # repeats a call, named by the text, while it is unavailable
+
+
+async def once(call: Call, _: str) -> ScoreResponse:
+    """A `Retry` that does not: raise the call's own error."""
+    return await call()
+
 
 class ServiceClient:
     """One connection to one service. An async context manager."""
@@ -62,11 +70,25 @@ class ServiceClient:
         self._stub: training_pb2_grpc.RewardAsyncStub = training_pb2_grpc.RewardStub(self._channel)
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
 
-    async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
-        """Return a reward for each completion. Raises RewardUnavailable, or BadReward for an invalid answer."""
-        answers = await gather_or_cancel(
-            self._call(policy, step, batch) for batch in _batches(completions, self._service.batch)
-        )
+    async def score(
+        self, policy: str, step: int, completions: Sequence[Completion], retry: Retry = once
+    ) -> list[float]:
+        """Return a reward for each completion. Raises BadReward for an invalid answer, and as `retry` does.
+
+        Each call is retried by itself: a busy service seldom has room for all of them at once.
+        """
+
+        async def call(place: int, batch: Sequence[Completion]) -> list[float]:
+            async with self._room:  # messages, each with a copy of its example, are made only for calls under way
+                scored = map(_scored_completion, batch)
+                request = training_pb2.ScoreRequest(policy=policy, step=step, completions=scored)
+                rewards = list((await retry(lambda: self._answer(request), f"reward {place}")).rewards)
+            if len(rewards) != len(batch):
+                raise BadReward(self._subject, f"gave {len(rewards)} rewards for {len(batch)} completions")
+            return rewards
+
+        batches = _batches(completions, self._service.batch)
+        answers = await gather_or_cancel(call(place, batch) for place, batch in enumerate(batches))
         return [reward for answer in answers for reward in answer]
 
     async def close(self) -> None:
@@ -80,15 +102,6 @@ class ServiceClient:
         self, _kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _call(self, policy: str, step: int, batch: Sequence[Completion]) -> list[float]:
-        async with self._room:  # messages, each with a copy of its example, are made only for calls under way
-            scored = map(_scored_completion, batch)
-            request = training_pb2.ScoreRequest(policy=policy, step=step, completions=scored)
-            rewards = list((await self._answer(request)).rewards)
-        if len(rewards) != len(batch):
-            raise BadReward(self._subject, f"gave {len(rewards)} rewards for {len(batch)} completions")
-        return rewards
 
     async def _answer(self, request: training_pb2.ScoreRequest) -> training_pb2.ScoreResponse:
         attempt = broken = 0

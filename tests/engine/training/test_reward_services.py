@@ -15,14 +15,16 @@ import pytest
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.errors import BadReward, InvalidRequest, MintError, RewardUnavailable
 from mint_contracts.training import Reward, RewardService
+from mint_engine.policies import patience
 from mint_engine.rewards import service
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from tests.apiserver import ROOT
 from tests.docs.pages import blocks
 from tests.engine.stores import self_signed
+from tests.engine.training.training_engine import assignment, train, training
 from tests.redis_process import free_port
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 
 class Judge(training_pb2_grpc.RewardServicer):
@@ -44,11 +46,34 @@ class Judge(training_pb2_grpc.RewardServicer):
         return training_pb2.ScoreResponse(rewards=[len(each.completion) for each in request.completions])
 
 
+class Busy(Judge):
+    """A service with room for one call, which ends after `least` others were refused, or as the last of `calls`."""
+
+    def __init__(self, calls: int, least: int) -> None:
+        super().__init__(lambda _: None)
+        self.calls, self.least, self.refused, self.scores = calls, least, 0, False
+
+    async def Score(  # noqa: N802 - the name is the proto's
+        self, request: training_pb2.ScoreRequest, context: Any
+    ) -> training_pb2.ScoreResponse:
+        if self.scores:
+            self.refused += 1
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+        self.scores, until_then = True, self.refused + self.least
+        try:
+            await until(lambda: self.refused >= until_then or len(self.requests) == self.calls - 1)
+            return await super().Score(request, context)
+        finally:
+            self.scores = False
+
+
 @asynccontextmanager
 async def serving(
-    trouble: Callable[[int], Any] = lambda _: None, credentials: grpc.ServerCredentials | None = None
+    trouble: Callable[[int], Any] = lambda _: None,
+    credentials: grpc.ServerCredentials | None = None,
+    judge: Judge | None = None,
 ) -> AsyncIterator[tuple[Judge, str]]:
-    judge, server = Judge(trouble), grpc.aio.server()
+    judge, server = judge or Judge(trouble), grpc.aio.server()
     training_pb2_grpc.add_RewardServicer_to_server(judge, server)
     place = "127.0.0.1:0"
     port = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
@@ -129,6 +154,21 @@ async def test_a_service_that_is_away_is_asked_again_and_given_up_in_the_end(mon
         with pytest.raises(RewardUnavailable, match="did not answer 2 times, last with RESOURCE_EXHAUSTED"):
             await scored(RewardService(address=address, retries=1))
         assert len(judge.requests) == 2
+
+
+async def test_a_service_with_room_for_one_call_scores_all_of_a_steps(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that are refused until they are given up end none under way, and repeat none that was answered."""
+    for module in (service, patience):
+        monkeypatch.setattr(module, "FIRST_RETRY_S", 0.001)
+        monkeypatch.setattr(module, "LONGEST_RETRY_S", 0.01)
+    async with serving(judge=Busy(calls=4, least=8)) as (judge, address):
+        told = RewardService(address=address, batch=2, retries=1)
+        async with training(base, tmp_path, train(reward=Reward(service=told), steps=1)) as scene:
+            scene.want(assignment("acme/one"))
+            await scene.ended("acme/one")
+        assert sorted(len(each.completions) for each in judge.requests) == [2, 2, 2, 2]
 
 
 async def test_a_service_that_breaks_is_asked_again_too_and_refused_in_the_end(

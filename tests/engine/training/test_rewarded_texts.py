@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,11 @@ async def test_messages_in_channels_are_rewarded_with_their_markers(
     """Without these, `assistantfinal-42` ends in no negative number, and the answer is not told from the thought."""
     texts, score = list[str](), Scorer.score
 
-    async def note(scorer: Scorer, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
+    async def note(
+        scorer: Scorer, policy: str, step: int, completions: Sequence[Completion], *rest: Any
+    ) -> list[float]:
         texts.extend(each.text for each in completions)
-        return await score(scorer, policy, step, completions)
+        return await score(scorer, policy, step, completions, *rest)
 
     monkeypatch.setattr(Scorer, "score", note)
     dataset = Dataset(lines=[json.dumps({"prompt": "Deep?"})], chat=chat)
