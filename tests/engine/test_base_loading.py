@@ -28,6 +28,7 @@ from mint_engine.model.files import find_files, read_config
 from mint_engine.model.modules import find_modules
 from mint_engine.preflight import check_config, check_small_files
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine import saved_families
 from tests.engine.made import edit_base
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
 
@@ -198,6 +199,15 @@ def test_a_missing_weight(folder: Path) -> None:
     edit_weights(folder, {"model.layers.1.mlp.up_proj.weight": None})
     with pytest.raises(UnsupportedBase, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         load(folder)
+
+
+def test_a_missing_expert(tmp_path: Path) -> None:
+    saved_families.save_base("qwen3_moe", tmp_path)
+    edit_weights(tmp_path, {"model.layers.0.mlp.experts.3.gate_proj.weight": None})
+    with pytest.raises(
+        UnsupportedBase, match=r"weights of model\.layers\.0\.mlp\.experts\.gate_up_proj that .* lacks"
+    ):
+        load(tmp_path)
 
 
 def test_nan_weights(folder: Path) -> None:

@@ -194,7 +194,7 @@ def _read_model(
             tensors = keep_experts(tensors, files.subject)
             model.set_experts_implementation("eager")  # the eager implementation takes one expert at a time
         load: LoadWeights = part.load_weights if part is not None else partial(load_weights, device=device)
-        return load(model, tensors, loading)
+        return _merged(load(model, tensors, loading), files.subject)
 
     # Mismatched shapes are reported below, by name.
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -221,6 +221,13 @@ def _read_model(
     except LIBRARY_ERRORS as error:
         raise UnsupportedBase(files.subject, f"cannot be loaded: {first_line(error)}") from None
     return model  # type: ignore[no-any-return]
+
+
+def _merged(info: LoadStateDictInfo, subject: str) -> LoadStateDictInfo:
+    """Return the report. Raises UnsupportedBase for weights that were not merged, which transformers only logs."""
+    if (unmade := min(info.conversion_errors, default=None)) is not None:
+        raise UnsupportedBase(subject, f"has weights of {unmade} that do not fit together, or lacks some of them")
+    return info
 
 
 def _check_read(files: BaseFiles, info: Mapping[str, Any], weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
