@@ -26,6 +26,7 @@ POLL_S = 0.5
 QUIET_S = 0.05  # at least, between two readings, however many hints arrive
 HINTS_AT_ONCE = 1000
 RESYNC_S = 30.0  # interval between full readings, whatever the versions say
+EMPTY_S = 30.0  # how long an empty map counts as lost, not as complete, if no operator says that it is
 FORGET_S = 60.0  # how long a base that Redis lost is kept, with no engine alive
 RECONNECT_FIRST_S = 0.1
 RECONNECT_CAP_S = 2.0
@@ -55,6 +56,7 @@ class Mirror:
         self._following: dict[str, _Following] = {}
         self._views: Mapping[str, MapView] = {}
         self._read_at: float | None = None
+        self._empty_since: float | None = None  # when an empty map was first read, by the event loop's clock
         self._answering: bool | None = None  # whether Redis answers; None: not asked yet
         self._reasons = Reasons()  # of this outage
         self.first_read = asyncio.Event()  # set once the complete map has been read
@@ -137,6 +139,8 @@ class Mirror:
                     continue
             self._following[base] = following
         self._swap()
+        if not self.first_read.is_set() and (named or await self._reader.led() or self._is_empty_for_long()):
+            self.first_read.set()
 
     async def _pulse(self, view: MapView) -> tuple[Pulse, Mapping[str, int]]:
         """Return the base's pulse and, of the engines silent in it, those now reporting all their holdings again."""
@@ -200,7 +204,11 @@ class Mirror:
         self._read_at = time.monotonic()
         self._views = {base: following.view for base, following in self._following.items()}
         self._on_read()
-        self.first_read.set()
+
+    def _is_empty_for_long(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        self._empty_since = now if self._empty_since is None else self._empty_since
+        return now - self._empty_since >= EMPTY_S
 
     def _note_unreadable(self, following: _Following, error: str) -> None:
         if following.unreadable != error:

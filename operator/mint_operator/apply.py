@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,9 @@ class Applier:
             await objects
         finally:
             objects.cancel()  # still running only if the map's writes raised, as when another operator took over
+        if snapshot.redis_ok and not counts["failed"]:
+            with suppress(MapUnavailable, ResponseError):  # the next pass tries again
+                await self._writer.note_leading()
         self._prune(plan, snapshot)
         self.owes |= bool(counts["failed"] or self._refused)
         return counts

@@ -6,6 +6,8 @@ that a cluster's node redirects reports that and does not follow.
 | key                               | type   | content                               | writer   |
 |-----------------------------------|--------|---------------------------------------|----------|
 | mint:bases                        | set    | every base that has keys              | operator |
+| mint:led                          | string | epoch of the first operator that has  | operator |
+|                                   |        | written all bases here                |          |
 | mint:{ns/name}:epoch              | string | newest operator epoch seen            | operator |
 | mint:{ns/name}:version            | string | grows when a change is complete       | operator |
 | mint:{ns/name}:version:writing    | string | token of an incomplete change         | operator |
@@ -50,6 +52,7 @@ A missing `version` means "unknown", never "nothing is wanted": readers keep wha
 """
 
 BASES = "mint:bases"
+LED = "mint:led"
 
 
 def epoch(base: str) -> str:

@@ -117,6 +117,10 @@ class MapReader:
         """Return every base that has keys, sorted."""
         return sorted(await bounded(lambda: self._redis.smembers(keys.BASES)))
 
+    async def led(self) -> bool:
+        """Whether an operator has written every base here, if there are any; False: perhaps Redis has lost them."""
+        return bool(await bounded(lambda: self._redis.exists(keys.LED)))
+
     async def version(self, base: str) -> int | None:
         """Return the map's version; None if it was never completed or is lost."""
         text = await bounded(lambda: self._redis.get(keys.version(base)))

@@ -30,6 +30,10 @@ class MapWriter:
         """Fence off earlier writers of a base, so that what is read from now on only this one changes."""
         await call(self._redis, "claim", [keys.epoch(base)], [str(self.epoch)])
 
+    async def note_leading(self) -> None:
+        """Note that every base that there is has been written, so that nobody takes an empty map for a lost one."""
+        await bounded(lambda: self._redis.set(keys.LED, self.epoch, nx=True))
+
     async def apply(self, base: str, change: MapChange, over: MapState | None = None) -> int:
         """Write a change of `over`; the version grows once the complete change is there. Returns the version.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -61,6 +62,22 @@ async def test_health_serves_once_the_map_was_read_and_stays_so_when_redis_dies(
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)
     assert await health(fragile.target) == SERVING
+
+
+async def test_an_empty_map_may_be_a_lost_one_until_an_operator_has_written_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that starts beside a new Redis must not tell clients that there are no bases."""
+    monkeypatch.setattr("mint_gateway.mirror.EMPTY_S", math.inf)
+    await scene.open()
+    await until(lambda: scene.gateway.mirror.age_s() < math.inf)
+    assert await health(scene.target) == NOT_SERVING
+    with pytest.raises(errors.MapUnavailable):
+        await scene.client.answer(question("Ahoy?", base_model=BASE))
+    await scene.writer.note_leading()
+    await asyncio.wait_for(scene.gateway.mirror.first_read.wait(), 60)
+    with pytest.raises(errors.BaseModelNotFound):
+        await scene.client.answer(question("Ahoy?", base_model=BASE))
 
 
 async def test_a_stream_that_falls_silent_keeps_no_others_from_registering(scene: Scene) -> None:

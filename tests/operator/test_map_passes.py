@@ -12,7 +12,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import MapChange
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, full_memory
 
 
 async def test_deleting_a_base_forgets_its_part_of_the_map(stage: Stage) -> None:
@@ -51,6 +51,19 @@ async def test_a_map_that_was_flushed_is_written_again_as_it_was(stage: Stage) -
     await stage.once()
     after = await MapReader(stage.redis).state(stage.base, ["smol-0", "smol-1"])
     assert (after.placements, after.assigned, after.base) == (before.placements, before.assigned, before.base)
+
+
+async def test_a_redis_is_noted_as_led_once_all_bases_are_written(stage: Stage) -> None:
+    stage.apply(base_model())
+    await stage.redis.delete(keys.LED)
+    for _ in range(2):
+        await stage.once()
+        assert await MapReader(stage.redis).led()
+        assert stage.base in await MapReader(stage.redis).bases()
+        await stage.redis.flushall()
+    async with full_memory(stage.redis):
+        counts = await stage.once()
+    assert counts["changes"] == 1, "which a Redis takes whose memory is full"
 
 
 async def test_a_base_that_the_set_of_bases_lacks_is_listed_again(stage: Stage) -> None:
