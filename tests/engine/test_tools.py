@@ -233,6 +233,18 @@ def test_a_template_without_tools_gets_none(tokenizer: PreTrainedTokenizerBase) 
         tokenizer.chat_template = held
 
 
+@pytest.mark.parametrize("name", ["gptoss", "qwen3_5_think", "qwen3_6"])
+def test_system_messages_come_first_where_a_template_drops_or_refuses_others(
+    tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    said = [Message(role="system", content=text) for text in ("Be brief.", "Be kind.", "In French now.")]
+    chat = Chat(messages=[*said[:2], USER, Message(role="assistant", content="Aye"), said[2], USER])
+    told = templated(tokenizer, (TEMPLATES / f"{name}.jinja").read_text(), chat)
+    assert "Be brief.\n\nBe kind.\n\nIn French now." in told.partition("Ahoy")[0]
+    assert told.count("Ahoy") == 2
+    assert "French" not in told.partition("Ahoy")[2]
+
+
 @pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
 def test_several_calls_are_written_one_by_one_where_a_template_takes_no_more(
     tokenizer: PreTrainedTokenizerBase, name: str

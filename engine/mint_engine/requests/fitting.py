@@ -12,6 +12,8 @@ from mint_engine.requests.channels import writes_channels
 
 Message = dict[str, Any]
 
+_SYSTEM = ("system", "developer")
+_SINGLE_SYSTEM = "System message must be at the beginning"  # how Qwen3.5's and later ones refuse another
 _SINGLE_CALLS = "only supports single tool-calls"  # how Llama 3.1's and 3.2's templates refuse several
 _SHORT_IDS = re.compile(r"\bid\s*\|\s*length\s*!=\s*9\b")  # Mistral's
 _ID_LENGTH = 9
@@ -19,8 +21,14 @@ _ADDS_DESCRIPTION = re.compile(r"\+\s*\(?(?:tool|fn)(?:\.function)?\.description
 
 
 def fit_messages(messages: Sequence[Message], template: str) -> list[Message]:
-    """Return messages as the template takes them: with one call each, or ids of nine characters, if it demands so."""
+    """Return messages as the template takes them.
+
+    Where it demands so, all system messages are one, at the beginning, each call has a message of its own, and its id
+    nine characters.
+    """
     fitted, channels = list(messages), writes_channels(template)
+    if channels or _SINGLE_SYSTEM in template:
+        fitted = _one_system(fitted)
     if channels or _SINGLE_CALLS in template:
         fitted = _one_call_each(fitted)
     if channels:
@@ -33,6 +41,14 @@ def fit_tools(tools: Sequence[Any], template: str) -> list[Any]:
     if not _ADDS_DESCRIPTION.search(template):
         return list(tools)
     return [tool | {"function": {"description": ""} | tool["function"]} for tool in tools]
+
+
+def _one_system(messages: Sequence[Message]) -> list[Message]:
+    """Join all system messages into one at the beginning: gpt-oss' template silently drops those elsewhere."""
+    system = [message for message in messages if message["role"] in _SYSTEM]
+    others = [message for message in messages if message["role"] not in _SYSTEM]
+    joined = [system[0] | {"content": "\n\n".join(message["content"] for message in system)}] if system else []
+    return joined + others
 
 
 def _one_call_each(messages: Sequence[Message]) -> list[Message]:
