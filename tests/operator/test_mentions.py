@@ -16,7 +16,7 @@ from mint_contracts.training_records import Stage, WaveTraining
 from mint_gateway.scope import Scope
 from mint_gateway.scope_filter import training_within, waves_within
 from mint_operator.planning.snapshot import Inputs, ObservedWave
-from tests.operator.training_worlds import FAILURE, World, base, engines, training_wave
+from tests.operator.training_worlds import FAILURE, World, base, dead, engines, training_wave
 from tests.operator.worlds import unread, wave
 
 LATER = "2026-01-02T00:00:00Z"
@@ -192,3 +192,26 @@ def test_what_a_wave_that_cannot_be_read_was_refused_for_is_shown_to_none_of_som
     world = planned(unread(wave("two")))
     (record,) = with_message(world)
     assert shown(record, Scope(NAMES)) != record.message
+
+
+def test_watchers_are_told_why_a_wave_that_has_begun_does_not_train() -> None:
+    world = World(base(2, 2, slots=2), [training_wave("w", 4)], engines(2))
+    world.step()
+    told = []
+    for stage, views in (
+        (Stage.LOADING, engines(2)),
+        (Stage.RUNNING, engines(2)),
+        (Stage.RUNNING, [engines(2)[0], dead(engines(2)[1])]),
+        (Stage.RUNNING, [dead(view) for view in engines(2)]),
+    ):
+        world.engines = views
+        world.say(stage)
+        world.step()
+        assert world.status("w").phase == "Training"
+        told.append(world.training.training["team/w"].message)
+    assert told == [
+        "4 of 4 policies are not training yet",
+        "",
+        "",
+        "4 of 4 policies are not training yet; away: smol-0, smol-1",
+    ]

@@ -102,29 +102,6 @@ def test_an_operator_that_starts_while_redis_is_away_leaves_a_waves_status_as_it
     assert msgspec.structs.replace(world.status("w"), conditions=before.conditions) == before
 
 
-def test_watchers_are_told_why_a_wave_that_has_begun_does_not_train() -> None:
-    world = World(base(2, 2, slots=2), [training_wave("w", 4)], engines(2))
-    world.step()
-    told = []
-    for stage, views in (
-        (Stage.LOADING, engines(2)),
-        (Stage.RUNNING, engines(2)),
-        (Stage.RUNNING, [engines(2)[0], dead(engines(2)[1])]),
-        (Stage.RUNNING, [dead(view) for view in engines(2)]),
-    ):
-        world.engines = views
-        world.say(stage)
-        world.step()
-        assert world.status("w").phase == "Training"
-        told.append(world.training.training["team/w"].message)
-    assert told == [
-        "4 of 4 policies are not training yet",
-        "",
-        "",
-        "4 of 4 policies are not training yet; away: smol-0, smol-1",
-    ]
-
-
 def _holding(view: EngineView, names: list[str]) -> EngineView:
     held = {name: Held(name, published(STEPS).source, Tier.DEVICE) for name in names}
     return msgspec.structs.replace(view, held=held)
