@@ -473,9 +473,9 @@ class OptimStepRequest(_message.Message):
     learning_rate: _builtins.float
     """1e-4 if absent."""
     beta1: _builtins.float
-    """Decay of the first moment. 0 means 0.9."""
+    """Decay of the first moment. 0.9 if absent."""
     beta2: _builtins.float
-    """Decay of the second moment. 0 means 0.95."""
+    """Decay of the second moment. 0.95 if absent."""
     epsilon: _builtins.float
     """Added to the root of the second moment. 0 means 1e-12, as in Tinker; the default of waves is 1e-8."""
     weight_decay: _builtins.float
@@ -494,8 +494,8 @@ class OptimStepRequest(_message.Message):
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
         learning_rate: _builtins.float | None = ...,
-        beta1: _builtins.float = ...,
-        beta2: _builtins.float = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
         epsilon: _builtins.float = ...,
         weight_decay: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
@@ -503,12 +503,21 @@ class OptimStepRequest(_message.Message):
         base_model: _builtins.str = ...,
         lease: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_learning_rate", b"_learning_rate", "beta1", b"beta1", "beta2", b"beta2", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "base_model", b"base_model", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "lease", b"lease", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_learning_rate", b"_learning_rate", "base_model", b"base_model", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "lease", b"lease", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
 
 Global___OptimStepRequest: _TypeAlias = OptimStepRequest  # noqa: Y015

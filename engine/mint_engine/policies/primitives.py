@@ -122,8 +122,8 @@ def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
             raise InvalidRequest("optimizer", f"has {name} {beta:g}; give a number from 0 to less than 1")
     return Optimizer(
         learning_rate=request.learning_rate if request.HasField("learning_rate") else 1e-4,
-        beta1=request.beta1 or 0.9,
-        beta2=request.beta2 or 0.95,
+        beta1=request.beta1 if request.HasField("beta1") else 0.9,
+        beta2=request.beta2 if request.HasField("beta2") else 0.95,
         epsilon=request.epsilon or 1e-12,
         weight_decay=request.weight_decay,
         max_grad_norm=request.max_grad_norm,

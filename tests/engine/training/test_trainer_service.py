@@ -17,6 +17,7 @@ from mint_contracts.training_records import revisions_of
 from mint_engine.policies.call_checkpoints import RUN
 from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.store import store_of
+from mint_engine.training.trainer import Trainer
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene, assignment, training, weights
 from tests.waiting import until
@@ -225,6 +226,23 @@ async def test_a_learning_rate_of_nothing_is_taken_at_its_word(base: Path, tmp_p
         assert await stub.ForwardBackward(lesson("one", 3)) == first
         await stub.OptimStep(pb.OptimStepRequest(policy="one", sequence=4))
         assert await stub.ForwardBackward(lesson("one", 5)) != first
+
+
+@pytest.mark.parametrize(("given", "shares"), [({}, (0.1, 0.05)), ({"beta1": 0.0, "beta2": 0.0}, (1.0, 1.0))])
+async def test_moments_that_keep_nothing_are_taken_at_their_word(
+    base: Path, tmp_path: Path, given: dict[str, Any], shares: tuple[float, float]
+) -> None:
+    """Of a first step, each moment holds this share of the gradient or its square."""
+    async with called(base, tmp_path) as (scene, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        norm = (await stub.OptimStep(pb.OptimStepRequest(policy="one", sequence=2, **given))).grad_norm
+
+        def moments(trainer: Trainer) -> tuple[float, float]:
+            policy = trainer.policy("one")
+            return float(policy.exp_avg.norm()) / norm, float(policy.exp_avg_sq.sum()) / norm**2
+
+        assert await scene.context.step_thread.call(moments) == pytest.approx(shares, rel=1e-4)
 
 
 async def test_calls_may_weigh_all_tokens_of_an_example_alike(base: Path, tmp_path: Path) -> None:
