@@ -57,12 +57,34 @@ def test_of_very_many_clients_those_whose_last_slot_is_longest_ago_are_forgotten
     for now, client in enumerate(["again", "gone", *map(str, range(REMEMBERED - 2)), "again", "new"], 1):
         remember(last, client, now)
     assert len(last) == REMEMBERED
-    assert in_turns(["new", "again", "0", "gone"], last) == [3, 2, 1, 0]
+    assert in_turns([("new",), ("again",), ("0",), ("gone",)], last) == [3, 2, 1, 0]
+
+
+def test_what_several_clients_wait_for_comes_in_the_first_turn_that_is_any_ones() -> None:
+    assert in_turns(["x", "x", "x", "xy"], {}) == [0, 3, 1, 2], "y waits for nothing else"
+    assert in_turns(["xy", "x", "y"], {"x": 1, "y": 2}) == [0, 2, 1], "and only once"
+
+
+@given(
+    st.lists(st.sets(st.sampled_from("abcd"), min_size=1), max_size=12),
+    st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9)),
+)
+def test_the_order_foretold_is_the_one_in_which_slots_are_then_given(
+    line: list[set[str]], last: dict[str, int]
+) -> None:
+    """Whoever is next takes the turn of the one of its clients whose last slot is longest ago."""
+    left = {position: sorted(its) for position, its in enumerate(line)}
+    foretold = in_turns(list(left.values()), last)
+    for now, expected in enumerate(foretold, 10):
+        position = list(left)[in_turns(list(left.values()), last)[0]]
+        assert position == expected
+        remember(last, min(left.pop(position), key=lambda client: last.get(client, 0)), now)
+    assert not left
 
 
 @given(st.integers(0, 9), st.integers(0, 9))
 def test_one_client_alone_is_served_in_order_of_arrival(count: int, last: int) -> None:
-    assert in_turns([""] * count, {"": last}) == list(range(count))
+    assert in_turns([("",)] * count, {"": last}) == list(range(count))
 
 
 @given(st.lists(st.sampled_from("abcd") | st.none(), max_size=60))

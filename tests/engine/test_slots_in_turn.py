@@ -195,6 +195,7 @@ async def test_what_two_clients_wait_for_comes_in_the_turn_of_the_one_who_is_nex
         waiting.append(asyncio.create_task(ask(name, client)))
         await until(lambda: here.residency.books.awaiting.total == len(waiting))
         await until(lambda: len(here.residency.slots._line) == min(len(waiting), 3))
+    assert [each.copy.adapter for each in here.residency.slots._in_turns()] == [NAMES[at] for at in (1, 3, 2)]
     end.set()
     await asyncio.gather(running, *waiting)
     assert served == [(NAMES[1], "many"), (NAMES[3], "many"), (NAMES[3], "one"), (NAMES[2], "many")]

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -67,9 +67,14 @@ class Copy:
         """The key of the copy."""
         return self.adapter, self.source
 
+    @property
+    def askers(self) -> Collection[str]:
+        """The clients that wait for it, the longest wait first; policies or waves, if it is theirs alone."""
+        return self.clients or (POLICIES if self.lent else WAVES,)
+
     def client(self, last: Mapping[str, int]) -> str:
         """Return the client whose turn it takes: of those that wait for it, the next, by when each had its `last`."""
-        return min(self.clients, key=lambda client: last.get(client, 0), default=POLICIES if self.lent else WAVES)
+        return min(self.askers, key=lambda client: last.get(client, 0))
 
     @contextmanager
     def awaited_by(self, client: str) -> Iterator[None]:

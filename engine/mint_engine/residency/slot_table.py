@@ -167,7 +167,7 @@ class SlotTable:
     def _in_turns(self) -> list[_Waiter]:
         """Return those in line who need a slot, in the order of their turns."""
         needing = [each for each in self._line if self._needs(each)]
-        return [needing[at] for at in in_turns([each.copy.client(self._last) for each in needing], self._last)]
+        return [needing[at] for at in in_turns([each.copy.askers for each in needing], self._last)]
 
     def _closes_for(self, waiter: _Waiter) -> bool:
         """Return whether the waiter will get one of the closed slots."""

@@ -11,7 +11,8 @@ within (p // n + 1) (hold + L) seconds. Pure functions of a snapshot of the slot
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 
 import msgspec
 
@@ -67,23 +68,30 @@ def choose_closed(seats: Sequence[Seat], *, free: int, waiting: int, now: float,
     return Turn(frozenset(closed), min(soon, default=math.inf))
 
 
-def in_turns(line: Sequence[str], last: Mapping[str, int]) -> list[int]:
-    """Return the order in which the positions of a line get slots, from each one's client, the longest wait first.
+def in_turns(line: Sequence[Collection[str]], last: Mapping[str, int]) -> list[int]:
+    """Return the order in which the positions of a line get slots, from each one's clients, the longest wait first.
 
     The next is always the longest waiter of the client that has waited longest since its `last` slot, a number that
-    grows with time. Those that are not in `last` come before all others, in the order in which they came.
+    grows with time. Those that are not in `last` come before all others, in the order in which they came. What
+    several clients wait for comes in the first turn that is any of theirs.
     """
-    waiting: dict[str, deque[int]] = {}
-    for position, client in enumerate(line):
-        waiting.setdefault(client, deque()).append(position)
-    clients = deque(sorted(waiting, key=lambda client: last.get(client, 0)))
-    order: list[int] = []
-    while clients:
-        client = clients.popleft()
-        order.append(waiting[client].popleft())
-        if waiting[client]:
-            clients.append(client)
-    return order
+    waiting: dict[str, deque[tuple[int, int]]] = {}
+    for position, its in enumerate(line):
+        for rank, client in enumerate(its):
+            waiting.setdefault(client, deque()).append((position, rank))
+    heap = [(0, last.get(client, 0), *mine[0], client) for client, mine in waiting.items()]
+    heapify(heap)
+    order: dict[int, None] = {}
+    while heap:
+        turns, since, position, _, client = heappop(heap)
+        mine = waiting[client]
+        mine.popleft()
+        if position not in order:
+            order[position] = None
+            turns = len(order)
+        if mine:
+            heappush(heap, (turns, since, *mine[0], client))
+    return list(order)
 
 
 def remember(last: dict[str, int], client: str, now: int) -> None:

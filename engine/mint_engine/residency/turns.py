@@ -37,7 +37,7 @@ class Turns:
     def _pass_on(self) -> None:
         while self._free and self._line:
             clients = [choose(self._last) for choose, _ in self._line]
-            at = in_turns(clients, self._last)[0]
+            at = in_turns([(client,) for client in clients], self._last)[0]
             _, given = self._line.pop(at)
             self._free -= 1
             self._given += 1
