@@ -143,18 +143,24 @@ def test_a_gguf_files_tokenizer_splits_as_the_file_says(told: str, pieces: list[
     [({"tokenizer.ggml.pre": "deepseek-coder"}, "splits texts by 'deepseek-coder', which is not read; give"),
      ({"tokenizer.ggml.pre": ""}, "splits texts in a way that is not told, as in old GGUF files; give the model")],
 )  # fmt: skip
-def test_a_gguf_files_tokenizer_that_would_split_in_another_way_is_refused(
+def test_a_gguf_files_tokenizer_that_would_split_otherwise_needs_a_tokenizer_json_beside_it(
     told: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedBase, match=says):
         read_gguf(tmp_path, told)
+    by_digits().save(str(tmp_path / "tokenizer.json"))
+    read = read_tokenizer(find_files(tmp_path))
+    assert [read.encode(text) for text in TEXTS] == [by_digits().encode(text).ids for text in TEXTS]
 
 
+@pytest.mark.parametrize("way", ["llama-bpe", "lfm2"])
 @pytest.mark.parametrize(
     ("told", "tokens"), [({}, [1, 0]), ({"add_bos_token": True}, [1, 0]), ({"add_bos_token": False}, [0])]
 )
-def test_llama_3s_texts_begin_as_its_gguf_file_says(told: dict[str, Any], tokens: list[int], tmp_path: Path) -> None:
+def test_llama_3s_texts_begin_as_its_gguf_file_says(
+    way: str, told: dict[str, Any], tokens: list[int], tmp_path: Path
+) -> None:
     """Most files do not say it, and mean that they do."""
     named = {f"tokenizer.ggml.{key}": value for key, value in told.items()}
-    read = read_gguf(tmp_path, {"tokenizer.ggml.pre": "llama-bpe"} | named)
+    read = read_gguf(tmp_path, {"tokenizer.ggml.pre": way} | named)
     assert (read.encode("a"), read.backend_tokenizer.model.ignore_merges) == (tokens, True)

@@ -295,11 +295,11 @@ def _as_they_lie(files: BaseFiles) -> dict[str, Any]:
 def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
     """Read the base's tokenizer, without running any code of its own. Raises UnsupportedBase.
 
-    A tokenizer.json is taken as it is. Some classes that a tokenizer_config.json names take only the vocabulary from
-    it and split texts in their own way: GPT2Tokenizer leaves spaces with SmolLM2's digits, and LlamaTokenizer puts a
-    space before Yi's texts.
+    A tokenizer.json is taken as it is, also beside a GGUF file. Some classes that a tokenizer_config.json names take
+    only the vocabulary from it and split texts in their own way: GPT2Tokenizer leaves spaces with SmolLM2's digits,
+    and LlamaTokenizer puts a space before Yi's texts.
     """
-    whole = files.gguf is None and (files.folder / _TOKENIZER_FILE).exists()
+    whole = (files.folder / _TOKENIZER_FILE).exists()
     reader: Any = TokenizersBackend if whole else AutoTokenizer
     try:
         tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(files.folder, **_as_they_lie(files))
@@ -308,7 +308,7 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # a class' own, without any file
         why = "has no vocabulary that its tokenizer can read"
         raise UnsupportedBase(files.subject, f"{why}; put a {_TOKENIZER_FILE} beside its weights")
-    if files.gguf is not None:
+    if files.gguf is not None and not whole:
         split_as_told(tokenizer, files.folder / files.gguf, files.subject)
     elif not tokenizer.chat_template and (files.folder / _PROCESSORS_TEMPLATE).exists():
         tokenizer.chat_template = _read_object(files, _PROCESSORS_TEMPLATE).get("chat_template")

@@ -19,7 +19,8 @@ _BY_GPT2 = frozenset({"a.x-4.0", "exaone4", "gigachat", "gpt-2", "granite-doclin
 # As GPT-2's, after each digit has been set apart.
 _BY_DIGITS = frozenset({"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"})
 # Words of the vocabulary are taken whole, not merged, and texts get a BOS token unless the file denies it.
-_WHOLE_WORDS = frozenset({"falcon-h1", "falcon3", "llama-bpe", "llama-v3", "llama3", "pixtral", "tekken"})
+_WHOLE_WORDS = frozenset({"falcon-h1", "falcon3", "jina-v5-nano", "lfm2", "llama-bpe", "llama-v3", "llama3",
+                          "midm-2.0", "pixtral", "tekken"})  # fmt: skip
 
 
 def split_as_told(tokenizer: PreTrainedTokenizerBase, path: Path, subject: str) -> None:
@@ -32,7 +33,8 @@ def split_as_told(tokenizer: PreTrainedTokenizerBase, path: Path, subject: str) 
         way = f"by {told!r}, which is not read" if told else "in a way that is not told, as in old GGUF files"
         raise UnsupportedBase(
             subject,
-            f"has a tokenizer that splits texts {way}; give the model as safetensors, or as another GGUF file",
+            f"has a tokenizer that splits texts {way}; give the model as safetensors or as another GGUF file, or "
+            "name a folder in which the model's tokenizer.json and tokenizer_config.json lie beside the file",
         )
     made: Any = tokenizer  # of tokenizers' own type
     if told in _BY_DIGITS:
