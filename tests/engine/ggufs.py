@@ -7,7 +7,12 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
+
+from tests.engine.families import SIZES
+
+PLAIN: dict[str, Any] = SIZES | {"hidden_size": 64}
+LLAMA = LlamaConfig(**PLAIN, attention_bias=False)
 
 
 def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:

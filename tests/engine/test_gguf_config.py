@@ -10,11 +10,9 @@ from transformers import LlamaConfig, Phi3Config, PreTrainedModel, Qwen2Config
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import load_base
 from mint_engine.model.files import find_files, read_config
-from tests.engine.families import CPU, SIZES, make_model
-from tests.engine.ggufs import save
+from tests.engine.families import CPU, make_model
+from tests.engine.ggufs import LLAMA, PLAIN, save
 
-PLAIN: dict[str, Any] = SIZES | {"hidden_size": 64}
-LLAMA = LlamaConfig(**PLAIN, attention_bias=False)
 QWEN = Qwen2Config(**PLAIN)
 TOKENS = torch.tensor([[(7 * at + 1) % 96 for at in range(90)]])
 LLAMA3 = {

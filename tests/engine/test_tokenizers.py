@@ -15,7 +15,6 @@ from tests.engine import ggufs
 from tests.engine.families import make_model
 from tests.engine.made import edit_json
 from tests.engine.running import TEMPLATE, save_base
-from tests.engine.test_gguf_config import LLAMA
 
 TEXTS = ["    42\n        return 100", "a  12", "  two", " ", "日本 naïve\n x", "a<|end|> b<|end|>c"]
 
@@ -118,7 +117,7 @@ def test_mistrals_own_file_makes_a_tokenizer_whose_texts_begin_with_its_bos(tmp_
 
 def read_gguf(folder: Path, told: dict[str, Any]) -> Any:
     """Read the tokenizer of a GGUF file with that metadata; its words include "a" as 0, and 1 is BOS."""
-    ggufs.save(folder / "tiny.gguf", make_model(LLAMA), "llama", told, only="token_embd")
+    ggufs.save(folder / "tiny.gguf", make_model(ggufs.LLAMA), "llama", told, only="token_embd")
     return read_tokenizer(find_files(folder))
 
 
