@@ -6,7 +6,17 @@ from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.snapshot import ObservedWave
 from tests.operator import worlds
-from tests.operator.training_worlds import STEPS, World, base, engines, named, published, replicas, training_wave
+from tests.operator.training_worlds import (
+    FAILURE,
+    STEPS,
+    World,
+    base,
+    engines,
+    named,
+    published,
+    replicas,
+    training_wave,
+)
 
 ACME = Tenant(namespace="acme", device_slots=4)
 OTHER = Tenant(namespace="other")
@@ -165,6 +175,23 @@ def test_the_rest_of_a_wave_trains_in_free_slots_that_are_too_few_for_what_it_ha
         world.step()
         assert world.leases["team/w-3"][1].order is Order.RUN
         assert admitted(world, "s") == ("True", "Admitted")
+
+
+def test_what_a_wave_publishes_after_one_of_its_policies_has_failed_is_served_before_others_train() -> None:
+    first = training_wave("first", 2, namespace="other", priority=1, max_failed=1)
+    world = World(base(slots=2, tenants=[OTHER]), [first], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 4)
+    world.say(Stage.FAILED, 4, "other/first-0", failure=FAILURE)
+    for _ in range(2):
+        world.step()
+    world.waves.append(training_wave("second", 2))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, "other/first-1", published=published(STEPS))
+    for _ in range(2):
+        world.step()
+        assert set(world.placements) == {"other/first-1"}
+        assert admitted(world, "second") == ("False", "WaitingForCapacity")
 
 
 def test_a_gang_that_cannot_begin_takes_nothing_from_others() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mint_contracts.resources import PolicyCounts
 from mint_operator.planning import conditions
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.standing import WaveStanding
@@ -60,14 +59,12 @@ class Share(msgspec.Struct, frozen=True):
 
     @property
     def _unserved(self) -> str:
-        """Why a wave that trains serves nothing, as far as its status tells; "" if none of its policies has ended."""
+        """Why a wave that trains serves nothing, as far as its status tells; "" if no policy of it is complete."""
         status = self.wave.status
         ready, training = conditions.find(status.conditions, "Ready"), status.training
         if status.phase in _OVER:
             return ready.reason if ready is not None and ready.status == "False" else ""
-        policies = training.policies if training is not None else PolicyCounts()
-        ended = policies.complete + policies.failed + policies.cancelled
-        return conditions.NOT_ADMITTED if ended else ""
+        return conditions.NOT_ADMITTED if training is not None and training.policies.complete else ""
 
 
 def slots_of(shares: Iterable[Share]) -> int:
