@@ -63,9 +63,9 @@ def wave_progress(
     names: Sequence[str] | None = None,
 ) -> WaveProgress:
     """Return the progress of the wave and of each of its policies, or only of those in `names`."""
-    progress = aggregate(base, training, newest)
+    progress, given_up = aggregate(base, training, newest), _gives_up(training, newest)
     for name in training.policies if names is None else names:
-        progress.policies.append(_policy(name, training, newest.get(name)))
+        progress.policies.append(_policy(name, training, newest.get(name), given_up=given_up))
     return progress
 
 
@@ -109,15 +109,27 @@ def _stopped(newest: LatestReports, name: str) -> bool:
     return name in newest and newest[name][1].stage in _STOPPED
 
 
-def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None) -> PolicyProgress:
+def _gives_up(training: WaveTraining, newest: LatestReports) -> bool:
+    """Whether what is left of a wave is cancelled: it is itself, or more policies have failed than it allows."""
+    most = training.train.failure_policy.max_failed
+    if training.phase != "Failed" or most is None:  # None: all have failed, or it is refused as it is written
+        return training.phase == "Cancelled"
+    return sum(name in newest and newest[name][1].stage is Stage.FAILED for name in training.policies) > most
+
+
+def _policy(
+    name: str, training: WaveTraining, word: tuple[str, Progress] | None, *, given_up: bool
+) -> PolicyProgress:
+    steps = training.train.steps
     if word is None:
-        return PolicyProgress(policy=name, stage=_stage(training, None), steps=training.train.steps)
+        return PolicyProgress(policy=name, stage=Stage.CANCELLED if given_up else WAITING, steps=steps)
     engine, progress = word
+    over = progress.stage is Stage.FAILED or (progress.stage is Stage.COMPLETE and progress.step >= steps)
     return PolicyProgress(
         policy=name,
-        stage=_stage(training, progress),
+        stage=Stage.CANCELLED if given_up and not over else progress.stage,
         step=progress.step,
-        steps=training.train.steps,
+        steps=steps,
         reward_mean=progress.reward_mean,
         reward_best=progress.reward_best,
         reward_recent=progress.reward_recent,
@@ -131,14 +143,6 @@ def _policy(name: str, training: WaveTraining, word: tuple[str, Progress] | None
         eta_s=policy_eta_s(training.train, progress),
         figures=_figures(progress.figures) if progress.figures else None,
     )
-
-
-def _stage(training: WaveTraining, progress: Progress | None) -> str:
-    """Return a policy's stage as its wave's status counts it: what is left of a cancelled wave is cancelled."""
-    over = progress is not None and progress.stage in {Stage.COMPLETE, Stage.FAILED}
-    if training.phase == Stage.CANCELLED and not over:
-        return Stage.CANCELLED
-    return progress.stage if progress is not None else WAITING
 
 
 def _figures(of: StepFigures) -> FiguresMessage:

@@ -9,6 +9,7 @@ import pytest
 from mint_contracts import errors, keys
 from mint_contracts.source import Source
 from mint_contracts.step_figures import StepFigures
+from mint_contracts.training import FailurePolicy
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_pb2 import StepFigures as FiguresMessage
 from mint_contracts.training_records import Published, Stage
@@ -89,16 +90,37 @@ async def test_a_wave_whose_policies_were_all_given_up_is_where_they_were(scene:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
-    [("Paused", "Cancelled"), ("Loading", "Cancelled"), ("Complete", "Complete"), ("Failed", "Failed")],
+    ("said", "step", "shown"),
+    [
+        ("Paused", 2, "Cancelled"),
+        ("Loading", 2, "Cancelled"),
+        ("Complete", 4, "Complete"),
+        ("Complete", 2, "Cancelled"),  # the wave was given more steps, and cancelled before it went on
+        ("Failed", 2, "Failed"),
+    ],
 )
 async def test_what_a_cancelled_wave_had_not_trained_to_its_end_is_cancelled(
-    scene: Scene, training: Training, said: str, shown: str
+    scene: Scene, training: Training, said: str, step: int, shown: str
 ) -> None:
     await training.declare(wave("Cancelled"))
+    await training.report(reported(NAMES[0], step, Stage(said)))
+    [seen] = [progress async for progress in scene.client.watch("demo/w")]
+    assert [(each.stage, each.step) for each in seen.policies] == [(shown, step), ("Cancelled", 0)]
+
+
+@pytest.mark.parametrize(
+    ("said", "most", "left"),
+    [("Failed", 0, "Cancelled"), ("Failed", 1, "Waiting"), ("Failed", None, "Waiting"), ("Paused", 0, "Waiting")],
+)
+async def test_what_is_left_of_a_wave_is_cancelled_if_it_failed_by_its_policies_and_waits_if_it_was_refused(
+    scene: Scene, training: Training, said: str, most: int | None, left: str
+) -> None:
+    declared = wave("Failed")
+    train = msgspec.structs.replace(declared.train, failure_policy=FailurePolicy(max_failed=most))
+    await training.declare(msgspec.structs.replace(declared, train=train))
     await training.report(reported(NAMES[0], 2, Stage(said)))
     [seen] = [progress async for progress in scene.client.watch("demo/w")]
-    assert [(each.stage, each.step) for each in seen.policies] == [(shown, 2), ("Cancelled", 0)]
+    assert [each.stage for each in seen.policies] == [said, left]
 
 
 async def test_a_wave_that_nobody_knows_is_not_found(scene: Scene, training: Training) -> None:
