@@ -46,7 +46,7 @@ class TrainReporter:
         base, policies, curves = self._base, list(rewards), curves or {}
         names = [keys.engines(base), keys.progress(base, self._engine), keys.trains(base, self._engine)]
         names += [keys.rewards(base, policy) for policy in policies] + [keys.curve(base, policy) for policy in curves]
-        pairs = [[each.policy, text(each)] for each in changed]
+        pairs = [[each.policy, text(msgspec.structs.replace(each, incarnation=incarnation))] for each in changed]
         lists = [[name, first, [repr(float(value)) for value in rest]] for name, (first, rest) in rewards.items()]
         lists += [[name, 0, [text(curve)] if curve else []] for name, curve in curves.items()]
         args = [self._engine, str(incarnation), "1" if full else "0", text(pairs), text(list(gone)), text(lists)]

@@ -96,6 +96,7 @@ class Progress(_Record, frozen=True):
     # A later lease under which the store was written before this one began, so that it could write nothing: a clock
     # was put back, or an older Redis restored. 0: none.
     newer_lease: int = 0
+    incarnation: int = 0  # the start of the engine that reports this; 0: of an earlier version, which does not say
 
 
 class WaveTraining(_Record, frozen=True):

@@ -62,7 +62,7 @@ def as_recorded(progress: Progress) -> Progress:
     failure = progress.failure
     if failure is not None:
         failure = msgspec.structs.replace(failure, message=failure.message[:MESSAGE_LENGTH])
-    return msgspec.structs.replace(progress, wave="", run="", steps=0, step_s=0.0, failure=failure)
+    return msgspec.structs.replace(progress, wave="", run="", steps=0, step_s=0.0, failure=failure, incarnation=0)
 
 
 def eta_s(train: Train, latest: Iterable[Progress | None]) -> int | None:

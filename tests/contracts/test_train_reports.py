@@ -1,5 +1,6 @@
 """Engines' training reports on a real Redis: progress is fenced by incarnation, rewards by position and lease."""
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -19,7 +20,7 @@ BASE, ENGINE = "demo/smollm2", "e-0"
 
 
 def progress(policy: str, step: int = 0) -> Progress:
-    return Progress(policy, "demo/wave", 7, Stage.RUNNING, step=step)
+    return Progress(policy, "demo/wave", 7, Stage.RUNNING, step=step, incarnation=5)
 
 
 @pytest.fixture
@@ -41,8 +42,9 @@ async def lease(redis: Redis, *policies: str, engine: str = ENGINE) -> None:
 async def test_progress_is_set_changed_deleted_and_replaced_as_a_whole(
     redis_client: Redis, reporter: TrainReporter
 ) -> None:
-    reader = TrainReader(redis_client)
-    assert await reporter.report(5, [progress("a"), progress("b")], (), {}, full=False) == MissingRewards()
+    reader, unsaid = TrainReader(redis_client), msgspec.structs.replace(progress("a"), incarnation=0)
+    assert await reporter.report(5, [unsaid, progress("b")], (), {}, full=False) == MissingRewards()
+    assert await reader.progress(BASE, [ENGINE]) == {ENGINE: {"a": progress("a"), "b": progress("b")}}
     await reporter.report(5, [progress("a", 1)], ["b"], {}, full=False)
     assert await reader.progress(BASE, [ENGINE]) == {ENGINE: {"a": progress("a", 1)}}
     await reporter.report(5, [progress("c")], (), {}, full=True)

@@ -83,6 +83,7 @@ def prepared(
         for engine in engines
         if engine.record is not None
         for name, word in trained.written.progress.get(engine.name, {}).items()
+        if word.incarnation in {0, engine.record.incarnation}  # not what an earlier start has left
     }
     standings = {key: _standing(base, wave, trained, reporting, inputs) for key, wave in training.items()}
     order = sorted(training, key=lambda key: (not standings[key].leased, *turn(training[key])))
