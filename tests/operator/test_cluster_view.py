@@ -90,3 +90,9 @@ async def test_a_pod_that_does_not_end_is_in_trouble_once_its_node_should_have_e
     assert stuck.trouble is not None
     assert stuck.trouble.reason == "Terminating"
     assert stuck.trouble.message.startswith("its pod was to end, but node rack-7 does not report that it has")
+
+
+def test_no_node_is_said_to_be_silent_about_a_pod_that_has_none() -> None:
+    _, pod = decode.engine_pod(msgspec.json.encode(TERMINATING | {"spec": {}}))
+    assert pod.terminating
+    assert decode.overdue(pod, ENDS_BY.timestamp() + 2 * decode.OVERDUE_S) is None

@@ -211,7 +211,7 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
 
 def overdue(pod: EnginePod, now: float) -> Failure | None:
     """Return the trouble of a pod that should have ended long ago, as on a node that has died; else None."""
-    if pod.ends_by is None or now < pod.ends_by + OVERDUE_S:
+    if not pod.node or pod.ends_by is None or now < pod.ends_by + OVERDUE_S:
         return None
     message = (
         f"its pod was to end, but node {pod.node} does not report that it has; Kubernetes starts it elsewhere once "
