@@ -23,7 +23,8 @@ KINDS = {
 async def watchable(kube: Kube, namespaces: Collection[str]) -> Collection[str]:
     """Return the kinds that the operator may watch in all of these namespaces ("": everywhere).
 
-    Kopf would end at one that it may not: the chart's roles may be older, or grant no network policies.
+    Kopf would try one that it may not again and again, and log an error every few seconds: the chart's roles may be
+    older, or grant no network policies.
     """
     asked = [(kind, each) for kind in KINDS for each in namespaces]
     answers = await asyncio.gather(*[kube.may_watch(kind, each) for kind, each in asked])

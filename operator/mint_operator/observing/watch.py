@@ -103,6 +103,7 @@ class Watch:
         settings.watching.client_timeout = 330
         settings.watching.connect_timeout = settings.networking.connect_timeout = 10
         # Kopf would end after a minute: a process that is started again and again waits ever longer in between.
+        # It repeats requests that are refused (403), too.
         settings.networking.error_backoffs = itertools.repeat(RETRY_S)
 
     def _register(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
