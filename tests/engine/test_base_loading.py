@@ -36,6 +36,7 @@ CPU = torch.device("cpu")
 # Values that a configuration's key may have by mistake.
 ODD: list[Any] = [None, -3, 0, 1.5, float("nan"), float("inf"), True, "text", [], [None], {}, {"a": {"b": [1]}}]
 PROMPT = [5, 9, 200, 31, 7, 5, 88, 90, 14]
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 11422654\n"
 
 
 def load(path: Path) -> Any:
@@ -82,13 +83,19 @@ def test_truncated_weights(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_a_file_that_git_has_not_fetched(name: str, folder: Path) -> None:
     """As after a clone without git-lfs. Files that are not read may stay pointers."""
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 11422654\n"
-    for other in ("small.gguf", "consolidated.safetensors"):
-        (folder / other).write_text(pointer)
+    for other in ("small.gguf", "consolidated.safetensors", "tokenizer.model", "vocab.json", "notes.txt"):
+        (folder / other).write_text(POINTER)
     load(folder)
-    (folder / name).write_text(pointer)
+    (folder / name).write_text(POINTER)
     with pytest.raises(CorruptFile, match=f"Git LFS pointer in place of {name}; fetch it with git lfs pull"):
         load(folder)
+
+
+def test_a_gguf_that_git_has_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text(POINTER)
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(CorruptFile, match=r"Git LFS pointer in place of model\.gguf; fetch it with git lfs pull"):
+            load(path)
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:

@@ -29,13 +29,14 @@ from mint_engine.model.integers import WORDS
 from mint_engine.model.positions import check_theta, with_attention_factors
 from mint_engine.model.quantised_experts import EXPERT
 from mint_engine.model.stored import Stored, open_tensors
-from mint_engine.sources.fetch_base import INDEX, SUFFIXES, WEIGHTS, WHOLE, several_ggufs, weights_read
+from mint_engine.sources.fetch_base import INDEX, PROBED, SUFFIXES, WHOLE, several_ggufs, weights_read
 from mint_engine.sources.gguf_head import MAGIC, read_head
 
 # Families that publish another family's architecture under their own name, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases are about 10 MB
 _TOKENIZER_FILE, _TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_VOCABULARIES = {"tokenizer.model", "tekken.json", "vocab.json", "merges.txt"}  # not read beside a tokenizer.json
 _PROCESSORS_TEMPLATE = "chat_template.json"  # where vision-language bases may have the only one (Mistral Small 3.1)
 _POINTER, _MOST_POINTER_BYTES = b"version https://git-lfs", 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -101,6 +102,7 @@ def find_files(path: Path) -> BaseFiles:
 def check_start(files: BaseFiles) -> BaseFiles:
     """Return the files. Raises CorruptFile for a GGUF file without a readable head."""
     if files.gguf is not None:
+        _check_fetched(files, files.gguf)
         with (files.folder / files.gguf).open("rb") as file:
             if not read_head(file, files.subject).startswith(MAGIC):
                 raise CorruptFile(files.subject, "does not start like a GGUF file")
@@ -117,9 +119,9 @@ def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
             files.subject, f'has a {INDEX} without "metadata", which transformers reads: put {{}} there'
         )
     read = weights_read(names, shards)
-    for name in names:
-        if name in read or not name.endswith(WEIGHTS):
-            _check_fetched(files, name)
+    small = set(PROBED).intersection(names) - (_VOCABULARIES if _TOKENIZER_FILE in names else set())
+    for name in sorted(read | small):
+        _check_fetched(files, name)
     for name in sorted(read):
         try:
             with safe_open(files.folder / name, framework="pt"):

@@ -36,16 +36,16 @@ from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, sub
 
 _SAFE = ".safetensors"
 _GGUF = ".gguf"
-WEIGHTS = (_SAFE, _GGUF)
+_WEIGHTS = (_SAFE, _GGUF)
 _SHOWN = 5  # file names shown in an error
-SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
+SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONFIG = "config.json"
 # The files to ask a web server for, which has no listing; the index names the shards.
-_PROBED = (_CONFIG, "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-           "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-           "pytorch_model.bin", MODELOPT_FILE)  # fmt: skip
+PROBED = (_CONFIG, "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+          "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json", "special_tokens_map.json",
+          "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+          "pytorch_model.bin", MODELOPT_FILE)  # fmt: skip
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
@@ -192,7 +192,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, progress: LoadP
     try:
         copy.make_room(wanted)
         _check_room(wanted, copy, target)
-        weights = {name: size for name, size in wanted.items() if name.endswith(WEIGHTS)}
+        weights = {name: size for name, size in wanted.items() if name.endswith(_WEIGHTS)}
         copy.small({name: size for name, size in wanted.items() if name not in weights})
         if any(name.endswith(_SAFE) for name in weights):
             look(copy.files, folder.subject)
@@ -246,7 +246,7 @@ def _listed(source: Source, single: str) -> tuple[RemoteFolder, dict[str, int | 
         folder = remote_folder(Source(uri=source.uri.rsplit("/", 1)[0], revision=source.revision))
         return folder, {name: size for name, size in folder.files(single).items() if name == single}
     folder, shards = remote_folder(source), list[str]()
-    found = folder.files(*_PROBED)
+    found = folder.files(*PROBED)
     if INDEX in found:
         shards = _shards(folder)
         found |= folder.files(*shards)
