@@ -102,6 +102,21 @@ def test_an_operator_that_starts_while_redis_is_away_leaves_a_waves_status_as_it
     assert msgspec.structs.replace(world.status("w"), conditions=before.conditions) == before
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_wave_that_was_refused_stays_stalled_when_an_operator_starts_while_redis_is_away(begun: bool) -> None:
+    world = World(base(1, 1, store=begun), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, *named("w", [0]), published=published(STEPS))
+    world.base = base(1, 1, store=False)
+    world.step()
+    stalled, counts = condition(world, "w", "Stalled"), training(world)
+    assert (stalled[:2], world.status("w").phase) == (("True", "NoTrainingStore"), "Failed")
+    world.training, world.redis_ok = TrainState(), False
+    for _ in range(2):
+        world.step()
+        assert (condition(world, "w", "Stalled"), training(world)) == (stalled, counts)
+
+
 def _holding(view: EngineView, names: list[str]) -> EngineView:
     held = {name: Held(name, published(STEPS).source, Tier.DEVICE) for name in names}
     return msgspec.structs.replace(view, held=held)

@@ -74,7 +74,9 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> tuple[
     status without claims about now.
     """
     if not facts.map_known and not facts.standing.begun and wave.status.phase:
-        return conditions.kept(wave.status, _UNKNOWN, wave.meta.generation, now), NO_NAMES
+        last = conditions.kept(wave.status, _UNKNOWN, wave.meta.generation, now)
+        stalled = [each for each in wave.status.conditions if each.type == conditions.STALLED]
+        return msgspec.structs.replace(last, conditions=[*last.conditions, *stalled]), NO_NAMES
     counts, served = _counts(facts), facts.served or (AdapterWaveStatus() if facts.map_known else wave.status)
     phase, verdict = _verdict(facts, counts)
     ready = _ready(facts, phase, verdict)
