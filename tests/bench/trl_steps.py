@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -59,7 +59,7 @@ def main(setup: dict[str, Any]) -> None:
     """Train, one step per request."""
     turns = Turns()
     torch.set_num_threads(count_threads())
-    tokenizer: Any = AutoTokenizer.from_pretrained(setup["base"])
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(setup["base"])
     model: Any = AutoModelForCausalLM.from_pretrained(setup["base"], dtype=torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
