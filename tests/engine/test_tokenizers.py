@@ -88,6 +88,25 @@ def test_a_processors_chat_template_is_used_if_there_is_no_other(tmp_path: Path)
     assert read_tokenizer(find_files(tmp_path)).chat_template == theirs
 
 
+@pytest.mark.parametrize(
+    ("told", "begins"),
+    [({"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, True),
+     ({"add_bos_token": False, "tokenizer_class": "LlamaTokenizerFast"}, False),
+     ({"add_bos_token": True, "tokenizer_class": "Qwen2Tokenizer"}, False)],
+)  # fmt: skip
+def test_texts_begin_with_bos_where_llamas_classes_added_it(
+    told: dict[str, Any], begins: bool, tmp_path: Path
+) -> None:
+    """As DeepSeek's: nothing else says so, and transformers 5 ignores it. A chat has the template's BOS alone."""
+    save_base(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", bos_token="<|start|>", **told)
+    read: Any = read_tokenizer(find_files(tmp_path))
+    begin = read.bos_token_id
+    assert (read.encode("a")[0] == begin) == begins
+    chat = read.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
+    assert chat[:2].count(begin) == 1
+
+
 @pytest.mark.parametrize("kind", ["LlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
 def test_a_base_without_a_vocabulary_is_refused(kind: str, tmp_path: Path) -> None:
     """transformers makes some tokenizers of their special tokens alone."""

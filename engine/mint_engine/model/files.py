@@ -38,6 +38,7 @@ _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the larg
 _TOKENIZER_FILE, _TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _VOCABULARIES = {"tokenizer.model", "tekken.json", "vocab.json", "merges.txt"}  # not read beside a tokenizer.json
 _PROCESSORS_TEMPLATE = "chat_template.json"  # where vision-language bases may have the only one (Mistral Small 3.1)
+_LLAMAS = ("LlamaTokenizer", "LlamaTokenizerFast")
 _POINTER, _MOST_POINTER_BYTES = b"version https://git-lfs", 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})  # integer types, by safetensors' names
@@ -315,6 +316,8 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
     elif not tokenizer.chat_template and (files.folder / _PROCESSORS_TEMPLATE).exists():
         tokenizer.chat_template = _read_object(files, _PROCESSORS_TEMPLATE).get("chat_template")
     _begin_as_mistral(tokenizer)
+    if whole:
+        _begin_as_llama(tokenizer, files)
     return tokenizer
 
 
@@ -325,18 +328,26 @@ def _begin_as_mistral(tokenizer: Any) -> None:
         tokenizer.add_bos_token = True
 
 
+def _begin_as_llama(tokenizer: Any, files: BaseFiles) -> None:
+    """Have texts begin with BOS where only a setting of Llama's classes says so, which transformers 5 ignores."""
+    told = _tokenizer_settings(files)
+    adds = told.get("add_bos_token") is True and told.get("tokenizer_class") in _LLAMAS
+    if adds and tokenizer.bos_token and not tokenizer.backend_tokenizer.num_special_tokens_to_add(False):
+        tokenizer.add_bos_token = True
+
+
 def _why_no_tokenizer(files: BaseFiles, error: Exception, *, whole: bool) -> str:
     if whole or files.gguf is not None:
         return f"has no loadable tokenizer: {first_line(error)}"
     remedy = f"put a {_TOKENIZER_FILE} beside its weights"
-    if _has_tokenizer_code(files):
+    if "auto_map" in _tokenizer_settings(files):
         return f"has a tokenizer that is custom code, which is not run here; {remedy}"
     return f"has no {_TOKENIZER_FILE}, and its other files make no tokenizer here ({first_line(error)}); {remedy}"
 
 
-def _has_tokenizer_code(files: BaseFiles) -> bool:
-    settings = files.folder / _TOKENIZER_SETTINGS
-    return settings.exists() and "auto_map" in _read_object(files, _TOKENIZER_SETTINGS)
+def _tokenizer_settings(files: BaseFiles) -> dict[str, Any]:
+    exists = (files.folder / _TOKENIZER_SETTINGS).exists()
+    return _read_object(files, _TOKENIZER_SETTINGS) if exists else {}
 
 
 def first_line(error: BaseException) -> str:
