@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trl
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mint_contracts.errors import UnsupportedBase
@@ -86,6 +87,21 @@ def test_a_processors_chat_template_is_used_if_there_is_no_other(tmp_path: Path)
     assert read_tokenizer(find_files(tmp_path)).chat_template == TEMPLATE
     (tmp_path / "chat_template.jinja").unlink()
     assert read_tokenizer(find_files(tmp_path)).chat_template == theirs
+
+
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "smolvlm"])
+def test_a_processors_template_that_takes_only_parts_gets_text_as_one(name: str, tmp_path: Path) -> None:
+    """Given a string, it would write nothing of it."""
+    save_base(tmp_path)
+    theirs = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    (tmp_path / "chat_template.jinja").write_text(theirs)
+    read: Any = read_tokenizer(find_files(tmp_path))
+    said = [("system", "Be brief."), ("user", "How?"), ("assistant", "So.")]
+    texts = [{"role": role, "content": text} for role, text in said]
+    parts = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    written = read.apply_chat_template(texts, tokenize=False)
+    assert written == read.apply_chat_template(parts, tokenize=False, chat_template=theirs)
+    assert all(text in written for _, text in said)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from transformers import (
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
+from mint_engine.model.chat_template import take_text
 from mint_engine.model.gguf_config import check_read, complete
 from mint_engine.model.gguf_tokenizer import split_as_told
 from mint_engine.model.integers import WORDS
@@ -318,6 +319,7 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
     _begin_as_mistral(tokenizer)
     if whole:
         _begin_as_llama(tokenizer, files)
+    take_text(tokenizer)
     return tokenizer
 
 
