@@ -116,7 +116,8 @@ class Applier:
             await objects
         finally:
             objects.cancel()  # still running only if the map's writes raised, as when another operator took over
-        if snapshot.redis_ok and not counts["failed"]:
+        # If Redis has lost everything since it was looked at, only the next pass writes all bases.
+        if snapshot.redis_ok and not counts["failed"] and not self._map.led:
             with suppress(MapUnavailable, ResponseError):  # the next pass tries again
                 await self._writer.note_leading()
         self._prune(plan, snapshot)

@@ -119,7 +119,7 @@ class MapReader:
 
     async def led(self) -> bool:
         """Whether an operator has written every base here, if there are any; False: perhaps Redis has lost them."""
-        return bool(await bounded(lambda: self._redis.exists(keys.LED)))
+        return await bounded(lambda: self._redis.get(keys.LED)) is not None
 
     async def version(self, base: str) -> int | None:
         """Return the map's version; None if it was never completed or is lost."""

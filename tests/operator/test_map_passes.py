@@ -1,5 +1,6 @@
 """The map after objects were deleted, after it was lost, and while Redis is away."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import MapChange
+from mint_operator.observing.map_view import MapView
+from mint_operator.planning.snapshot import BaseMap
 from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model, until
 from tests.redis_process import RedisProcess, full_memory
 
@@ -64,6 +67,28 @@ async def test_a_redis_is_noted_as_led_once_all_bases_are_written(stage: Stage) 
     async with full_memory(stage.redis):
         counts = await stage.once()
     assert counts["changes"] == 1, "which a Redis takes whose memory is full"
+
+
+async def test_a_redis_that_loses_everything_during_a_pass_is_not_noted_as_led(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this pass has not changed would be missing."""
+    stage.apply(base_model())
+    for _ in range(2):
+        await stage.once()
+    look = MapView.look
+
+    async def look_before_the_loss(view: MapView, engines: Mapping[str, Sequence[str]]) -> dict[str, BaseMap]:
+        found = await look(view, engines)
+        await stage.redis.flushall()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MapView, "look", look_before_the_loss)
+        assert not (await stage.once())["failed"]
+    assert not await MapReader(stage.redis).led()
+    await stage.once()
+    assert await MapReader(stage.redis).led()
 
 
 async def test_a_base_that_the_set_of_bases_lacks_is_listed_again(stage: Stage) -> None:

@@ -74,6 +74,7 @@ class MapView:
         self._namespaces = frozenset(namespaces)
         self._clock = clock
         self._memory: dict[str, _Memory] = {}
+        self.led = False  # whether Redis already had the complete map at the last look
 
     def invalidate(self, base: str) -> None:
         """Have the next look read this base again: a write to it may have been cut off."""
@@ -94,6 +95,7 @@ class MapView:
         Raises StaleEpoch, and MapUnavailable; what was remembered stays.
         """
         try:
+            self.led = await self._reader.led()
             known = [base for base in await self._reader.bases() if self._watched(base)]
             gate = asyncio.Semaphore(AT_ONCE)
             names = sorted({*known, *engines})
