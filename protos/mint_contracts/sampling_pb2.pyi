@@ -389,8 +389,9 @@ class SamplingParams(_message.Message):
     32 characters of white space wherever JSON allows it. Supports llguidance's keywords
     (https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md); any other keyword that would constrain
     the JSON is refused. An object has only the names that `properties` lists, unless its schema has
-    additionalProperties, or several of the schema's parts may describe one object (allOf, or properties beside $ref,
-    anyOf, oneOf or patternProperties). Names that are not listed may occur twice.
+    additionalProperties, or several of the schema's parts may describe it or what it is in (an allOf of several; or
+    properties, required, minProperties or additionalProperties beside $ref, allOf, anyOf, oneOf or
+    patternProperties). Names that are not listed may occur twice.
     """
     json_object: _builtins.bool
     """Any JSON object; false means no constraint."""
