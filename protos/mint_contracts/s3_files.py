@@ -17,7 +17,7 @@ class S3Files(S3FileSystem):  # type: ignore[misc]
 
     An unknown upload is an OSError, and no FileNotFoundError. To delete what may not be deleted is an error: s3fs
     takes a bucket's answer for success whatever it says of each object. Where a folder has nothing, the one above is
-    not listed, as by s3fs: a store of adapters may have a million others.
+    not listed, though s3fs would: a store of adapters may have a million others.
     """
 
     async def _ls(
