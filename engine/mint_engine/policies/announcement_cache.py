@@ -29,6 +29,7 @@ class AnnouncementCache:
     def __init__(self, store: Source, base: str, engine: str, look_s: float = LOOK_S) -> None:
         self._store, self._base, self._engine, self._look_s = store, base, engine, look_s
         self._looks: list[_Edits] = []  # per look under way: what this engine has written since it began
+        self._unlisted = _Edits()  # what this engine has written before the first look succeeded
         self._known_at = -math.inf  # when the listing behind `known` began
         self._looked = asyncio.Event()
         self._shared: asyncio.Task[None] | None = None  # one look shared by all callers of `clear`
@@ -56,9 +57,9 @@ class AnnouncementCache:
         return self._looked.is_set()
 
     def presume(self, known: Mapping[str, Source]) -> None:
-        """Go by what was `known` earlier until the first look succeeds."""
+        """Until the first look succeeds, go by what was `known` earlier and what this engine has written since."""
         if not self._looked.is_set():
-            self._know(known)
+            self._know(_edited(known, self._unlisted))
 
     async def announce(self, policy: str, life: int, name: Name, source: Source) -> None:
         """Make a policy's name refer to `name`, published at `source`. Raises as `Announcements.announce`."""
@@ -117,6 +118,8 @@ class AnnouncementCache:
     def _note(self, edit: _Edits) -> None:
         for each in self._looks:
             each.update(edit)
+        if not self._looked.is_set():
+            self._unlisted.update(edit)
         self._know(_edited(self.known, edit))
 
     def _know(self, found: Mapping[str, Source]) -> None:

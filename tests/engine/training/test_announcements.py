@@ -220,6 +220,15 @@ async def test_a_store_that_is_away_is_told_to_all_who_clear_names(tmp_path: Pat
     await cache.clear("policy-0", since)
 
 
+async def test_what_was_known_earlier_does_not_take_the_place_of_what_was_written_since(store: Store) -> None:
+    cache = AnnouncementCache(store.source, BASE, "e-0")
+    old, new = ({name: at(store, name, 1, step) for name in ("one", "two", "three")} for step in (1, 2))
+    await cache.announce("one", 1, Name(1, 2), new["one"])
+    await cache.withdraw("two", 1)
+    cache.presume(old)
+    assert cache.known == {"one": new["one"], "three": old["three"]}
+
+
 async def test_a_store_that_is_away_leaves_what_is_known(store: Store) -> None:
     cache = AnnouncementCache(Source("file:///nowhere/at/all"), BASE, "e-0", look_s=0.01)
     cache.known = known = {"one": at(store, "one", 1, 1)}
