@@ -28,11 +28,14 @@ async def test_what_a_gateway_cannot_finish_fails_as_an_error_that_clients_retry
     async with asyncio.timeout(LIMIT_S), aiohttp.ClientSession() as session:
         async with serve(scene.redis, "127.0.0.1:0", door, BRIEF, OPEN) as gateway:
             await until(lambda: gateway.mirror.first_read.is_set() and gateway.mirror.views[BASE].engines)
+            begun = asyncio.Event()
             url = f"http://127.0.0.1:{gateway.http_port}{TEXT}"
 
             async def posted(*, stream: bool) -> tuple[int, str, str]:
                 body = {"model": BASE, "prompt": "Ahoy?", "stream": stream}
                 async with session.post(url, json=body) as answer:
+                    if stream:
+                        begun.set()
                     return answer.status, answer.headers.get("Retry-After", ""), await answer.text()
 
             async def asked() -> None:
@@ -42,6 +45,7 @@ async def test_what_a_gateway_cannot_finish_fails_as_an_error_that_clients_retry
             answered = asyncio.create_task(asked())
             whole, streamed = asyncio.create_task(posted(stream=False)), asyncio.create_task(posted(stream=True))
             await until(lambda: len(engine.seen) == 3)
+            await begun.wait()
         with pytest.raises(Unavailable, match=SAYS):
             await answered
         status, retry_after, text = await whole
