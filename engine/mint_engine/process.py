@@ -53,8 +53,7 @@ from mint_engine.sources.fetch_base import copied_marks, drop_base, drop_stale, 
 from mint_engine.sources.load_progress import LoadProgress
 from mint_engine.train_link import TrainBody
 
-DRAIN_S = 22.0  # of the 60 that the operator gives a pod to end; also fits the usual 30
-PART_S = 10.0  # of that, to save policies
+PART_S = 10.0  # of the time to drain, to save policies
 TELL_S = 2.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
@@ -135,7 +134,7 @@ class Process:
         await self._server.refuse()  # before any wait: requests taken late would be cut off
         reported = await self.agent.tell(TELL_S)
         log.info("draining", told=reported, running=self._server.load_now.running)
-        until = time.monotonic() + DRAIN_S
+        until = time.monotonic() + self._start.settings.drain_s
         await self._save_policies()
         finished = await self._server.drain(max(1.0, until - time.monotonic()))
         if self._residency is not None:

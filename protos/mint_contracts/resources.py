@@ -89,6 +89,7 @@ class EngineSpec(_Spec, frozen=True):
     topology_spread_constraints: list[dict[str, Any]] = []  # without a labelSelector: about the base's engines
     priority_class_name: str = ""
     runtime_class_name: str = ""  # empty: the installation's
+    termination_grace_period_seconds: int = 60
     pod_labels: dict[str, str] = {}
     pod_annotations: dict[str, str] = {}
     service_account_annotations: dict[str, str] = {}

@@ -27,6 +27,10 @@ GATEWAY_PORT = 8470
 GATEWAY_HTTP_PORT = 8480
 METRICS_PORT = 9470
 
+DRAIN_S = 22  # for requests that an engine has accepted before it was told to end; also fits the usual 30
+# The rest of its pod's grace: it reports that for 2 seconds, and ends within 20 more even if a rank hangs.
+ENGINE_RESERVE_S = 38
+
 LIVENESS_SERVICE = "live"  # gRPC health: SERVING unless the engine is stuck; "" is SERVING only if it is ready
 
 
@@ -50,6 +54,7 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     nodes: int = 1  # number of the engine's pods, each on its own node with an equal number of ranks
     quantised_experts: bool = False  # routed experts stay in memory in the quantised form of the base's files
     training_store: Source | None = None  # where policies are kept; None: this engine only serves
+    drain_s: int = DRAIN_S  # for accepted requests once the engine is told to end
 
     @property
     def ranks_per_node(self) -> int:

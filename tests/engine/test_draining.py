@@ -16,7 +16,7 @@ from mint_contracts.wire import from_rpc_error
 from mint_engine import process, server
 from mint_engine.environment import Start
 from mint_engine.requests.prompts import read_prompt
-from mint_engine.serve import listen
+from mint_engine.serve import EngineServer, listen
 from tests.engine.running import ask, running, save_base, settings_for
 from tests.waiting import until
 
@@ -45,6 +45,26 @@ async def test_requests_are_refused_while_the_map_is_still_to_be_told(
         await engine.drain()
     following.cancel()
     await asyncio.wait({following})
+    await engine.agent.leave()
+
+
+async def test_an_engine_gives_accepted_requests_the_time_of_its_settings(
+    base: Path, tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, drain = list[float](), EngineServer.drain
+
+    async def drained(self: EngineServer, timeout_s: float) -> bool:
+        given.append(timeout_s)
+        return await drain(self, timeout_s)
+
+    monkeypatch.setattr(EngineServer, "drain", drained)
+    monkeypatch.setattr(process, "TELL_S", 0)
+    monkeypatch.setenv(REDIS_URL, redis_server)
+    told = settings_for(base, drain_s=3000)
+    engine = process.Process(Start(told, "e", "127.0.0.1:1", tmp_path / "cache", 0, 0), await listen(told, "e", 0))
+    await engine.drain()
+    [timeout_s] = given
+    assert 2900 < timeout_s <= 3000
     await engine.agent.leave()
 
 

@@ -217,6 +217,15 @@ def test_probes_tell_alive_from_ready_and_leave_time_to_start() -> None:
     assert pod(base())["terminationGracePeriodSeconds"] == 60
 
 
+def test_engines_with_a_longer_grace_drain_for_longer_and_others_are_told_nothing() -> None:
+    longer = with_spec(engine=EngineSpec(termination_grace_period_seconds=600))
+    assert pod(longer)["terminationGracePeriodSeconds"] == 600
+    plain = engine_settings(base())
+    assert engine_settings(longer).drain_s - plain.drain_s == 540
+    assert plain.drain_s == 22
+    assert b"drain" not in msgspec.json.encode(plain), "what is new restarts no engine"
+
+
 def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> None:
     toleration = {"key": "gpu", "operator": "Exists"}
     spec = pod(with_spec(engine=EngineSpec(node_selector={"pool": "gpu"}, tolerations=[toleration])))

@@ -21,7 +21,6 @@ CA_FOLDER = "/mint/redis"
 BUNDLE_FOLDER = "/mint/ca"
 BUNDLE_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")  # where storage libraries look for CAs
 USER = 65532
-GRACE_S = 60  # an engine drains for DRAIN_S (22), reports that for 2, and ends within 20 more even if a rank hangs
 START_S = 15 * 60  # images of many GB, imports, slow disks
 START_PROBE_S = 2
 CACHE_SLACK_BYTES = 1 << 30  # for downloads in progress, and what libraries write besides the adapters
@@ -38,7 +37,7 @@ def pod_spec(base: ObservedBase, release: Release, account: str, labels: dict[st
         "serviceAccountName": account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_S,
+        "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -87,6 +86,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
         tensor_parallel_size=spec.engine.tensor_parallel_size,
         nodes=spec.engine.nodes,
         training_store=spec.training.store.source if spec.training else None,
+        drain_s=spec.engine.termination_grace_period_seconds - settings.ENGINE_RESERVE_S,
     )
 
 

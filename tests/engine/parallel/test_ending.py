@@ -11,14 +11,13 @@ import pytest
 
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.errors import EngineUnavailable, MintError, PolicyNotFound
-from mint_contracts.settings import REDIS_URL
+from mint_contracts.settings import ENGINE_RESERVE_S, REDIS_URL
 from mint_contracts.source import Source
 from mint_engine import process, serve
 from mint_engine.environment import Start
 from mint_engine.parallel import ranks
 from mint_engine.policies.updates import Job, Learnt
 from mint_engine.residency import residency
-from mint_operator.planning.podspec import GRACE_S
 from tests.engine.parallel.learning import Learning
 from tests.engine.parallel.processes import followers
 from tests.engine.running import running, save_base, settings_for
@@ -146,6 +145,5 @@ async def test_what_policies_have_learnt_outlives_a_defect_that_ends_the_step_th
 
 def test_the_end_of_an_engine_whose_ranks_hang_fits_in_its_pods_grace() -> None:
     """However long its requests take, and even if each other rank of eight must be killed."""
-    requests = process.TELL_S + process.DRAIN_S
     steps = serve._STOP_S + ranks._END_S + 6 * ranks._LEAST_S + serve._RELEASED_S
-    assert requests + steps + 2 * serve._STOP_S + residency.CLOSE_S < GRACE_S
+    assert process.TELL_S + steps + 2 * serve._STOP_S + residency.CLOSE_S < ENGINE_RESERVE_S
