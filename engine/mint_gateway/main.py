@@ -19,7 +19,7 @@ def main() -> None:
     with without_collecting():
         from mint_contracts.errors import MintError
         from mint_contracts.logs import log_as_json
-        from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
+        from mint_contracts.settings import DRAIN_S, GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
         from mint_gateway.door_security import DoorSecurity
         from mint_gateway.process import run
 
@@ -51,13 +51,21 @@ def main() -> None:
         metavar="FOLDER",
         help="folder of a scopes.json, which says what each key may access (default: everything)",
     )
+    parser.add_argument(
+        "--drain-seconds",
+        type=int,
+        default=DRAIN_S,
+        metavar="SECONDS",
+        help="after SIGTERM, time for requests in flight (default %(default)s)",
+    )
     arguments = parser.parse_args()
     log_as_json()
     try:
         security = DoorSecurity.by(arguments.tls, arguments.keys, arguments.scopes)
     except MintError as error:
         parser.exit(1, f"mint-gateway: {error}\n")
-    asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port, security))
+    ports = arguments.port, arguments.http_port, arguments.metrics_port
+    asyncio.run(run(*ports, security, arguments.drain_seconds))
 
 
 if __name__ == "__main__":

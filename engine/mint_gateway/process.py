@@ -7,13 +7,16 @@ from contextlib import suppress
 
 from mint_contracts.functions import connect
 from mint_contracts.scraping import expose
+from mint_contracts.settings import DRAIN_S
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.server import OPEN, Limits, serve
 
 
-async def run(port: int, http_port: int, metrics_port: int, security: DoorSecurity = OPEN) -> None:
-    """Serve gRPC, HTTP and metrics, on one port each, until SIGTERM or SIGINT.
+async def run(
+    port: int, http_port: int, metrics_port: int, security: DoorSecurity = OPEN, drain_s: float = DRAIN_S
+) -> None:
+    """Serve gRPC, HTTP and metrics, on one port each, until SIGTERM or SIGINT; then drain for at most `drain_s`.
 
     Raises the exception of a background task that ended early.
     """
@@ -24,7 +27,7 @@ async def run(port: int, http_port: int, metrics_port: int, security: DoorSecuri
         loop.add_signal_handler(number, ended.set)
     redis = connect()
     try:
-        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), security) as gateway:
+        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(grace_s=drain_s), security) as gateway:
             metrics, thread = expose(metrics_port, gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
             await asyncio.wait([waiting, *gateway.lasting], return_when=asyncio.FIRST_COMPLETED)

@@ -25,6 +25,7 @@ from mint_contracts import (
     training_pb2_grpc,
 )
 from mint_contracts.map_reader import MapReader
+from mint_contracts.settings import DRAIN_S
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import GATEWAY_OPTIONS, IDLE_MS, SERVER_OPTIONS
 from mint_gateway.answering import Answering
@@ -80,8 +81,10 @@ class Limits(msgspec.Struct, frozen=True):
     idle_s: float = IDLE_MS / 1000  # how long a connection may carry nothing
     silence_s: float = 60.0  # how long a client that registers adapters may send nothing
     farewell_s: float = 3.0  # how long to keep accepting while the Service's endpoints drop this pod
-    grace_s: float = 22.0  # after that, for requests in flight
-    parting_s: float = 1.0  # after that, for clients to learn that theirs has ended; all fit in Kubernetes' 30 s
+    grace_s: float = DRAIN_S  # after that, for requests in flight
+    parting_s: float = (
+        1.0  # after that, for clients to learn that theirs has ended; by default all fit in Kubernetes' 30 s
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ async def serve(
         draining.set()
         await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
         if in_flight.total:
-            _log.info("gateway drains", in_flight=in_flight.total)
+            _log.info("gateway drains", in_flight=in_flight.total, grace_s=limits.grace_s)
         await asyncio.sleep(limits.farewell_s)
         answering.end_at(asyncio.get_running_loop().time() + limits.grace_s)
         await asyncio.gather(server.stop(closing_s), opening.close())

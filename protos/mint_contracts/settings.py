@@ -27,8 +27,8 @@ GATEWAY_PORT = 8470
 GATEWAY_HTTP_PORT = 8480
 METRICS_PORT = 9470
 
-DRAIN_S = 22  # for requests that an engine has accepted before it was told to end; also fits the usual 30
-# The rest of its pod's grace: it reports that for 2 seconds, and ends within 20 more even if a rank hangs.
+DRAIN_S = 22  # for requests in flight when an engine or a gateway is told to end; also fits the usual 30
+# The rest of an engine's grace: it reports that for 2 seconds, and ends within 20 more even if a rank hangs.
 ENGINE_RESERVE_S = 38
 
 LIVENESS_SERVICE = "live"  # gRPC health: SERVING unless the engine is stuck; "" is SERVING only if it is ready

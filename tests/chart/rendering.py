@@ -49,6 +49,7 @@ EVERYTHING: Values = {
     },
     "gateway": {
         "replicas": 3,
+        "terminationGracePeriodSeconds": 600,
         "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}},
         "podLabels": {"team": "ml"},
         "podAnnotations": {"a": "b"},

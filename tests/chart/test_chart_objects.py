@@ -204,6 +204,15 @@ def test_without_scopes_nothing_is_rendered_for_them() -> None:
     assert "scopes" not in repr(render({"gateway": {"keys": {"secretName": "gateway-keys"}}}))
 
 
+def test_a_gateway_with_a_longer_grace_drains_for_longer() -> None:
+    plain = workloads(render(DEFAULTS))["mint-gateway"]
+    assert pod(plain)["terminationGracePeriodSeconds"] == 45
+    assert "args" not in container(plain), "its own drain fits in that"
+    longer = workloads(render({"gateway": {"terminationGracePeriodSeconds": 600}}))["mint-gateway"]
+    assert pod(longer)["terminationGracePeriodSeconds"] == 600
+    assert container(longer)["args"] == [f"--drain-seconds={settings.DRAIN_S + 600 - 45}"]
+
+
 def test_without_a_secret_the_gateway_speaks_plain_text() -> None:
     gateway = workloads(render(DEFAULTS))["mint-gateway"]
     assert "args" not in container(gateway)

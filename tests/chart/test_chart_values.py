@@ -93,6 +93,7 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"replica": 2}}, "'replica' not allowed"),
     ({"gateway": {"replicas": "two"}}, "/gateway/replicas"),
     ({"gateway": {"replicas": -1}}, "/gateway/replicas"),
+    ({"gateway": {"terminationGracePeriodSeconds": 44}}, "/gateway/terminationGracePeriodSeconds"),
     ({"gateway": {"service": {"type": "ExternalName"}}}, "/gateway/service/type"),
     ({"gateway": {"tls": {"secretName": "A Secret"}}}, "/gateway/tls/secretName"),
     ({"gateway": {"keys": {"team-a": "word"}}}, "'team-a' not allowed"),

@@ -205,6 +205,7 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "mint_gateway.main", "--port", "0", "--http-port", "0", "--metrics-port", str(metrics_port)),
+        *("--drain-seconds", "600"),
         env=os.environ | {REDIS_URL: f"redis://127.0.0.1:{redis_options['port']}/0"},
         stderr=asyncio.subprocess.PIPE,
     )
@@ -223,7 +224,7 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
             assert re.search(r"^mint_gateway_in_flight 1\.0$", scraped, re.MULTILINE)
             process.send_signal(signal.SIGTERM)
             line = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
-            assert (line["event"], line["in_flight"]) == ("gateway drains", 1)
+            assert (line["event"], line["in_flight"], line["grace_s"]) == ("gateway drains", 1, 600)
             assert await anext(states) == NOT_SERVING
             engine.hold_before.set()
             assert (await asyncio.wait_for(asking, 60)).text == "Hello there."
