@@ -193,7 +193,7 @@ def test_neither_a_bucket_nor_a_folder_in_it_is_listed_for_one_adapter(
     """A store may have a million adapters, and an adapter's folder as many other files; names may be mistyped."""
     store, files = opened(scheme), backends.backend(scheme).files
     folder = f"{stores.BUCKET}/team/store/acme"
-    files.pipe({f"{folder}/{name}": b"x" for name in ("good/notes.txt", "good/logs/1.txt")})
+    files.pipe({f"{folder}/{name}": b"x" for name in ("good/notes.txt", "good/logs/1.txt", "adapter-2/1.txt")})
     listed = set[str]()
     lister = "_lsdir" if scheme == "s3" else "_list_objects"
 
@@ -206,8 +206,9 @@ def test_neither_a_bucket_nor_a_folder_in_it_is_listed_for_one_adapter(
 
     monkeypatch.setattr(type(files), lister, noted)
     assert read_adapter(folder_of(child(store, "acme/good")), tiny_fit(), torch.float32).rank == 4
-    with pytest.raises(errors.SourceNotFound):
-        read_adapter(folder_of(child(store, "acme/mistyped")), tiny_fit(), torch.float32)
+    for absent in ("acme/mistyped", "acme"):
+        with pytest.raises(errors.SourceNotFound):
+            read_adapter(folder_of(child(store, absent)), tiny_fit(), torch.float32)
     assert listed == {f"{folder}/good/{name}" for name in (CONFIG, WEIGHTS)}
 
 

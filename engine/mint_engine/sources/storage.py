@@ -1,5 +1,6 @@
 """Listing and opening the files of sources, chiefly https://, s3://, gs:// and hf:// ones."""
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -8,6 +9,7 @@ from os.path import commonprefix
 from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
+from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
 
 from mint_contracts.backends import backend, commit_of
@@ -15,11 +17,12 @@ from mint_contracts.claims import local_path
 from mint_contracts.errors import SourceUnavailable
 from mint_contracts.hub import Place, place_of
 from mint_contracts.source import Location, Source, locate
-from mint_contracts.storage_errors import cause_of, status_of, storage_errors
+from mint_contracts.storage_errors import cause_of, lacks_bucket, status_of, storage_errors
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.web_stream import WebStream
 
 BLOCK_BYTES = 8 << 20
+FEW = 3  # files, as an adapter may have
 
 # Attributes that stores report and that change with a file's content, beside HTTP's own.
 _MARKS = ("VersionId", "generation", "etag", "md5Hash", "blob_id", "xet_hash")
@@ -101,15 +104,13 @@ class RemoteFolder:
             if self._web:
                 listed = _probe(files, root, names)
             else:
-                entries = files.ls(root, detail=True, **self._part_of_listing(names))
+                if self._location.scheme in {"s3", "gs"}:
+                    entries = sync(files.loop, _part_of_listing, files, root, names)
+                else:
+                    entries = files.ls(root, detail=True)
                 listed = {each["name"].rsplit("/", 1)[-1]: each for each in entries if each["type"] == "file"}
         self._found = {name: (_size_of(each), _mark_of(each)) for name, each in listed.items()}
         return {name: size for name, (size, _) in self._found.items()}
-
-    def _part_of_listing(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Return the options with which a bucket lists these: a folder may have millions of other objects."""
-        # As texts: "adapter" is where "adapter.mint" and "adapter_config.json" begin.
-        return {"prefix": commonprefix(names)} if self._location.scheme in {"s3", "gs"} else {}  # noqa: RUF071
 
     def check_same(self, *names: str) -> None:
         """See `Folder`. On a hub, all that is read is of one commit."""
@@ -225,6 +226,27 @@ def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict
     if refusals and not (found and isinstance(_answer(files, f"{root}/{_ABSENT}"), FileNotFoundError)):
         raise refusals[0]
     return found
+
+
+async def _part_of_listing(files: Any, root: str, names: tuple[str, ...]) -> list[FileInfo]:
+    """Return a bucket's entries for these files and some others: a folder may have millions.
+
+    Few are listed each by itself, since other folders' names may begin as theirs do: "adapter-1/".
+    """
+    # As texts: "model-0000" is where shards begin.
+    prefixes = names if 0 < len(names) <= FEW else (commonprefix(names),)  # noqa: RUF071
+    parts = await asyncio.gather(*(_beginning(files, root, each) for each in prefixes))
+    return [each for part in parts for each in part]
+
+
+async def _beginning(files: Any, root: str, prefix: str) -> list[FileInfo]:
+    """Return a bucket's entries whose names begin so. Raises FileNotFoundError if it lacks the bucket or folder."""
+    try:
+        return cast(list[FileInfo], await files._ls(root, detail=True, prefix=prefix))
+    except FileNotFoundError as error:  # by gcsfs also for none
+        if not prefix or lacks_bucket(error):
+            raise
+        return []
 
 
 def _answer(files: AbstractFileSystem, path: str) -> FileInfo | FileNotFoundError | None:
