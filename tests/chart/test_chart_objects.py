@@ -205,9 +205,10 @@ def test_without_scopes_nothing_is_rendered_for_them() -> None:
 
 
 def test_a_gateway_with_a_longer_grace_drains_for_longer() -> None:
-    plain = workloads(render(DEFAULTS))["mint-gateway"]
-    assert pod(plain)["terminationGracePeriodSeconds"] == 45
-    assert "args" not in container(plain), "its own drain fits in that"
+    for values in (DEFAULTS, {"gateway": {"terminationGracePeriodSeconds": None}}):  # absent with --reuse-values
+        plain = workloads(render(values))["mint-gateway"]
+        assert pod(plain)["terminationGracePeriodSeconds"] == 45
+        assert "args" not in container(plain), "its own drain fits in that"
     longer = workloads(render({"gateway": {"terminationGracePeriodSeconds": 600}}))["mint-gateway"]
     assert pod(longer)["terminationGracePeriodSeconds"] == 600
     assert container(longer)["args"] == [f"--drain-seconds={settings.DRAIN_S + 600 - 45}"]
