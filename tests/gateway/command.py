@@ -21,3 +21,8 @@ async def mint(target: str, *arguments: str, **environment: str) -> tuple[int, s
             process.kill()
             await process.wait()
     return process.returncode or 0, out.decode(), err.decode()
+
+
+def own_lines(err: str) -> list[str]:
+    """Return the command's own lines among those of gRPC, which logs each attempt to connect, also after the last."""
+    return [line for line in err.splitlines() if line.startswith("mint: ")]

@@ -24,7 +24,7 @@ from mint_gateway.http.connections import PARTING_S
 from mint_gateway.http.door import listen
 from mint_gateway.mounted import Mounted
 from mint_gateway.server import serve
-from tests.gateway.command import mint
+from tests.gateway.command import mint, own_lines
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import Authority, mount
@@ -230,8 +230,8 @@ async def test_the_command_line_asks_by_tls(
     }.items():
         code, _, err = await mint(scene.target, "placements", *distrusting)
         assert code == 1
-        assert "mint: Unavailable: " in err  # after gRPC's own log
-        assert err.endswith(f": {advice}\n")
+        assert own_lines(err)[-1].startswith("mint: Unavailable: ")
+        assert own_lines(err)[-1].endswith(f": {advice}")
     code, _, err = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
     assert (code, err) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
     (tmp_path / "none.crt").write_bytes(b"none")
@@ -266,7 +266,7 @@ async def test_a_command_line_that_speaks_tls_to_a_gateway_that_does_not_is_told
         code, _, err = await mint(scene.target, "placements", *options, *FOREVER)
         assert code == 1
         assert "WRONG_VERSION_NUMBER" in err
-        assert err.endswith(f"; the gateway may not speak TLS: try without {named}\n")
+        assert own_lines(err)[-1].endswith(f"; the gateway may not speak TLS: try without {named}")
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -280,7 +280,7 @@ async def test_a_command_line_at_the_port_for_http_is_told_which_one_is_meant(
     for verb in (("placements",), ("ask", "Hello?"), ("wave", "watch", "demo/w")):
         code, _, err = await mint(f"127.0.0.1:{scene.gateway.http_port}", *verb, *trusting, *FOREVER)
         assert code == 1
-        assert err.endswith(f"; {advice}\n")
+        assert own_lines(err)[-1].endswith(f"; {advice}")
 
 
 async def test_a_gateway_that_is_merely_not_up_yet_is_waited_for(scene: Scene) -> None:
