@@ -129,6 +129,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     peft_adapter(store / "acme" / "good")
     (store / "acme" / "pickled").mkdir()
     (store / "acme" / "pickled" / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    shutil.copytree(store / "acme" / "pickled", store / "acme" / "only-pickled")
     shutil.copy(store / "acme" / "good" / CONFIG, store / "acme" / "pickled" / CONFIG)
     shutil.copytree(store / "acme" / "good", store / "acme" / "cut")
     cut = store / "acme" / "cut" / WEIGHTS

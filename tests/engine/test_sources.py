@@ -43,6 +43,7 @@ def test_an_adapter_is_fetched_checked_and_read(
     for name, error in {
         "acme/absent": errors.SourceNotFound,
         "acme/pickled": errors.UnsafeFormat,
+        "acme/only-pickled": errors.UnsafeFormat,
         "acme/cut": errors.CorruptFile,
         "acme/high": errors.RankTooLarge,
     }.items():

@@ -22,10 +22,8 @@ def adapter_files(folder: Folder) -> dict[str, int | None]:
     found = folder.files(CONFIG, WEIGHTS, PACKED)
     if PACKED in found:
         return found
-    if WEIGHTS not in found:
-        pickled = sorted({**found, **folder.files(*PICKLES)}.keys() & set(PICKLES)) if found else []
-        if pickled:
-            raise UnsafeFormat(folder.subject, f"holds {pickled[0]}, which is pickled; save it as {WEIGHTS}")
+    if WEIGHTS not in found and (pickled := sorted(folder.files(*PICKLES).keys() & set(PICKLES))):
+        raise UnsafeFormat(folder.subject, f"holds {pickled[0]}, which is pickled; save it as {WEIGHTS}")
     missing = [name for name in (CONFIG, WEIGHTS) if name not in found]
     if missing:
         raise SourceNotFound(folder.subject, f"holds no {' and no '.join(missing)}; check its path and revision")
