@@ -258,7 +258,8 @@ class Client:
         """Return a policy to continue after its last step: one still in memory, or from its newest checkpoint.
 
         Waits for a call that a program left under way, and drops a gradient that no step was taken with, so that
-        computing it again does not count it twice. Raises PolicyNotFound if nothing was saved.
+        computing it again does not count it twice. Only the program that trains calls it; `policy` returns a policy
+        as it is. Raises PolicyNotFound if nothing was saved.
         """
         request = training_pb2.ResumePolicyRequest(policy=name, base_model=base_model, drop_gradient=True)
         state = await self._connection.call(self._trainer.ResumePolicy, request, CALL_TIMEOUT_S)

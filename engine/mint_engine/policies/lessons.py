@@ -149,7 +149,7 @@ class Lessons:
             thought, routes = render.thought(example, prompt), terms.train.replay_routes
             return Ask(terms.policy, label, self.slot, prompt, sampling, own, routes, thought)
 
-        asks = await asyncio.to_thread(lambda: list(map(ask, examples, seeds)))
+        asks = await asyncio.to_thread(lambda: [ask(*each) for each in zip(examples, seeds, strict=True)])
         with phase("rollout"):
             answers = await gather_or_cancel(self._rollouts(place, each) for place, each in enumerate(asks))
         with phase("reward"):
