@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -118,8 +117,10 @@ class Applier:
             objects.cancel()  # still running only if the map's writes raised, as when another operator took over
         # If Redis has lost everything since it was looked at, only the next pass writes all bases.
         if snapshot.redis_ok and not counts["failed"] and not self._map.led:
-            with suppress(MapUnavailable, ResponseError):  # the next pass tries again
+            try:
                 await self._writer.note_leading()
+            except (MapUnavailable, ResponseError):
+                self.owes = True
         self._prune(plan, snapshot)
         self.owes |= bool(counts["failed"] or self._refused)
         return counts

@@ -67,6 +67,9 @@ async def test_a_redis_is_noted_as_led_once_all_bases_are_written(stage: Stage) 
     async with full_memory(stage.redis):
         counts = await stage.once()
     assert counts["changes"] == 1, "which a Redis takes whose memory is full"
+    assert not await MapReader(stage.redis).led()
+    await stage.once(frozenset())
+    assert await MapReader(stage.redis).led(), "although nothing has changed"
 
 
 async def test_a_redis_that_loses_everything_during_a_pass_is_not_noted_as_led(
