@@ -30,12 +30,26 @@ async def test_a_pod_that_has_a_node_and_no_volumes_says_why(stage: Stage) -> No
     stage.apply(base_model())
     await stage.once()
     pod(stage, {"phase": "Pending"})
-    tell(stage, "Pod", "smol-0", "FailedMount", MOUNT, at=1)
+    tell(stage, "Pod", "smol-0", "FailedMount", MOUNT, at=1, uid=uid_of(stage))
     await stage.once()
     ready = await stage.condition("BaseModel", "smol")
     assert ready["reason"] == "FailedMount"
     assert MOUNT in ready["message"]
     pod(stage, {"phase": "Running", "containerStatuses": [container({"running": {}})]})
+    await stage.once()
+    assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
+
+
+async def test_what_happened_to_an_earlier_pod_of_its_name_is_not_told_of_a_pod(stage: Stage) -> None:
+    """The probe of a pod that is ended fails, and the next pod of a StatefulSet has the same name."""
+    stage.apply(base_model())
+    await stage.once()
+    pod(stage, {"phase": "Pending"})
+    earlier = uid_of(stage)
+    stage.kubectl("delete", "pod", "smol-0", "--force", "--grace-period=0")
+    pod(stage, {"phase": "Pending"})
+    assert uid_of(stage) != earlier
+    tell(stage, "Pod", "smol-0", "FailedMount", MOUNT, at=1, uid=earlier)
     await stage.once()
     assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
 
@@ -68,14 +82,18 @@ def test_the_newest_counts_by_whichever_time_it_has(times: tuple[str, str]) -> N
     assert newest([]) is None
 
 
-def tell(stage: Stage, kind: str, name: str, reason: str, message: str, *, at: int) -> None:
+def uid_of(stage: Stage) -> str:
+    return stage.kubectl("get", "pod", "smol-0", "-o", "jsonpath={.metadata.uid}")
+
+
+def tell(stage: Stage, kind: str, name: str, reason: str, message: str, *, at: int, uid: str = "") -> None:
     """Write an Event as a controller or a kubelet does."""
     stage.apply(
         {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": f"{name}.{at}"},
-            "involvedObject": {"kind": kind, "name": name, "namespace": stage.namespace},
+            "involvedObject": {"kind": kind, "name": name, "namespace": stage.namespace, "uid": uid},
             "type": "Warning" if reason.startswith("Failed") else "Normal",
             "reason": reason,
             "message": message,

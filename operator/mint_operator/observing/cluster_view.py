@@ -191,7 +191,7 @@ def _maker(base: ObservedBase) -> About:
 
 
 def _about(base: str, pod: EnginePod) -> About:
-    return About("Pod", base.partition("/")[0], pod.name)
+    return About("Pod", base.partition("/")[0], pod.name, pod.uid)
 
 
 def _by_key(children: Iterable[Child]) -> dict[tuple[str, str, str], Child]:

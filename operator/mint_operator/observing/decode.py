@@ -204,6 +204,7 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
         waits=_waits(pod.status),
         settings=pod.metadata.annotations.get(SETTINGS_DIGEST, ""),
         node=pod.spec.node_name,
+        uid=pod.metadata.uid,
         ends_by=None if deletion is None else datetime.fromisoformat(deletion).timestamp(),
     )
     return f"{pod.metadata.namespace}/{pod.metadata.labels.get(BASE_LABEL, '')}", found

@@ -20,16 +20,18 @@ log = structlog.get_logger()
 
 
 class About(msgspec.Struct, frozen=True, order=True):
-    """An object that may have Events."""
+    """An object that may have Events. Without a `uid`, also those of earlier objects of its name count."""
 
     kind: str
     namespace: str
     name: str
+    uid: str = ""
 
     @property
     def fields(self) -> str:
         """The field selector for its Events."""
-        return f"involvedObject.kind={self.kind},involvedObject.name={self.name}"
+        named = f"involvedObject.kind={self.kind},involvedObject.name={self.name}"
+        return f"{named},involvedObject.uid={self.uid}" if self.uid else named
 
 
 class _Series(msgspec.Struct, frozen=True, rename="camel"):

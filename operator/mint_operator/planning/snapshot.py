@@ -132,6 +132,7 @@ class EnginePod(msgspec.Struct, frozen=True):
     settings: str = ""  # digest of the settings that its container was made from
     waits: bool = False  # it has a node, but no container yet
     node: str = ""
+    uid: str = ""
     ends_by: float | None = None  # when its time to end is over, in seconds since 1970; None: it is not terminating
 
 
