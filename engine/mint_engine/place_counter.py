@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 # A party may have this many requests for each place that is still free: the dynamic threshold of shared buffers
 # (Choudhury and Hahne, 1998). One party alone gets four fifths of all places, two get four ninths each, and later
-# ones always find some.
+# ones always find some. Parties of a party share what it may have by the same rule.
 _SHARE = 4
 
 K = TypeVar("K")

@@ -99,6 +99,23 @@ def test_adapters_of_a_client_take_turns_in_its_places_however_many_other_client
     assert all(0.5 < had[each] / had.total() * 4 < 1.5 for each in own)
 
 
+def test_adapters_get_their_turn_in_places_that_another_client_takes_back_at_once() -> None:
+    """A client that has just lost its only place asks for one in the step in which the other gets a second."""
+    terms = PlaceTerms(stay=8, last_stay=32)
+    books = scheduler(Limits(running=2, waiting=1000, step_tokens=40), PLENTY, terms)
+    left, done, seen = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
+    for step in range(2000):
+        for client, adapter, new in [("many", each, 22) for each in "abcd"] + [("one", "x", 21)]:
+            while left[client, adapter] < 3:
+                books.add(completion(5, new + done[client, adapter] % 3, adapter, client=client))
+                left[client, adapter] += 1
+        shares, ended = advance(books, check=False)
+        left.subtract((each.request.client, each.request.adapter) for each in ended)
+        done.update((each.request.client, each.request.adapter) for each in ended)
+        seen |= Counter({share.completion.request.adapter: step for share in shares})
+        assert all(step - seen[each] <= (3 + 2) * terms.last_stay for each in "abcd")
+
+
 def test_a_newcomer_client_waits_no_longer_than_places_are_kept_behind_a_thousand_requests() -> None:
     books = scheduler(Limits(running=16, waiting=2000, step_tokens=80), PLENTY, TERMS)
     asked(books, "many", [str(at % 300) for at in range(1000)])
@@ -270,10 +287,10 @@ def test_a_client_cannot_take_all_the_room_of_the_queue_nor_one_of_its_adapters_
 
     count, why = ask_until_refused("x", itertools.repeat("a"))
     assert count == 64
-    assert "64 of them for a with your key and 0 for others with it;" in why
+    assert "64 of them with your key for a;" in why
     count, why = ask_until_refused("x", map(str, itertools.count()))
     assert count == 16
-    assert "0 of them for 16 with your key and 80 for others with it;" in why
+    assert "0 of them with your key for 16 and 80 for other adapters;" in why
     count, why = ask_until_refused("y", map(str, itertools.count()))
     assert count == 16
     count, why = ask_until_refused("", itertools.repeat("a"))
@@ -287,6 +304,6 @@ async def test_a_request_counts_for_the_client_that_its_gateway_names(base: Path
         request = GenerateRequest(text="x", client="x", sampling=SamplingParams(max_tokens=2))
         asking = asyncio.create_task(collect(engine, request))
         await gate.closed()
-        assert engine.server.generation.scheduler.fairness.active == {party("x", ""): 1}
+        assert engine.server.generation.scheduler.fairness.active == {"x": 1, party("x", ""): 1}
         gate.open()
         await asking

@@ -155,7 +155,7 @@ async def test_one_clients_requests_to_the_bare_base_leave_room_for_anothers(bas
         await until(lambda: engine.server.load_now.waiting == 4)
         refused = await refusal(engine, asked("hot"))
         assert isinstance(refused, Overloaded)
-        assert "4 of them for the bare base with your key" in str(refused)
+        assert "4 of them with your key for the bare base; " in str(refused)
         cold = asyncio.create_task(answer("cold"))
         await until(lambda: engine.server.load_now.waiting == 5)
         gate.open()

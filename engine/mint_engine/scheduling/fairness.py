@@ -37,9 +37,9 @@ class FairShare:
         self._left: defaultdict[_Siblings, OrderedDict[Sharer, int]] = defaultdict(OrderedDict)
 
     @property
-    def active(self) -> dict[Party, int]:
-        """Requests by active party."""
-        return {sharer: count for sharer, count in self._requests.items() if isinstance(sharer, Party)}
+    def active(self) -> dict[Sharer, int]:
+        """Requests by active sharer."""
+        return dict(self._requests)
 
     def enter(self, party: Party) -> None:
         """Count a new request of a party."""

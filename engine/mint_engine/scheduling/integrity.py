@@ -31,8 +31,8 @@ def _imbalances(scheduler: Scheduler) -> Iterator[str]:
     yield from _pages(scheduler.prefix, scheduler.running)
     live = scheduler.live
     yield from _slots(live)
-    if Counter(each.request.party for each in live) != scheduler.fairness.active:
-        yield f"parties that count as active are not those of the {len(live)} requests"
+    if Counter(sharer for each in live for sharer in each.request.party.path) != scheduler.fairness.active:
+        yield f"clients and parties that count as active are not those of the {len(live)} requests"
 
 
 def _pages(prefix: PrefixCache, running: Iterable[Completion]) -> Iterator[str]:

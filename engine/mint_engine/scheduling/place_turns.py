@@ -1,11 +1,10 @@
 """Decides which running requests give way to waiting ones, so that long requests cannot keep every place for good.
 
-Places are shared between parties: each client of an adapter is one, and its training is another. A party's requests
-keep their order. A request that gives way returns to the queue with its tokens, and gets another place in its turn.
-
-Where clients have names, places are shared between clients, and a client's places between its parties, by the same
-rules: between clients, read "client" for "party" below. A client's place is given by its party that has most, of
-equals by the one that was served most. Training, and parties without such a client, take part as if each were one.
+Places are shared on two levels by the same rules: between clients that have names, then each one's between its
+parties, which are the adapters that it asks for. Training, and adapters asked for without such a client, are parties
+that take part as if each were a client. "Party" below means whoever shares on a level. A client's place is given by
+its party that has most, of equals by the one that was served most. A party's requests keep their order. A request
+that gives way returns to the queue with its tokens, and gets another place in its turn.
 
 A party that waits without a place gets one from the party that has most: that of its latest request that has had the
 place for `stay` steps, or of which nothing beyond cached tokens has been computed yet (which includes a request that

@@ -133,10 +133,11 @@ class Completion:
     prompt_scored: bool = False  # the scores are complete and posted
     late: int = 0  # consecutive steps that had no time for its mask (see `masking`)
     charged: int = 0  # tokens of the prompt that were charged as service or found cached; each counts once
-    # About its place (see `turns`):
+    # About its place (see `place_turns`):
     placed_at: int = 0  # the step in which it got the place
     placed_with: int = 0  # tokens that it had then
     found: int = 0  # how many of those were cached
+    waited: dict[Sharer, int] = field(default_factory=dict)  # of its path, who had no place until then: since when
     found_first: int = 0  # the same when it got its first place: all of them are the prompt's
     reached: int = 0  # tokens that had been computed when it lost its previous place
 

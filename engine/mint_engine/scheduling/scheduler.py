@@ -270,6 +270,8 @@ class Scheduler:
     def _preempt(self, victim: Completion) -> None:
         """Return a request to the queue, ahead of those of its party that arrived later."""
         self.running.remove(victim)
+        if victim.computed == victim.found and not victim.late:
+            self.waiting.unplaced(victim, self.running)
         victim.reached, victim.published = max(victim.reached, victim.computed), 0
         self._release(victim)
         if victim.must_score:

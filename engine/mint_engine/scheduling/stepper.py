@@ -58,11 +58,9 @@ class Stepper:
         self._cancelled: list[Completion] = []
         self._stopping = self._doubted = False
         self.broken = False  # a defect has ended the thread, and so all work of its background
-        limits = self._scheduler.limits
-        self._counter = PlaceCounter[Sharer](
-            limits.running + limits.waiting
-        )  # by client, if that has a name, or party
-        self._within = PlaceCounter[Party](limits.running + limits.waiting)  # the same requests, by party
+        places = self._scheduler.limits.running + self._scheduler.limits.waiting
+        self._counter = PlaceCounter[Sharer](places)  # by client, if that has a name, or party
+        self._within = PlaceCounter[Party](places)  # the same requests, by party
         self._demand = Demand()
         self._tenants: Counter[Tenant] = Counter()  # requests in flight, by what they expect in their slots
         self._pace = Pace()
@@ -187,14 +185,15 @@ class Stepper:
         room = counter.room(party.path[0], counter.free)
         if count <= (self._within.room(party, room) if party.client else room):
             return
-        who = f"{'training ' if party.background else ''}{party.adapter or 'the bare base'}"
         load, own = self.load, self._within.of(party)
-        if party.client:
-            who += f" with your key and {counter.of(party.client) - own} for others with it"
+        what = f"{'training ' if party.background else ''}{party.adapter or 'the bare base'}"
+        whose = "with your key " if party.client else ""
+        others = counter.of(party.path[0]) - own
+        rest = f" and {others} for other adapters" if others else ""
         retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
         raise Overloaded(
             "engine",
-            f"{load.running} requests run and {load.waiting} wait, {own} of them for {who}; "
+            f"{load.running} requests run and {load.waiting} wait, {own} of them {whose}for {what}{rest}; "
             f"retry in {retry_after_s:.1f} s",
             retry_after_s=retry_after_s,
         )

@@ -74,10 +74,18 @@ class Waiting:
         }
 
     def placed(self, completion: Completion) -> None:
-        """Remove a request that gets a place."""
+        """Remove a request that gets a place, and end the waits that this ends."""
         self.remove(completion)
-        for sharer in completion.request.party.path:
-            self._without.pop(sharer, None)
+        path = completion.request.party.path
+        completion.waited = {sharer: self._without.pop(sharer) for sharer in path if sharer in self._without}
+
+    def unplaced(self, completion: Completion, running: Iterable[Completion]) -> None:
+        """Go on with the waits that a place ended which was lost before anything was computed there.
+
+        Otherwise one of the adapters of a client that loses such places would begin to wait again and again.
+        """
+        having = {sharer for each in running for sharer in each.request.party.path}
+        self._without |= {sharer: since for sharer, since in completion.waited.items() if sharer not in having}
 
     def waited(self, sharer: Sharer) -> int | None:
         """Return for how many steps a sharer has waited without a place; None if it has one, or has just lost it."""
