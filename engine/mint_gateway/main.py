@@ -52,11 +52,7 @@ def main() -> None:
         help="folder of a scopes.json, which says what each key may access (default: everything)",
     )
     parser.add_argument(
-        "--drain-seconds",
-        type=int,
-        default=DRAIN_S,
-        metavar="SECONDS",
-        help="after SIGTERM, time for requests in flight (default %(default)s)",
+        "--drain-seconds", type=int, default=DRAIN_S, help="for requests after SIGTERM (default %(default)s)"
     )
     arguments = parser.parse_args()
     log_as_json()

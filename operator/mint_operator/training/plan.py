@@ -78,13 +78,7 @@ def prepared(
 ) -> Training:
     """Decide which policies train where. `engines` are the present ones, of which `outdated` are to restart."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
-    reporting = {
-        (engine.name, name, word.lease): engine.record.incarnation
-        for engine in engines
-        if engine.record is not None
-        for name, word in trained.written.progress.get(engine.name, {}).items()
-        if word.incarnation in {0, engine.record.incarnation}  # not what an earlier start has left
-    }
+    reporting = _reporting(engines, trained)
     standings = {key: _standing(base, wave, trained, reporting, inputs) for key, wave in training.items()}
     order = sorted(training, key=lambda key: (not standings[key].leased, *turn(training[key])))
     serving = [wave for wave in waves if wave.spec.train is None]
@@ -165,6 +159,16 @@ def decided(
         ).items():
             trains.setdefault(engine, {}).update(given)
     return difference(known.written, waves, trains)
+
+
+def _reporting(engines: Sequence[Engine], trained: TrainKnown) -> Reporting:
+    return {
+        (engine.name, name, word.lease): engine.record.incarnation
+        for engine in engines
+        if engine.record is not None
+        for name, word in trained.written.progress.get(engine.name, {}).items()
+        if word.incarnation in {0, engine.record.incarnation}  # not what an earlier start has left
+    }
 
 
 def _standing(
