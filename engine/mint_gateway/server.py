@@ -82,9 +82,7 @@ class Limits(msgspec.Struct, frozen=True):
     silence_s: float = 60.0  # how long a client that registers adapters may send nothing
     farewell_s: float = 3.0  # how long to keep accepting while the Service's endpoints drop this pod
     grace_s: float = DRAIN_S  # after that, for requests in flight
-    parting_s: float = (
-        1.0  # after that, for clients to learn that theirs has ended; by default all fit in Kubernetes' 30 s
-    )
+    parting_s: float = 1.0  # after that, for clients to learn that theirs has ended; by default in Kubernetes' 30 s
 
 
 @dataclass(frozen=True)
