@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mint_engine.examples.example import Message
+from mint_engine.model.chat_template import written
 from mint_engine.requests.thoughts import BEGIN
 
 _QUESTION, _ANSWER = "Well?", "Certainly42"  # looked for in the template's output
@@ -50,7 +50,7 @@ def introduced(tokenizer: PreTrainedTokenizerBase, answer: str, variables: str) 
 def begins_thought(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], variables: Mapping[str, Any]) -> bool:
     """Return whether a chat's prompt ends with the beginning of a thought, which the answer then must end."""
     messages = [{"role": each.role, "content": each.content} for each in chat]
-    return _written(tokenizer, messages, add_generation_prompt=True, **variables).rstrip().endswith(BEGIN)
+    return written(tokenizer, messages, add_generation_prompt=True, **variables).rstrip().endswith(BEGIN)
 
 
 @lru_cache(16)
@@ -61,8 +61,8 @@ def _before_answers(tokenizer: PreTrainedTokenizerBase, variables: str) -> str:
     template writes: many tokenizers put a space of their own before each text.
     """
     told = msgspec.json.decode(variables)
-    asked = _written(tokenizer, _CHAT[:1], add_generation_prompt=True, **told)
-    whole = _written(tokenizer, _CHAT, **told)
+    asked = written(tokenizer, _CHAT[:1], add_generation_prompt=True, **told)
+    whole = written(tokenizer, _CHAT, **told)
     pairs = enumerate(zip(asked, whole, strict=False))
     common = next((at for at, (one, other) in pairs if one != other), min(len(asked), len(whole)))
     before, found, _ = whole[common:].partition(_ANSWER)
@@ -72,17 +72,7 @@ def _before_answers(tokenizer: PreTrainedTokenizerBase, variables: str) -> str:
 
 def _behind_answers(tokenizer: PreTrainedTokenizerBase, eos: Set[int]) -> tuple[int, ...]:
     """Return the tokens that the template puts after an answer, up to the first of `eos`."""
-    _, found, behind = _written(tokenizer, _CHAT).rpartition(_ANSWER)
+    _, found, behind = written(tokenizer, _CHAT).rpartition(_ANSWER)
     tokens = tokenizer.encode(behind, add_special_tokens=False) if found else []
     last = next((at for at, token in enumerate(tokens) if token in eos), -1)
     return tuple(tokens[: last + 1])
-
-
-def _written(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
-    """Return a chat as the template writes it; "" if there is none, or it refuses the chat."""
-    if not tokenizer.chat_template:
-        return ""
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
-    except (TemplateError, ValueError, TypeError):
-        return ""

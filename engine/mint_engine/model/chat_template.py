@@ -1,7 +1,10 @@
-"""Chat templates that take a message's content as a list of parts only, as of many processors: they get text as one.
+"""What a chat template writes.
 
-Given a string, those of LLaVA-NeXT, Idefics3 and SmolVLM write nothing of it.
+Those of many processors take a message's content as a list of parts only, and get text as one: given a string,
+LLaVA-NeXT's, Idefics3's and SmolVLM's write nothing of it.
 """
+
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +26,14 @@ def take_text(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _writes(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    chat = [{"role": "user", "content": _PROBE}]
+    return _PROBE in written(tokenizer, [{"role": "user", "content": _PROBE}], chat_template=template)
+
+
+def written(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
+    """Return a chat as the template writes it; "" if there is none, or it refuses the chat."""
+    if not tokenizer.chat_template:
+        return ""
     try:
-        return _PROBE in str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
     except (TemplateError, ValueError, TypeError):
-        return False
+        return ""
