@@ -63,7 +63,7 @@ class Waiting:
 
     def note(self, running: Iterable[Completion], step: int) -> None:
         """Note, at the beginning of a step, which sharers wait without a place."""
-        having = {sharer for each in running for sharer in each.request.party.path}
+        having = _having_places(running)
         before, self._step = self._without, step
         self._without = {
             sharer: before.get(sharer, step)
@@ -84,7 +84,7 @@ class Waiting:
 
         Otherwise one of the adapters of a client that loses such places would begin to wait again and again.
         """
-        having = {sharer for each in running for sharer in each.request.party.path}
+        having = _having_places(running)
         self._without |= {sharer: since for sharer, since in completion.waited.items() if sharer not in having}
 
     def waited(self, sharer: Sharer) -> int | None:
@@ -133,6 +133,10 @@ class Waiting:
     def _all(self) -> Iterator[_Queues]:
         for tops in self._of.values():
             yield from tops.values()
+
+
+def _having_places(running: Iterable[Completion]) -> set[Sharer]:
+    return {sharer for each in running for sharer in each.request.party.path}
 
 
 def _earliest(queues: _Queues) -> int:
