@@ -29,7 +29,8 @@ from mint_contracts.wire import to_status
 from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import prompt_logprobs, routed
-from mint_engine.requests.answers import answer
+from mint_engine.requests.answers import Served, answer
+from mint_engine.requests.begun import base_source, read_begun
 from mint_engine.requests.channels import read_channels
 from mint_engine.requests.compiling import Compiling
 from mint_engine.requests.grammar import Grammars
@@ -85,6 +86,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     def __init__(self, settings: EngineSettings, engine: str) -> None:
         self._settings = settings
         self.engine = engine
+        self._base_source = base_source(settings.source)
         self._prompts = Reading(f"engine {engine}")
         self._shapes = Compiling(f"engine {engine}")
         self._unread = budget(f"engine {engine}")
@@ -128,7 +130,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                 life = asyncio.create_task(run_request(asked, parts.holder, parts.stepper, inbox))
                 self._taken.add(life)
                 life.add_done_callback(self._taken.discard)
-                async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
+                served = Served(self.engine, self._settings.base_model, self._base_source)
+                async for event in answer(asked, inbox, served, parts.spelling):
                     tally.count(event, asked)
                     yield event
         except MintError as error:
@@ -258,6 +261,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
             offsets = await prompts.run(nbytes, client, prompt_offsets, request, prompt, tokenizer, parts.spelling)
+        begun = read_begun(request, sampling, vocabulary, self._base_source)
         return CheckedRequest(
             request_id=request.request_id or uuid.uuid4().hex,
             adapter=adapter,
@@ -272,4 +276,5 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             thought=thought,
             salt=request.cache_salt,
             client=client,
+            begun=begun,
         )

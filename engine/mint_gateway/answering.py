@@ -12,6 +12,7 @@ import structlog
 from mint_contracts import sampling_pb2
 from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import InvalidRequest, MintError, Unavailable
+from mint_gateway.begun import Begun
 from mint_gateway.field_count import memory
 from mint_gateway.keys import caller, sharer
 from mint_gateway.metrics import Metrics
@@ -51,9 +52,11 @@ class Answering:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
             with self._budget.share(client=sharer.get()) as share:
-                share.fill(max(memory(request), TOKEN_BYTES * len(request.tokens.ids)))
+                size = max(memory(request), TOKEN_BYTES * len(request.tokens.ids))
+                share.fill(size)
+                begun = Begun(request, share, size)
                 async with self._until_the_end():
-                    await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
+                    await self._router.generate(request, send, begun, remaining_s=remaining_s, trail=trail)
 
     def end_at(self, when: float) -> None:
         """End what is not answered by then, on the event loop's clock, with an error that clients retry."""
@@ -80,6 +83,8 @@ class Answering:
         fields: Fields = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
         fields |= {"adapter": trail.adapter[:LOGGED_LENGTH], "engine": trail.engine}
         fields |= {"revision": trail.revision, "why": trail.why, "tries": trail.tries}
+        if trail.lost:
+            fields["lost_engines"] = trail.lost
         if trail.first_token_at is not None:
             first_token_s = trail.first_token_at - started_at
             self._metrics.first_token.observe(first_token_s)

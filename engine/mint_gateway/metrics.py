@@ -40,7 +40,7 @@ class Metrics:
         )
         self._retries = Counter(
             "mint_gateway_retries",
-            "Attempts retried on another engine, by reason",
+            "Attempts after which another engine was tried, by reason",
             ["reason"],
             registry=self.registry,
         )

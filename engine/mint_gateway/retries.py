@@ -18,7 +18,7 @@ from mint_contracts.wire import from_rpc_error
 
 
 class Patience(msgspec.Struct, frozen=True):
-    """Bounds on retries before the first token."""
+    """Bounds on retries: before the first token, and each time that an engine is lost after it."""
 
     tries: int = 20  # calls to engines
     deaths: int = 3  # engines that died with the request
@@ -50,9 +50,13 @@ class Retries:
         self.failed[address] = error
         self.deaths += _died(error)
         if self.deaths >= self._patience.deaths:
-            message = f"{self.deaths} engines in a row failed while processing it, before its first token"
+            message = f"{self.deaths} engines in a row failed while processing it"
             why = "it may be the cause and is not retried. See the end of those engines' logs"
             raise Internal(f"request {request_id}", f"{message}; {why}")
+
+    def begin_anew(self) -> None:
+        """Have the whole patience again, since an engine answered; those that died with the request still count."""
+        self.count, self._rounds, self._give_up_at = 0, 0, None
 
     def remaining_s(self) -> float | None:
         """Return the seconds until the client's deadline, or None without one."""

@@ -1,9 +1,9 @@
-"""Forwarding one request: choose an engine, try it, go to the next before the first token, wait if all are away."""
+"""Forwarding one request: choose an engine, try it, go on with the next if it fails, wait if all are away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import grpc
 import msgspec
@@ -14,6 +14,7 @@ from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnav
 from mint_contracts.names import check_base
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
+from mint_gateway.begun import Begun
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Candidate, Now, candidates, refusal
@@ -43,6 +44,7 @@ class Trail(msgspec.Struct):
     revision: str = ""
     why: str = ""
     tries: int = 0
+    lost: int = 0  # engines that were lost after the answer had begun, and others went on with it
     first_token_at: float | None = None  # on the event loop's clock
     source: Source | None = None  # where the catalog has the adapter
 
@@ -135,15 +137,23 @@ class Router:
         )
 
     async def generate(
-        self, request: sampling_pb2.GenerateRequest, send: Send, *, remaining_s: float | None, trail: Trail
+        self,
+        request: sampling_pb2.GenerateRequest,
+        send: Send,
+        begun: Begun,
+        *,
+        remaining_s: float | None,
+        trail: Trail,
     ) -> None:
-        """Answer one request through an engine; modifies `request` and records the outcome in `trail`.
+        """Answer one request through an engine, or through several if they are lost, each from where the last was.
 
-        `remaining_s` is the client's deadline, if it has one.
+        Modifies `request` and `begun`, the answer so far, and records the outcome in `trail`. `remaining_s` is the
+        client's deadline, if it has one.
 
         Raises MintError for the gateway's own errors and AioRpcError for errors from an engine.
         """
         trail.adapter, trail.base_model = request.adapter, request.base_model
+        request.ClearField("begun")
         request.cache_salt, request.client = granted.get().salt(request.cache_salt), opaque(sharer.get())
         with self._in_flight.admit():
             loop = asyncio.get_running_loop()
@@ -152,17 +162,22 @@ class Router:
             trail.base_model = view.base
             retries = Retries(self._patience, deadline)
             while True:
-                candidate, source = await self._next(trail, retries)
+                try:
+                    candidate, source = await self._next(trail, retries, going_on=begun.lost != "")
+                except (MintError, grpc.aio.AioRpcError) as error:
+                    raise _ended_early(begun.lost) if begun.lost else error from error
                 trail.engine, trail.why, trail.tries = candidate.engine, candidate.why, retries.count
                 with self._in_flight.at(candidate.address):
                     _prepare(request, trail, source)
-                    if await self._try(candidate, request, send, retries, trail):
+                    if begun.lost:
+                        begun.write(request)
+                    if await self._try(candidate, request, send, begun, retries, trail):
                         return
 
-    async def _next(self, trail: Trail, retries: Retries) -> tuple[Candidate, Source | None]:
+    async def _next(self, trail: Trail, retries: Retries, *, going_on: bool) -> tuple[Candidate, Source | None]:
         """Return the best engine not tried in this round, and the adapter's source if the engine must be sent it.
 
-        Waits for an engine while the patience lasts.
+        Waits for an engine while the patience lasts; if the answer is `going_on`, also for those that are full.
         """
         if retries.failed:
             await retries.pause()
@@ -181,7 +196,8 @@ class Router:
             if fresh and retries.count < self._patience.tries:
                 retries.count += 1
                 return fresh[0], view.source_for_engine(trail.adapter, fresh[0].engine)
-            retries.raise_refusal()
+            if not going_on:
+                retries.raise_refusal()
             if retries.count >= self._patience.tries or not await retries.wait():
                 raise EngineUnavailable(
                     view.base, why_none_answers(view, trail.adapter, now), retry_after_s=self._patience.retry_after_s
@@ -192,10 +208,11 @@ class Router:
         candidate: Candidate,
         request: sampling_pb2.GenerateRequest,
         send: Send,
+        begun: Begun,
         retries: Retries,
         trail: Trail,
     ) -> bool:
-        """Try one engine. Return False if it failed before the first token and another may succeed."""
+        """Try one engine. Return False if it failed and another may succeed, from where this one was."""
         async with self._channels.use(candidate.address) as stubs:
             call = stubs.sampler.Generate(request, timeout=retries.remaining_s())
             try:
@@ -205,7 +222,8 @@ class Router:
                     failure = from_rpc_error(error)
                     # The adapter was placed just now: the engine has not read its part of the map yet.
                     too_early = candidate.behind and isinstance(failure, AdapterNotFound)
-                    if not too_early and not another_may_do_better(error):
+                    own = begun.lost != "" and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+                    if not too_early and not own and not another_may_do_better(error):
                         raise
                     self._on_retry(failure)
                     if too_early:
@@ -213,12 +231,35 @@ class Router:
                     else:
                         retries.failed_with(candidate.address, error, trail.request_id)
                     return False
-                trail.first_token_at = asyncio.get_running_loop().time()
-                trail.revision = next((e.started.revision for e in events if e.HasField("started")), "")
-                await _forward(call, events, send, candidate, completions=max(1, request.sampling.n))
+                if begun.lost:
+                    if not events[0].started.goes_on:  # an engine of a version that would begin anew
+                        retries.failed[candidate.address] = None
+                        return False
+                    del events[0]
+                    begun.lost = ""
+                else:
+                    trail.first_token_at = asyncio.get_running_loop().time()
+                    trail.revision = events[0].started.revision
+                lost = await _forward(call, events, send, begun)
             finally:
                 call.cancel()
-        return True
+        if not begun.complete:
+            if not begun.may_go_on:
+                raise _ended_early(candidate.engine) from lost
+            begun.lost = candidate.engine
+            trail.lost += 1
+            retries.begin_anew()
+            self._note_failure(candidate, lost, retries, trail)
+        return begun.complete
+
+    def _note_failure(
+        self, candidate: Candidate, error: grpc.aio.AioRpcError | None, retries: Retries, trail: Trail
+    ) -> None:
+        if error is None:
+            retries.failed[candidate.address] = None
+            return
+        self._on_retry(from_rpc_error(error))
+        retries.failed_with(candidate.address, error, trail.request_id)
 
 
 def _may_ask(view: MapView, adapter: str) -> bool:
@@ -243,34 +284,34 @@ async def _until_first_token(call: "Call", candidate: Candidate) -> list[samplin
     while not events or events[-1].HasField("started"):
         event = await call.read()
         if not isinstance(event, sampling_pb2.GenerateEvent):
-            _ended_early(candidate)
+            raise _ended_early(candidate.engine)
         events.append(event)
     return events
 
 
 async def _forward(
-    call: "Call", events: list[sampling_pb2.GenerateEvent], send: Send, candidate: Candidate, *, completions: int
-) -> None:
-    """Send the `events` already read, and all that follow. Only the client can retry a stream that breaks here.
+    call: "Call", events: list[sampling_pb2.GenerateEvent], send: Send, begun: Begun
+) -> grpc.aio.AioRpcError | None:
+    """Send the `events` already read, and all that follow, and note them in `begun`. Removes what it sends.
 
-    The answer is complete when each of the request's `completions` has its Finished. Removes what it sends.
+    Returns early, with the error if there is one, if the engine is away before the answer is complete.
     """
-    finished = sum(event.HasField("finished") for event in events)
     while events:  # the log-probabilities of a long prompt would stay in memory until the answer's end
+        begun.note(events[0])
         await send(events.pop(0))
     try:
         # Read to the stream's end, not only to Finished: an earlier end would look like a client that disconnected.
         while isinstance(event := await call.read(), sampling_pb2.GenerateEvent):
-            finished += event.HasField("finished")
+            begun.note(event)
             await send(event)
     except grpc.aio.AioRpcError as error:
-        if finished < completions and not is_away(error):
+        if not begun.complete and not is_away(error):
             raise
-    if finished < completions:
-        _ended_early(candidate)
+        return error
+    return None
 
 
-def _ended_early(candidate: Candidate) -> NoReturn:
-    raise EngineUnavailable(
-        f"engine {candidate.engine!r}", "ended while it was answering; retry the request", retry_after_s=0.5
-    ) from None
+def _ended_early(engine: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"engine {engine!r}", "ended while it was answering; retry the request", retry_after_s=0.5
+    )

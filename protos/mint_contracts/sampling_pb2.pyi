@@ -35,6 +35,7 @@ class GenerateRequest(_message.Message):
     WHENCE_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """"namespace/name" of the BaseModel. May be empty at a gateway if the adapter's name is unambiguous."""
     adapter: _builtins.str
@@ -66,6 +67,10 @@ class GenerateRequest(_message.Message):
         the adapter is in the base's store. An engine that a wave has assigned the adapter to uses the assignment instead.
         """
 
+    @_builtins.property
+    def begun(self) -> Global___Begun:
+        """Set only by gateways, which discard a client's value: another engine began the answer and was lost."""
+
     def __init__(
         self,
         *,
@@ -79,16 +84,76 @@ class GenerateRequest(_message.Message):
         whence: Global___Whence | None = ...,
         cache_salt: _builtins.str = ...,
         client: _builtins.str = ...,
+        begun: Global___Begun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "cache_salt", b"cache_salt", "chat", b"chat", "client", b"client", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "begun", b"begun", "cache_salt", b"cache_salt", "chat", b"chat", "client", b"client", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Begun(_message.Message):
+    """What the client of a request has of its answer: an engine goes on from there. It sends a new Started, no token again,
+    and no completion that is finished. Refused (INVALID_ARGUMENT) together with `echo`, `prompt_logprobs` or `routes`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    BASE_SOURCE_FIELD_NUMBER: _builtins.int
+    COMPLETIONS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """As in its Started. If either is another one here, the request fails (UNAVAILABLE)."""
+    base_source: _builtins.str
+    @_builtins.property
+    def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___BegunCompletion]:
+        """By index, one for each of the request's n completions."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        base_source: _builtins.str = ...,
+        completions: _abc.Iterable[Global___BegunCompletion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_source", b"base_source", "completions", b"completions", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Begun: _TypeAlias = Begun  # noqa: Y015
+
+@_typing.final
+class BegunCompletion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    finished: _builtins.bool
+    """Its Finished was sent."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """All tokens so far."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        finished: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BegunCompletion: _TypeAlias = BegunCompletion  # noqa: Y015
 
 @_typing.final
 class Whence(_message.Message):
@@ -543,6 +608,8 @@ class Started(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     THOUGHT_FIELD_NUMBER: _builtins.int
+    GOES_ON_FIELD_NUMBER: _builtins.int
+    BASE_SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     engine: _builtins.str
     base_model: _builtins.str
@@ -554,6 +621,10 @@ class Started(_message.Message):
     """The form in which the base's chat template writes calls, if the chat's `calls` is set."""
     thought: Global___Started.Thought.ValueType
     """Whether there may be a thought, if the chat's `thoughts` or `channels` is set."""
+    goes_on: _builtins.bool
+    """The answer goes on from the request's `begun`. Engines of earlier versions do not set it, and begin anew."""
+    base_source: _builtins.str
+    """Digest of the source of the base's files: another one may have other weights."""
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One for each token of the prompt from the second on: the first has no predecessor."""
@@ -575,10 +646,12 @@ class Started(_message.Message):
         prompt: _abc.Iterable[_builtins.bytes] | None = ...,
         calls: Global___Chat.Calls.ValueType = ...,
         thought: Global___Started.Thought.ValueType = ...,
+        goes_on: _builtins.bool = ...,
+        base_source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "calls", b"calls", "engine", b"engine", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "revision", b"revision", "thought", b"thought"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "base_source", b"base_source", "calls", b"calls", "engine", b"engine", "goes_on", b"goes_on", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "revision", b"revision", "thought", b"thought"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

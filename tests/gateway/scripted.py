@@ -34,6 +34,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
         self.refuse: MintError | None = None  # the error with which it answers every request
         self.hold_before: asyncio.Event | None = None  # awaited before the first token
         self.hold_after: int | None = None  # the number of words after which it hangs
+        self.base_source = ""  # if set, it can go on with answers that others began over the same base
         self.seen: list[sampling_pb2.GenerateRequest] = []
         self.remaining_s: list[float | None] = []  # each request's deadline
         self.started, self.cancelled = asyncio.Event(), asyncio.Event()
@@ -62,14 +63,16 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
             started = sampling_pb2.Started(engine=self.name, base_model=self.base, adapter=request.adapter)
             held = self.held.get(request.adapter)
             started.request_id, started.revision = request.request_id, held.revision if held else ""
-            started.calls = self.calls
+            started.calls, started.base_source = self.calls, self.base_source
+            started.goes_on = self.base_source != "" and request.HasField("begun")
             started.prompt_tokens = len(request.text or request.tokens.ids)
             await context.write(sampling_pb2.GenerateEvent(started=started))
             self.started.set()
             if self.hold_before:
                 await self.hold_before.wait()
             for index in range(max(1, request.sampling.n)):
-                await self._complete(context, index, request)
+                if not started.goes_on or not request.begun.completions[index].finished:
+                    await self._complete(context, index, request)
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter if the client leaves during a write
             self.cancelled.set()
             raise
@@ -80,9 +83,12 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
         """Send one completion: its words (prefixed by its index if that is not 0), and routes if requested."""
         prompt = request.text or list(request.tokens.ids)
         words = (str(prompt), *self.words) if self.repeats else self.words
+        had = request.begun.completions[index].token_ids if self.base_source and request.HasField("begun") else ()
         for number, word in enumerate(words, start=index * len(words)):
+            if number in had:
+                continue
             if number == self.hold_after:
-                await asyncio.Event().wait()
+                await self.hang(context)
             chunk = sampling_pb2.Chunk(text=f"{index or ''}{word}", token_ids=[number], index=index)
             await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
         for first in (0, 1) if request.sampling.routes else ():
@@ -97,6 +103,9 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
             cached_tokens=len(prompt) // 2,
         )
         await context.write(sampling_pb2.GenerateEvent(finished=finished))
+
+    async def hang(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        await asyncio.Event().wait()
 
     async def LookForAdapter(  # noqa: N802
         self, request: engine_pb2.LookForAdapterRequest, context: "grpc.aio.ServicerContext[Any, Any]"

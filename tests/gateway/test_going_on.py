@@ -1,4 +1,4 @@
-"""Requests go on to the next engine before their first token, and never after it."""
+"""Requests go on to the next engine before their first token; after it see `test_lost_engines`."""
 
 import asyncio
 from typing import Any
@@ -53,7 +53,7 @@ async def test_an_engine_that_dies_before_its_first_token_is_replaced_unseen(sce
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
 
 
-async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unavailable(scene: Scene) -> None:
+async def test_an_engine_of_an_earlier_version_that_dies_after_its_first_token_ends_the_stream(scene: Scene) -> None:
     dying, other = await scene.with_holder()
     dying.hold_after = 1
     words = []
@@ -71,8 +71,10 @@ async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unav
     assert not other.seen
 
 
-async def test_an_engine_that_dies_between_two_completions_ends_the_stream_as_unavailable(scene: Scene) -> None:
-    """One Finished of two is not the end, and after the first token no other engine is asked."""
+async def test_an_engine_of_an_earlier_version_that_dies_between_two_completions_ends_the_stream(
+    scene: Scene,
+) -> None:
+    """One Finished of two is not the end."""
     dying, other = await scene.with_holder()
     dying.hold_after = len(dying.words)
     kinds = []

@@ -1,5 +1,6 @@
 """Two real engines of a tiny base behind a gateway give the same answers, also after one is killed."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from mint_contracts.wire import from_rpc_error
 from mint_engine.requests.spelling import Spelling
-from mint_gateway.answer import Answer
+from mint_gateway.answer import Answer, collect
 from mint_gateway.client import Client, question
 from tests.engine.running import save_adapter, save_base
 from tests.engine_views import engine_views
@@ -337,3 +338,36 @@ async def test_serving_goes_on_by_the_last_map_while_redis_is_away_and_an_empty_
         await ask(client, "demo/nobody")
     for adapter in ADAPTERS:
         assert (await ask(client, adapter)).token_ids == before[adapter].token_ids
+
+
+async def test_answers_that_had_begun_go_on_as_they_would_have_when_their_engine_is_killed(
+    fragile: Scene, engines: dict[str, Process]
+) -> None:
+    async def listen(number: int, begun: asyncio.Event) -> list[tuple[str, tuple[int, ...], str]]:
+        request = question(
+            PROMPT, adapter=ADAPTERS[0], raw=True, max_tokens=100, temperature=1.0, seed=100 * number, n=2
+        )
+        request.sampling.ignore_eos = True
+        events = []
+        async for event in fragile.client.ask(request):
+            events.append(event)
+            if event.HasField("chunk"):
+                begun.set()
+        assert sum(event.HasField("started") for event in events) == 1
+        return [(answer.text, answer.token_ids, answer.revision) for answer in collect(events)]
+
+    async def listen_to_all(kill: str = "") -> list[object]:
+        begun = [asyncio.Event() for _ in range(8)]
+        async with asyncio.TaskGroup() as group:
+            answers = [group.create_task(listen(number, each)) for number, each in enumerate(begun)]
+            await asyncio.gather(*(each.wait() for each in begun))
+            if kill:
+                engines[kill].kill()
+        return [answer.result() for answer in answers]
+
+    counted = fragile.gateway.metrics.registry.get_sample_value
+    whole = await listen_to_all()
+    assert await listen_to_all(kill="e-0") == whole
+    retries = counted("mint_gateway_retries_total", {"reason": "Unavailable"})
+    assert retries is not None
+    assert retries >= 1

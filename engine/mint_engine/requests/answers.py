@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import NamedTuple
 
 from mint_contracts import sampling_pb2
 from mint_engine.requests import routed
@@ -13,8 +14,16 @@ from mint_engine.requests.spelling import Spelling
 _AT_ONCE = 256  # tokens of a prompt written before yielding to the event loop: 3 ms with scores
 
 
+class Served(NamedTuple):
+    """What answers: an engine and its base."""
+
+    engine: str
+    base_model: str
+    base_source: str  # see `begun`
+
+
 async def answer(
-    asked: CheckedRequest, inbox: Inbox, engine: str, base_model: str, spelling: Spelling
+    asked: CheckedRequest, inbox: Inbox, served: Served, spelling: Spelling
 ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
     """Yield Started, chunks, and for each completion a Finished, preceded by its routes if requested.
 
@@ -22,17 +31,19 @@ async def answer(
     """
     started = sampling_pb2.Started(
         request_id=asked.request_id,
-        engine=engine,
-        base_model=base_model,
+        engine=served.engine,
+        base_model=served.base_model,
         adapter=asked.adapter,
         prompt_tokens=len(asked.prompt),
         calls=sampling_pb2.Chat.Calls.ValueType(asked.calls),
         thought=sampling_pb2.Started.Thought.ValueType(asked.thought),
+        goes_on=asked.begun is not None,
+        base_source=served.base_source,
     )
     for part in _parts(len(asked.prompt) if asked.echo else 0):
         started.prompt.extend(spelling[token] for token in asked.prompt[part])
         await asyncio.sleep(0)
-    left = asked.sampling.n
+    left = len(asked.going_on)
     while left:
         entry = await inbox.get()
         if isinstance(entry, Queued):

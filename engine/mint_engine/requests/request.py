@@ -3,6 +3,7 @@
 import msgspec
 
 from mint_contracts.source import Source
+from mint_engine.requests.begun import Begun
 from mint_engine.requests.grammar import Grammar
 from mint_engine.requests.parameters import Sampling
 
@@ -23,3 +24,10 @@ class CheckedRequest(msgspec.Struct, frozen=True):
     thought: int = 0  # how completions begin, which Started must report
     salt: str = ""  # cache salt: separates the request's cached pages from those of other salts
     client: str = ""  # who asks, for turns and shares; empty if clients cannot be told apart
+    begun: Begun | None = None  # what the client has already, if another engine began the answer
+
+    @property
+    def going_on(self) -> dict[int, tuple[int, ...]]:
+        """The completions to generate, by index, and what the client has of each."""
+        begun = self.begun.completions if self.begun is not None else ((),) * self.sampling.n
+        return {index: tokens for index, tokens in enumerate(begun) if tokens is not None}

@@ -29,7 +29,7 @@ class Tally:
         if kind == "chunk":
             metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
         else:
-            self._finish(event.finished, asked.sampling.n)
+            self._finish(event.finished, len(asked.going_on))
 
     def _finish(self, finished: Finished, completions: int) -> None:
         self._finished += 1

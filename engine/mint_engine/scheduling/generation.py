@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 import torch
@@ -34,6 +35,15 @@ Outcome = tuple[Completion, Event]  # an event and the completion to post it to
 Row = tuple[Completion, int]  # a completion and the row of the logits from which its next token is chosen
 
 _log = structlog.get_logger(__name__)
+
+
+class _Said(NamedTuple):
+    """What a token adds to its completion."""
+
+    text: str  # that became final with it
+    marks: bool  # it is a channels' marker
+    stopped: bool  # it ends the completion by itself
+    ended: bool  # it ends it, perhaps because it was the last that was wanted
 
 
 class Generation:
@@ -75,7 +85,8 @@ class Generation:
     def begin(self, request: Request, sink: Sink, leader: Completion | None) -> Completion:
         """Return the completion of `request`, to be queued with `scheduler.add`; any thread may call this.
 
-        `leader` is the first sibling with the same prompt, if any. Raises InvalidRequest if it can never fit.
+        `leader` is the first sibling with the same prompt, if any. Reading the tokens that it has begun with takes
+        time. Raises InvalidRequest if it can never fit.
         """
         groups, total = self._forward.cache.groups, self.scheduler.pages.total
         pages = groups.pages(request.most_tokens, self.scheduler.limits.step_tokens)
@@ -91,6 +102,12 @@ class Generation:
         if request.reuses:
             completion.keys += leader.keys if leader is not None else ()  # saves 25 ms per sibling for 131,072 tokens
             extend_keys(completion.keys, request.revision, request.prompt, request.salt)
+        for token in request.begun:
+            if completion.ended is not None:
+                raise InvalidRequest("begun", "has tokens after the end of a completion")
+            said = self._take(completion, token)
+            if said.ended:
+                completion.ended = Done(said.stopped, completion.generated)
         return completion
 
     def step(self) -> list[Outcome]:
@@ -278,12 +295,20 @@ class Generation:
         }
 
     def _emit(self, completion: Completion, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
-        sampling = completion.request.sampling
         if completion.grammar is not None:
             completion.late = 0
             self.scheduler.computed(completion, 1)
-        completion.tokens.append(token)
+        said = self._take(completion, token)
         self.scheduler.generated(completion)
+        begins = completion.text.begins
+        outcomes.append((completion, Tokens((token,), said.text, scores, begins, (begins,) if said.marks else ())))
+        if said.ended:
+            outcomes.append(self._end(completion, stopped=said.stopped))
+
+    def _take(self, completion: Completion, token: int) -> _Said:
+        """Add a token to a completion, its text and its grammar."""
+        sampling = completion.request.sampling
+        completion.tokens.append(token)
         text, stopped = "", token in self._eos and not sampling.ignore_eos
         marks = completion.request.channels and token in self._channels and not stopped
         before, completion.ahead = completion.ahead, after(token, completion.ahead)
@@ -304,10 +329,7 @@ class Generation:
         ended = stopped or completion.generated >= sampling.max_tokens
         if ended:
             text += completion.text.finish()
-        begins = completion.text.begins
-        outcomes.append((completion, Tokens((token,), text, scores, begins, (begins,) if marks else ())))
-        if ended:
-            outcomes.append(self._end(completion, stopped=stopped))
+        return _Said(text, marks, stopped, ended)
 
     def _end_of_prompt(self, completion: Completion, logits: torch.Tensor) -> list[Outcome]:
         """End a request that wants no tokens; its first would have been chosen from these logits [1, V]."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import structlog
 
 from mint_contracts.errors import Internal, MintError
@@ -39,7 +40,7 @@ async def run_request(asked: CheckedRequest, holder: Holder, stepper: Stepper, i
 
 async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: Inbox) -> None:
     ended = asyncio.Event()
-    left = asked.sampling.n
+    left = len(asked.going_on)
     completions: list[Completion] = []
 
     def sink_of(index: int) -> Sink:
@@ -60,27 +61,54 @@ async def _run(asked: CheckedRequest, pinned: Pinned, stepper: Stepper, inbox: I
 
         return sink
 
-    request = Request(
-        prompt=asked.prompt,
-        sampling=asked.sampling,
-        adapter=asked.adapter,
-        revision=pinned.revision,
-        slot=pinned.slot,
-        arrival=pinned.arrival,
-        routes=asked.routes,
-        grammar=asked.grammar,
-        thought=asked.thought,
-        salt=asked.salt,
-        client=asked.client,
-    )
-    completions += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
-    inbox.put_nowait(Queued(pinned.revision))
+    completions += await _begin(asked, pinned, stepper, [sink_of(index) for index in asked.going_on], inbox)
     try:
         await ended.wait()
     except asyncio.CancelledError:
         _cancel(stepper, completions)
         await ended.wait()  # a step in progress may still read the slot
         raise
+
+
+async def _begin(
+    asked: CheckedRequest, pinned: Pinned, stepper: Stepper, sinks: list[Sink], inbox: Inbox
+) -> list[Completion]:
+    """Queue the completions that are to be generated, and return them."""
+    requests = _requests(asked, pinned)
+    if asked.begun is None:
+        completions = stepper.begin(requests, sinks)
+    else:
+        asked.begun.check_revision(asked.adapter, pinned.revision)
+        # Reads the tokens that they have, which takes seconds if there are many.
+        completions = await asyncio.to_thread(stepper.begin, requests, sinks)
+    unended = [each for each in completions if each.ended is None]
+    if unended:
+        stepper.enqueue(unended)
+    inbox.put_nowait(Queued(pinned.revision))
+    for each in completions:
+        if each.ended is not None:
+            each.sink(each.ended)
+    return unended
+
+
+def _requests(asked: CheckedRequest, pinned: Pinned) -> list[Request]:
+    """Return a request for each completion that is to be generated, in the order of their indices."""
+    every = siblings(
+        Request(
+            prompt=asked.prompt,
+            sampling=asked.sampling,
+            adapter=asked.adapter,
+            revision=pinned.revision,
+            slot=pinned.slot,
+            arrival=pinned.arrival,
+            routes=asked.routes,
+            grammar=asked.grammar,
+            thought=asked.thought,
+            salt=asked.salt,
+            client=asked.client,
+        )
+    )
+    return [msgspec.structs.replace(every[index], begun=tokens) for index, tokens in asked.going_on.items()]
 
 
 def _cancel(stepper: Stepper, completions: list[Completion]) -> None:

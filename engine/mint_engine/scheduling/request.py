@@ -8,7 +8,7 @@ import msgspec
 
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS
 from mint_contracts.sampling_pb2 import Started
-from mint_engine.requests.events import Scored, Sink
+from mint_engine.requests.events import Done, Scored, Sink
 from mint_engine.requests.grammar import Grammar
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.text import TextStream
@@ -55,6 +55,7 @@ class Request(msgspec.Struct, frozen=True):
     thought: int = 0  # how completions begin: see Started.Thought
     salt: str = ""  # requests with different salts share no cached pages
     client: str = ""  # who asks; empty if clients cannot be told apart
+    begun: tuple[int, ...] = ()  # tokens of the completion that another engine generated
 
     @property
     def party(self) -> Party:
@@ -122,6 +123,7 @@ class Completion:
     grammar: Grammar | None = None  # advanced by the tokens so far
     ahead: Ahead | None = None  # what comes before the answer proper, after the tokens so far
     state: State = State.WAITING
+    ended: Done | None = None  # the tokens that it began with end it: there is nothing to generate
     arrival: int = 0  # increases over all requests
     tokens: list[int] = field(default_factory=list)  # the prompt's, then those generated
     token_counts: TokenCounts | None = None  # of `tokens`, once a penalty or a grammar needs them

@@ -89,12 +89,22 @@ class Stepper:
 
         Raises as `submit` does.
         """
+        completions = self.begin(requests, sinks)
+        self.enqueue(completions)
+        return completions
+
+    def begin(self, requests: list[Request], sinks: list[Sink]) -> list[Completion]:
+        """Return the completions of one prompt, to be queued; any thread may call this. Raises InvalidRequest."""
         leader: Completion | None = None
         completions: list[Completion] = []
         for request, sink in zip(requests, sinks, strict=True):
             completions.append(self._generation.begin(request, sink, leader))
             leader = leader or completions[0]
-        party = requests[0].party
+        return completions
+
+    def enqueue(self, completions: list[Completion]) -> None:
+        """Queue completions of one prompt, or none. Raises Overloaded or Draining."""
+        party = completions[0].request.party
         with self._wake:
             if self._stopping:
                 raise Draining("engine", "is shutting down and takes no new requests")
@@ -108,7 +118,6 @@ class Stepper:
             self._tenants.update(map(_tenant, completions))
             self._inbox += completions
             self._call()
-        return completions
 
     def cancel(self, completion: Completion) -> None:
         """End a request that nobody waits for: before the next step its pages are released and Failed is posted."""

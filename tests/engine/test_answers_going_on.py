@@ -1,0 +1,146 @@
+"""An answer that another engine began goes on here, with the tokens, text and scores that it would have had there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mint_contracts.errors import EngineUnavailable, InvalidRequest, MintError
+from mint_contracts.sampling_pb2 import (
+    Begun,
+    BegunCompletion,
+    GenerateEvent,
+    GenerateRequest,
+    SamplingParams,
+    TokenIds,
+)
+from mint_contracts.wire import from_rpc_error
+from tests.engine.running import Running, running, save_adapter
+
+PROMPT = list(range(5, 45))
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy, with scores": {"logprobs": 2},
+    "drawn": {"temperature": 1.0, "seed": 7, "top_k": 50},
+    "penalised": {"temperature": 0.8, "seed": 3, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
+    "several": {"temperature": 1.0, "seed": 9, "n": 3},
+    "shaped": {"temperature": 1.0, "seed": 5, "regex": "[a-f]{3}-([0-9][a-z]){4}"},
+    "shaped, several": {"temperature": 1.0, "seed": 5, "n": 2, "regex": "[a-f]{3}-([0-9][a-z]){2,4}"},
+}
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4)
+
+
+def request_of(**sampling: Any) -> GenerateRequest:
+    ends = {} if "regex" in sampling else {"ignore_eos": True}
+    params = SamplingParams(**({"max_tokens": 14} | ends | sampling))
+    return GenerateRequest(tokens=TokenIds(ids=PROMPT), adapter="a", sampling=params)
+
+
+def begun(request: GenerateRequest, had: Sequence[GenerateEvent]) -> GenerateRequest:
+    """Return the request of a client that had these events, the first of which is Started."""
+    completions = [BegunCompletion() for _ in range(request.sampling.n or 1)]
+    for event in had:
+        completions[event.chunk.index].token_ids.extend(event.chunk.token_ids)
+        if event.HasField("finished"):
+            completions[event.finished.index].finished = True
+    started = had[0].started
+    what = Begun(revision=started.revision, base_source=started.base_source, completions=completions)
+    return GenerateRequest(tokens=request.tokens, adapter=request.adapter, sampling=request.sampling, begun=what)
+
+
+async def stream(engine: Running, request: GenerateRequest) -> list[GenerateEvent]:
+    return [event async for event in engine.sampler.Generate(request, timeout=60)]
+
+
+def of_each(events: Sequence[GenerateEvent], n: int) -> list[list[GenerateEvent]]:
+    """Return the events of each completion, but for what does not belong to the answer: how much was cached."""
+    found: list[list[GenerateEvent]] = [[] for _ in range(n)]
+    for event in events:
+        if event.HasField("chunk"):
+            found[event.chunk.index].append(event)
+        elif event.HasField("finished"):
+            event.finished.ClearField("cached_tokens")
+            found[event.finished.index].append(event)
+    return found
+
+
+def rounded(events: list[list[GenerateEvent]]) -> list[list[GenerateEvent]]:
+    """Round scores: a token computed as part of a prompt differs in its last bits from one computed alone."""
+    for event in (event for each in events for event in each):
+        for score in event.chunk.logprobs:
+            score.logprob = round(score.logprob, 3)
+            for top in score.top:
+                top.logprob = round(top.logprob, 3)
+    return events
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_it_goes_on_wherever_it_was_broken_off(base: Path, adapter: Path, way: str) -> None:
+    request = request_of(**WAYS[way])
+    n = request.sampling.n or 1
+    async with running(base, {"a": adapter}) as engine:
+        whole = await stream(engine, request)
+        assert not whole[0].started.goes_on
+        for cut in range(1, len(whole) - 1, 3):
+            rest = await stream(engine, begun(request, whole[:cut]))
+            assert rest[0].started.goes_on
+            assert rounded(of_each(rest, n)) == rounded(of_each(whole[cut:], n)), cut
+
+
+async def test_one_that_had_all_but_its_end_just_ends(base: Path, adapter: Path) -> None:
+    """Its last token may have been a stop, which is not to be drawn again."""
+    async with running(base, {"a": adapter}) as engine:
+        for sampling in ({}, {"temperature": 1.0, "seed": 4, "n": 2}, {"regex": "[a-f]{3}"}):
+            request = request_of(**sampling)
+            whole = await stream(engine, request)
+            last = next(at for at, event in enumerate(whole) if event.HasField("finished"))
+            rest = await stream(engine, begun(request, whole[:last]))
+            n = request.sampling.n or 1
+            assert of_each(rest, n) == of_each(whole[last:], n)
+
+
+async def test_a_stop_string_is_found_across_the_break(base: Path, adapter: Path) -> None:
+    async with running(base, {"a": adapter}) as engine:
+        free = await stream(engine, request_of())
+        said = "".join(event.chunk.text for event in free)
+        request = request_of(stop=[said[5:9]])
+        whole = await stream(engine, request)
+        text = "".join(event.chunk.text for event in whole)
+        assert said.startswith(text)
+        assert len(text) <= 5
+        for cut in range(1, len(whole) - 1):
+            rest = await stream(engine, begun(request, whole[:cut]))
+            assert of_each(rest, 1) == of_each(whole[cut:], 1), cut
+
+
+async def test_what_cannot_go_on_here_is_refused(base: Path, adapter: Path) -> None:
+    async with running(base, {"a": adapter}) as engine:
+        request = request_of()
+        whole = await stream(engine, request)
+
+        async def refusal(**changes: Any) -> MintError:
+            asked = begun(request, whole[:4])
+            for name, value in changes.items():
+                part = asked.sampling if name in {"echo", "n"} else asked.begun
+                setattr(part, name, value)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream(engine, asked)
+            return from_rpc_error(caught.value)
+
+        assert isinstance(await refusal(revision="another"), EngineUnavailable)
+        assert isinstance(await refusal(base_source="another"), EngineUnavailable)
+        assert "cannot be combined with echo" in str(await refusal(echo=True))
+        assert "the request asks for 2" in str(await refusal(n=2))
+        asked = begun(request, whole[:4])
+        for tokens, problem in (([9999], "tokens that this base has not"), ([1] * 15, "15 tokens of at most 14")):
+            asked.begun.completions[0].token_ids[:] = tokens
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream(engine, asked)
+            found = from_rpc_error(caught.value)
+            assert isinstance(found, InvalidRequest)
+            assert problem in str(found)
