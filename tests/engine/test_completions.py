@@ -14,7 +14,7 @@ from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
 from mint_engine import metrics
-from mint_engine.requests.answers import answer
+from mint_engine.requests.answers import Served, answer
 from mint_engine.requests.events import PromptScored, Scored
 from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.requests.parameters import Sampling
@@ -154,7 +154,7 @@ async def test_others_have_their_turn_while_a_long_prompt_is_told(quiet: Running
     sampling = Sampling(max_tokens=1, seed=0, prompt_logprobs=True)
     asked = CheckedRequest("one", "", prompt, sampling, echo=True, offsets=tuple(range(len(prompt))))
     beside = asyncio.create_task(others())
-    event = await anext(answer(asked, inbox, "tiny-0", "tests/tiny", parts.spelling))
+    event = await anext(answer(asked, inbox, Served("tiny-0", "tests/tiny", "its source"), parts.spelling))
     beside.cancel()
     assert turns > 10
     assert len(event.started.prompt) == len(prompt)
