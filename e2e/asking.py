@@ -6,14 +6,13 @@ from typing import Any, TypeVar
 
 from e2e.samples import TRAINED
 from e2e.world import World
-from mint_contracts.errors import MintError, Unavailable
+from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answer import Answer
 from mint_gateway.client import Client, question
 
 NAMES = [adapter.name for adapter in TRAINED]
 PAUSE_S = 0.1  # between each client's requests, so that an engine that starts meanwhile gets processor time, too
-TRIES = 20  # of a request whose stream was cut; the error tells clients to retry
 
 T = TypeVar("T")
 
@@ -49,7 +48,7 @@ async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list
     async def go_on(client: Client, adapter: str) -> None:
         while not done.is_set():
             try:
-                outcomes.append(await _answer(client, adapter))
+                outcomes.append(await client.answer(question("What is the sea?", adapter=adapter, max_tokens=12)))
             except MintError as error:
                 outcomes.append(error)
             await asyncio.sleep(PAUSE_S)
@@ -66,12 +65,3 @@ def lost(outcomes: list[Answer | MintError]) -> list[MintError]:
     """Return the errors among `outcomes`, which must not be empty."""
     assert outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, MintError)]
-
-
-async def _answer(client: Client, adapter: str) -> Answer:
-    for _ in range(TRIES):
-        try:
-            return await client.answer(question("What is the sea?", adapter=adapter, max_tokens=12))
-        except Unavailable as error:
-            last = error
-    raise last

@@ -1,4 +1,4 @@
-"""Whatever dies comes back, statuses are true meanwhile, and clients that retry lose nothing."""
+"""Whatever dies comes back, statuses are true meanwhile, and clients lose nothing, not even what had begun."""
 
 import asyncio
 from typing import Any
