@@ -178,12 +178,13 @@ class Updates:
     def _ripe(self) -> bool:
         """Whether to begin now: enough is ready, no rollouts are worth waiting for, or the wait was long enough.
 
-        A job that has begun keeps its gradient in memory, so it waits for nothing.
+        A job that has begun keeps its gradient in memory, so it waits for nothing. Nor does a call's: waiting makes
+        policies of waves step together from then on, but not a program that has rollouts of its own.
         """
         if not self._ready:
             return False
-        begun = any(job.left is not None for job in self._ready)
-        if begun or not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
+        urgent = any(job.left is not None or job.optimizer is None for job in self._ready)
+        if urgent or not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
             return True
         return self._clock() - self._ready_since >= MOST_WAIT_S
 

@@ -103,6 +103,21 @@ def test_a_ready_update_waits_a_bounded_time_for_others_whose_rollouts_never_end
     assert isinstance(learnt[0], Learnt)
 
 
+def test_a_programs_call_waits_for_no_rollouts() -> None:
+    """Such as those of a wave on the same engine, which never end: each call would take as long as may be waited."""
+    trainer = trainer_of()
+    updates = Updates(trainer, clock=lambda: 0.0)
+    updates.rollouts = lambda: 5
+    create(trainer, "a", PolicySettings(4, 8.0, (), 0))
+    learnt: list[object] = []
+    updates.put(Job(PolicyBatch("a", tuple(groups(1)), DAPO), None, lambda _: None, learnt.append))
+
+    while updates.busy:
+        updates.advance(5, 0.01)
+    assert len(learnt) == 1
+    assert isinstance(learnt[0], Learnt)
+
+
 def test_two_jobs_of_one_policy_run_in_order_and_delay_nobody_else() -> None:
     trainer = trainer_of()
     updates = Updates(trainer)
