@@ -302,6 +302,7 @@ class Updates:
     def _stepped(self, job: Job, outcome: LossOutcome, step: StepOutcome | MintError | None) -> None:
         """Handle the end of a job's epoch or step; with epochs left, the job is queued again."""
         if isinstance(step, MintError):
+            self.trainer.drop_gradient(job.batch.policy)  # a retry of the job computes it again, and would add to it
             self._fail([job], step)
             return
         job.epochs -= 1

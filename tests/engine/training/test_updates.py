@@ -20,6 +20,7 @@ from mint_contracts.training import Loss, Optimizer
 from mint_engine.policies import updates as update
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import example as examples
+from mint_engine.training import optimizer
 from mint_engine.training.example import Example, PolicyBatch, with_old
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
@@ -271,6 +272,35 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
         learn(other, [PolicyBatch(name, batches[name], DAPO)])
         step_all(other, {name: OPTIMIZER})
         assert saved_of(trainer, name) == saved_of(other, name)
+
+
+def test_a_step_that_finds_no_memory_is_tried_again_with_the_gradient_of_one_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a sum is divided by nothing, the gradients of two attempts would be twice as long as those of one."""
+    trainer, other, norm = trainer_of(), trainer_of(), optimizer._norm
+    unclipped = Optimizer(learning_rate=1e-2, max_grad_norm=0.0)
+    batch, told = PolicyBatch("p/0", groups(1), Loss(type="cross_entropy")), list[Learnt | MintError]()
+    for each in (trainer, other):
+        policies(each, 1)
+
+    def full(*_: object) -> Any:
+        monkeypatch.setattr(optimizer, "_norm", norm)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimizer, "_norm", full)
+    updates = Updates(trainer)
+    with capture_logs():
+        for _ in range(2):
+            updates.put(Job(batch, unclipped, lambda _: None, told.append))
+            while updates.busy:
+                updates.advance(0, 0.0)
+    failed, learnt = told
+    assert isinstance(failed, Overloaded)
+    assert isinstance(learnt, Learnt)
+    learn(other, [batch])
+    step_all(other, {"p/0": unclipped})
+    assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
 
 
 def test_a_callers_error_says_when_to_retry() -> None:
