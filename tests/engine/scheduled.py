@@ -6,12 +6,13 @@ from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.pieces import WindowDecoder
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.budget import Share
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import Completion, Request
-from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
+from mint_engine.scheduling.scheduler import Limits, Scheduler
 
 TOTAL_PAGES = 12
 MOST_STEPS = 10_000

@@ -19,8 +19,9 @@ from mint_engine.requests.events import PromptScored, Scored
 from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued, budget
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.request import CheckedRequest
+from mint_engine.scheduling.budget import Share
 from mint_engine.scheduling.request import Request, siblings
-from mint_engine.scheduling.scheduler import Limits, Share
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import Running, ask, peft_scores, running, save_adapter
 from tests.engine.steps import Gate, refusal
 from tests.waiting import until

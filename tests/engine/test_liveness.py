@@ -18,8 +18,9 @@ from mint_engine import serve
 from mint_engine.build import build
 from mint_engine.requests.events import Done, Event, Failed, Tokens
 from mint_engine.requests.parameters import Sampling
+from mint_engine.scheduling.budget import Share
 from mint_engine.scheduling.request import Request
-from mint_engine.scheduling.scheduler import Limits, Share
+from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen
 from mint_engine.server import STALL_S

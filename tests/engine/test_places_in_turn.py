@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from mint_contracts.layer_groups import PAGE_TOKENS
 from mint_engine import metrics
+from mint_engine.scheduling.budget import Share
 from mint_engine.scheduling.place_turns import PlaceTerms, room_for_training
 from mint_engine.scheduling.request import Completion, Party, State
-from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
+from mint_engine.scheduling.scheduler import Limits, Scheduler
 from tests.engine import scheduled
 from tests.engine.scheduled import completion, scheduler
 

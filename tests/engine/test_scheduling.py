@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mint_contracts.layer_groups import PAGE_TOKENS, LayerGroups, first_seen, pages_for
+from mint_engine.scheduling.budget import Share, split_budget
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.place_turns import PlaceTerms
 from mint_engine.scheduling.request import Completion, Party, State
-from mint_engine.scheduling.scheduler import Limits, Share, split_budget
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, completion, run, scheduler
 
 

@@ -25,11 +25,12 @@ from mint_engine.requests.thoughts import after, ahead
 from mint_engine.requests.token_counts import TokenCounts
 from mint_engine.residency.arrival import NotArrived
 from mint_engine.residency.copies import fresh_error
+from mint_engine.scheduling.budget import Share
 from mint_engine.scheduling.masking import cost, in_turn
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import Completion, Request, State
-from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
+from mint_engine.scheduling.scheduler import Limits, Scheduler
 
 Outcome = tuple[Completion, Event]  # an event and the completion to post it to
 Row = tuple[Completion, int]  # a completion and the row of the logits from which its next token is chosen

@@ -23,14 +23,13 @@ only a fraction of as many rows, so that tenants' tokens are hardly delayed.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import msgspec
 
 from mint_contracts.layer_groups import NULL_PAGE, PAGE_TOKENS, STEP_TOKENS, first_seen, pages_for
 from mint_engine import metrics
-from mint_engine.scheduling.background import SHARE
+from mint_engine.scheduling.budget import Share, split_budget
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.place_turns import (
@@ -56,60 +55,6 @@ class Limits(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not 0 < self.running < self.step_tokens:
             raise ValueError(f"step_tokens {self.step_tokens} must exceed running {self.running}, at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One request's part of a step."""
-
-    completion: Completion
-    length: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step reaches the completion's last token, so that a next token is chosen."""
-        return self.length == self.completion.pending
-
-
-Rank = Callable[[Completion], tuple[int | tuple[int, ...], int]]
-
-EARLIEST = 8  # at least one in 8 prompt tokens of a step belongs to the earliest prompt, whatever else arrives
-FREE_ROWS = 4  # background rows that cost tenants next to nothing: a step reads all weights however few rows it has
-
-
-def split_budget(running: Sequence[Completion], step_tokens: int, rank: Rank) -> list[Share]:
-    """Return what a step computes: tenants' shares first, then those of background requests."""
-    background = [each for each in running if each.request.background]
-    if not background:
-        return _fill(running, step_tokens, rank)
-    tenants = [each for each in running if not each.request.background]
-    shares = _fill(tenants, step_tokens - min(len(background), FREE_ROWS), rank)
-    rows = sum(share.length for share in shares)
-    beside = max(FREE_ROWS, int(SHARE * rows)) if rows else step_tokens
-    return shares + _fill(background, min(beside, step_tokens - rows), rank)
-
-
-def _fill(completions: Sequence[Completion], budget: int, rank: Rank) -> list[Share]:
-    """Share the budget: a token for every decoding request, then prompts, in the order of `rank` if it is too small.
-
-    The earliest prompt always gets its part of what prompts get: adapters that have not been served yet precede it
-    by rank, and a large catalog may bring new ones without end.
-    """
-    decoding = [each for each in completions if each.pending == 1]
-    if len(decoding) > budget:
-        decoding = sorted(decoding, key=rank)[:budget]
-    shares = [Share(each, 1) for each in decoding]
-    left = budget - len(shares)
-    prompts = sorted((each for each in completions if each.pending > 1), key=rank)
-    earliest = min(prompts, key=lambda each: each.arrival, default=None)
-    kept = min(earliest.pending, -(-left // EARLIEST)) if earliest is not None else 0
-    for each in prompts:
-        if each is earliest:
-            kept = 0
-        if left > kept:
-            shares.append(Share(each, min(each.pending, left - kept)))
-            left -= shares[-1].length
-    return shares
 
 
 class Scheduler:
