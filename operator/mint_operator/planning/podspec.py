@@ -32,7 +32,7 @@ GPU_PARTS = ("nvidia.com/gpu.", "nvidia.com/mig-")  # how names of shared GPUs a
 
 def pod_spec(base: ObservedBase, release: Release, account: str, labels: dict[str, str]) -> Body:
     """Return an engine's pod, spread by these labels."""
-    spec = base.spec.engine
+    spec, volumes = base.spec.engine, _volumes(base, release)
     pod: Body = {
         "serviceAccountName": account,
         "automountServiceAccountToken": False,
@@ -47,8 +47,8 @@ def pod_spec(base: ObservedBase, release: Release, account: str, labels: dict[st
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": spread(spec, labels),
-        "containers": [_container(base, release)],
-        "volumes": _volumes(base, release),
+        "containers": [_container(base, release, [{"name": name, **mount} for name, _, mount in volumes])],
+        "volumes": [{"name": name, **source} for name, source, _ in volumes if source],
     }
     if runtime_class := spec.runtime_class_name or release.runtime_class:
         pod["runtimeClassName"] = runtime_class
@@ -90,7 +90,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
     )
 
 
-def _container(base: ObservedBase, release: Release) -> Body:
+def _container(base: ObservedBase, release: Release, mounts: list[Body]) -> Body:
     container: Body = {
         "name": "engine",
         "image": release.image,
@@ -99,7 +99,7 @@ def _container(base: ObservedBase, release: Release) -> Body:
         "env": _environment(base, release),
         "ports": _ports(base),
         "resources": _resources(base.spec),
-        "volumeMounts": _mounts(base, release),
+        "volumeMounts": mounts,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -205,44 +205,30 @@ def _read_only(base: ObservedBase, claim: str) -> bool:
     return place is None or (place.scheme, place.host) != ("pvc", claim)
 
 
-def _mounts(base: ObservedBase, release: Release) -> list[Body]:
-    mounts: list[Body] = [
-        {"name": "tmp", "mountPath": TEMPORARY_FOLDER},
-        {"name": CACHE_VOLUME, "mountPath": CACHE_FOLDER},
-    ]
-    mounts += [
-        {"name": f"claim-{index}", "mountPath": f"{DEFAULT_PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
-        for index, claim in enumerate(sorted(claims(base)))
-    ]
-    if release.redis_ca:
-        mounts.append({"name": "redis-ca", "mountPath": CA_FOLDER, "readOnly": True})
-    if release.ca_bundle:
-        mounts.append({"name": "ca-bundle", "mountPath": BUNDLE_FOLDER, "readOnly": True})
-    if _shares_memory(base.spec):
-        mounts.append({"name": "shared", "mountPath": SHARED_FOLDER})
-    return mounts
-
-
-def _volumes(base: ObservedBase, release: Release) -> list[Body]:
-    volumes: list[Body] = [{"name": "tmp", "emptyDir": {}}]
+def _volumes(base: ObservedBase, release: Release) -> list[tuple[str, Body, Body]]:
+    """Return each volume's name, source and mount. The cache has no source here if a claim's template makes it."""
+    cache: Body = {}
     if base.spec.engine.cache is None:
-        cache: Body = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
-        volumes.append({"name": CACHE_VOLUME, "emptyDir": cache})
-    volumes += [
-        {
-            "name": f"claim-{index}",
-            "persistentVolumeClaim": {"claimName": claim, "readOnly": _read_only(base, claim)},
-        }
-        for index, claim in enumerate(sorted(claims(base)))
+        limit = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
+        cache = {"emptyDir": limit}
+    volumes: list[tuple[str, Body, Body]] = [
+        ("tmp", {"emptyDir": {}}, {"mountPath": TEMPORARY_FOLDER}),
+        (CACHE_VOLUME, cache, {"mountPath": CACHE_FOLDER}),
     ]
+    for index, claim in enumerate(sorted(claims(base))):
+        read_only = {"readOnly": _read_only(base, claim)}
+        source: Body = {"persistentVolumeClaim": {"claimName": claim, **read_only}}
+        volumes.append((f"claim-{index}", source, {"mountPath": f"{DEFAULT_PVC_ROOT}/{claim}", **read_only}))
     if release.redis_ca:
-        items = [{"key": "ca.crt", "path": "ca.crt"}]
-        volumes.append({"name": "redis-ca", "secret": {"secretName": REDIS_SECRET, "items": items}})
+        source = {"secret": {"secretName": REDIS_SECRET, "items": [{"key": "ca.crt", "path": "ca.crt"}]}}
+        volumes.append(("redis-ca", source, {"mountPath": CA_FOLDER, "readOnly": True}))
     if release.ca_bundle:
         items = [{"key": release.ca_bundle_key, "path": "ca.crt"}]
-        volumes.append({"name": "ca-bundle", "configMap": {"name": release.ca_bundle, "items": items}})
+        source = {"configMap": {"name": release.ca_bundle, "items": items}}
+        volumes.append(("ca-bundle", source, {"mountPath": BUNDLE_FOLDER, "readOnly": True}))
     if _shares_memory(base.spec):
-        volumes.append({"name": "shared", "emptyDir": {"medium": "Memory", "sizeLimit": str(SHARED_BYTES)}})
+        source = {"emptyDir": {"medium": "Memory", "sizeLimit": str(SHARED_BYTES)}}
+        volumes.append(("shared", source, {"mountPath": SHARED_FOLDER}))
     return volumes
 
 
