@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 from redis.exceptions import ResponseError
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import (
     CorruptFile,
@@ -329,8 +330,7 @@ async def run(start: Start) -> int:
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
     if following.done():
         return _why_ended(following, start)
-    following.cancel()
-    await asyncio.wait({following})
+    await end_tasks([following])
     await process.agent.leave()
     if draining.done():
         draining.result()

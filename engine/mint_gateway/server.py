@@ -24,6 +24,7 @@ from mint_contracts import (
     training_pb2,
     training_pb2_grpc,
 )
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.map_reader import MapReader
 from mint_contracts.settings import DRAIN_S
 from mint_contracts.train_reader import TrainReader
@@ -154,9 +155,7 @@ async def serve(
         await asyncio.sleep(limits.farewell_s)
         answering.end_at(asyncio.get_running_loop().time() + limits.grace_s)
         await asyncio.gather(server.stop(closing_s), opening.close())
-        for task in lasting:
-            task.cancel()
-        await asyncio.wait(lasting)
+        await end_tasks(lasting)
         await channels.close()
         _log.info("gateway ended")
 

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from mint_contracts import functions
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
@@ -59,9 +60,7 @@ async def first(*work: Coroutine[Any, Any, Any]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
     for task in done:
         task.result()
 

@@ -19,6 +19,14 @@ async def wait_uncancelled(answer: "asyncio.Future[T]") -> T:
         raise
 
 
+async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
+    """Cancel tasks and wait until all have ended, however that is."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
+
+
 async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines concurrently; return their results in order. The first error cancels the others, then is raised.
 

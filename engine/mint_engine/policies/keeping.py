@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.errors import InvalidRequest, MintError, StaleLease
 from mint_contracts.source import Source
 from mint_contracts.training_records import Published
@@ -152,10 +153,7 @@ class Keeping:
 
     async def abandon(self) -> None:
         """Stop writing. A thread finishes the write it is in; the lease in the file's name keeps that harmless."""
-        for task in self._tasks.values():
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+        await end_tasks(self._tasks.values())
         self._tasks.clear()
 
     async def _end_of(self, kind: str) -> None:

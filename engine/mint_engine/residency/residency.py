@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from mint_contracts import records
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.errors import Internal, MintError, Overloaded, SourceUnavailable
 from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
@@ -119,10 +120,7 @@ class Residency:
 
     async def close(self) -> None:
         """Stop loading, waiting up to CLOSE_S for running loads. Slots stay as they are; the books are checked."""
-        for keeper in self._keepers:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+        await end_tasks(self._keepers)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
         self._audit.look(busy=bool(self._tasks))

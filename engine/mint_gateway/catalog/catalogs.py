@@ -5,6 +5,7 @@ import time
 
 from redis.asyncio import Redis
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.catalog_calls import incomplete
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.source import Source
@@ -67,6 +68,4 @@ class Catalogs:
                 await asyncio.sleep(LOOK_S)
             await keeping  # raises the exception that ended it
         finally:
-            for task in (keeping, *following.values()):
-                task.cancel()
-            await asyncio.gather(keeping, *following.values(), return_exceptions=True)
+            await end_tasks((keeping, *following.values()))

@@ -16,6 +16,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from mint_contracts import keys
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.backoff import delay_s
 from mint_contracts.catalog_calls import incomplete
 from mint_contracts.catalog_parts import Parts
@@ -231,8 +232,7 @@ class Keeper:
         try:
             await work()
         finally:
-            holding.cancel()
-            await asyncio.wait([holding])
+            await end_tasks([holding])
             # The lock expires by itself. Another gateway may have taken it just now, or Redis takes no writes.
             with suppress(MapUnavailable, ResponseError):
                 await bounded(lambda: self._if_ours(key, lambda line: line.delete(key)))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, check, plainly_good, read_line, read_lines
@@ -75,9 +76,7 @@ class Registration:
 
     async def abandon(self) -> None:
         """Cancel the writes in progress; their entries may or may not become visible."""
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
+        await end_tasks(self._writing)
 
     def _read(self, text: bytes) -> None:
         """Parse lines: all at once if all are good, else one by one."""

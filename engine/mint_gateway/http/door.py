@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.byte_budget import ByteBudget, ByteShare
 from mint_contracts.errors import InvalidRequest, Unavailable
 from mint_contracts.sampling_pb2 import GenerateRequest
@@ -219,8 +220,7 @@ class Opened:
 
     async def close(self) -> None:
         """Stop accepting connections and let running requests end, for at most `Bounds.grace_s`."""
-        self.accepting.cancel()
-        await asyncio.wait([self.accepting])
+        await end_tasks([self.accepting])
         self._listening.close()
         await asyncio.gather(*(runner.cleanup() for runner in self._runners))
 
