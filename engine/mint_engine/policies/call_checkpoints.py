@@ -56,6 +56,7 @@ async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, r
             digest=await run_in_background(digest_of, blob),
             run=RUN,
             size=len(blob),
+            numbers=state.numbers_in(blob),
             sequence=sequence,
             life=calls.life,
             optimizer_steps=calls.step,
@@ -91,9 +92,12 @@ async def refuse_superseded(here: CallContext, policy: str, calls: Calls) -> Non
 
 
 async def room_to_load(here: CallContext, uri: str, saved_by: str) -> int:
-    """Return the bytes that `load` takes for a while, for a file and its numbers; 0 if the store does not say."""
+    """Return the bytes that `load` takes for a while; 0 if the store does not say.
+
+    As for a policy's copies (`Needs`), these are its numbers twice, once in the file, whose head does not count.
+    """
     checkpoints = checkpoints_of(here.store, saved_by)
-    return 2 * await run_blocking(checkpoints.size, uri.removeprefix(_folder(here.store, checkpoints)))
+    return 2 * await run_blocking(checkpoints.numbers, uri.removeprefix(_folder(here.store, checkpoints)))
 
 
 async def load(here: CallContext, policy: str, calls: Calls, uri: str, saved_by: str) -> Policy:

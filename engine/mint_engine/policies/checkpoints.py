@@ -39,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str  # sha256 of the blob, in hex
     run: str = ""
     size: int = 0  # bytes of the blob; 0: unknown, written by an earlier version
+    numbers: int = 0  # of these, those of a Trainer API policy's vectors; 0: unknown, likewise
     sequence: int = 0  # of the last Trainer service call
     life: int = 0  # of a Trainer API policy, see `Calls`
     optimizer_steps: int = msgspec.field(default=0, name="taken")  # of a Trainer API policy
@@ -135,11 +136,11 @@ class Checkpoints:
         reason = f"does not exist, or was swept: the newest {self._kept} are kept"
         raise SourceNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", reason)
 
-    def size(self, name: str) -> int:
-        """Return the bytes of one checkpoint's blob; 0 if its record does not say, or there is none."""
+    def numbers(self, name: str) -> int:
+        """Return the bytes of one checkpoint's vectors; 0 if its record does not say, or there is none."""
         found = Name.read(name)
         with suppress(SourceNotFound, CorruptFile):
-            return self._record(found).size if found is not None else 0
+            return self._record(found).numbers if found is not None else 0
         return 0
 
     def _read(self, name: Name) -> tuple[Record, bytes]:

@@ -135,9 +135,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: CallContext, calls: Calls) -> pb.PolicyState:
             saved_by = check_adapter(request.saved_by or request.policy)
-            nbytes = 0
-            if saved_by != request.policy:  # its own states rarely differ from it in size
-                nbytes = await call_checkpoints.room_to_load(here, request.uri, saved_by)
+            nbytes = await call_checkpoints.room_to_load(here, request.uri, saved_by)
             async with here.copying(calls, nbytes):
                 loading = partial(call_checkpoints.load, here, request.policy, calls, request.uri, saved_by)
                 read = await self._register.kept(request.policy, calls, loading)

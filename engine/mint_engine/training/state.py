@@ -100,6 +100,11 @@ def from_bytes(
     )  # fmt: skip
 
 
+def numbers_in(data: bytes | bytearray) -> int:
+    """Return the bytes of a policy's file that are its vectors: all but the head."""
+    return len(data) - LENGTH_BYTES - len(_header(data))
+
+
 def _file(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> bytearray:
     """Return the same bytes as safetensors' `save` for float32 vectors.
 
