@@ -29,6 +29,12 @@ class Patiently(Protocol):
         ...
 
 
+def wait_after(error: MintError, attempt: int) -> float:
+    """Return the seconds to wait after a failure, the `attempt`-th in a row; the error may ask for more."""
+    delay = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+    return max(delay, min(error.retry_after_s or 0.0, LONGEST_RETRY_S))
+
+
 class Patience:
     """One policy's retries. `trouble` holds, by work being retried, its last error; changes call `on_change`."""
 
@@ -55,8 +61,7 @@ class Patience:
                     waits = isinstance(error, AWAY) and (halt is not None or lasts())
                     if error.terminal or (attempt >= ATTEMPTS and not waits):
                         raise
-                    wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
-                    wait_s = max(wait_s, min(error.retry_after_s or 0.0, LONGEST_RETRY_S))
+                    wait_s = wait_after(error, attempt)
                     _log.warning(
                         "tried_again", policy=self._policy, what=what, error=str(error), in_s=round(wait_s, 2)
                     )

@@ -15,13 +15,12 @@ from functools import cached_property, partial
 
 import structlog
 
-from mint_contracts.backoff import delay_s
 from mint_contracts.errors import Draining, Internal, MintError, Overloaded
 from mint_contracts.training import Optimizer
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.allowance import Allowance
 from mint_engine.policies.defects import Defects
-from mint_engine.policies.patience import ATTEMPTS, AWAY, FIRST_RETRY_S, LONGEST_RETRY_S
+from mint_engine.policies.patience import ATTEMPTS, AWAY, wait_after
 from mint_engine.policies.steps import Due, Steps
 from mint_engine.policies.turns import Waiting, next_turn
 from mint_engine.residency.copies import fresh_error
@@ -320,8 +319,7 @@ class Updates:
         """Run `finish` for a job that has taken all of its steps; `attempt` counts from 1."""
         found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed off")
         if isinstance(found, AWAY) and attempt < ATTEMPTS and not job.gone():
-            wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
-            wait_s = max(wait_s, min(found.retry_after_s or 0.0, LONGEST_RETRY_S))
+            wait_s = wait_after(found, attempt)
             _log.warning("handed_off_later", policy=job.batch.policy, error=str(found), in_s=round(wait_s, 2))
             self._postponed.append(job)
             self.later(wait_s, lambda: self.call(partial(self._hand_off_again, job, learnt, attempt + 1)))
