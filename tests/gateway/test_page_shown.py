@@ -109,6 +109,22 @@ async def test_it_asks_one_thing_at_a_time_and_nothing_while_nobody_looks(served
     await until(lambda: browser.run("return window.asked > arguments[0]", asked))
 
 
+async def test_lists_are_turned_by_a_page_however_often_a_button_is_clicked(scene: Scene, browser: Browser) -> None:
+    await scene.base()
+    waves = [WaveRecord(f"demo/w{n}", "names", 1, 1, Tier.DEVICE, admitted=True) for n in range(100, 160)]
+    await scene.writer.apply(BASE, MapChange(set_waves=tuple(waves)))
+    await scene.open()
+    await scene.seen()
+    await browser.open(scene.url)
+    await browser.reads("demo/w100", "60 waves")
+    click = "const it = document.querySelector(arguments[0]); it.click(); arguments[1] && it.click();"
+    for way, twice, first in (("on", False, 125), ("back", True, 100), ("on", True, 125), ("back", False, 100)):
+        await browser.run(click, f"[data-turn={way}]", twice)
+        await browser.reads(f"demo/w{first}")
+    ways = "return [...document.querySelectorAll('[data-turn]')].map((each) => each.dataset.turn)"
+    assert await browser.run(ways) == ["on"], "it is the first page"
+
+
 async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, browser: Browser) -> None:
     await scene.base(trains=True)
     engine = await scene.engine("e-0", trains=True)
@@ -121,6 +137,22 @@ async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, b
     engine.trainer.policies[HOSTILE] = state
     await browser.reads("Training by Trainer calls", "1 policy", HOSTILE, f"on {BASE}", "1,234")
     assert await browser.complaints() == []
+
+
+async def test_a_wave_is_not_called_ready_before_all_of_its_copies_are(scene: Scene, browser: Browser) -> None:
+    """Two of ten: as texts, which 64-bit integers are in JSON, two comes after ten."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    for name in ("demo/pirate", "demo/robot"):
+        await engine.hold(name, f"{STORE}/{name}", Tier.DEVICE)
+        await scene.place(name, "e-0")
+    serves = WaveRecord("demo/wave", "names", 10, 1, Tier.DEVICE, slots=10, admitted=True)
+    await scene.writer.apply(BASE, MapChange(set_waves=(serves,)))
+    await scene.open()
+    await scene.seen(engine)
+    await browser.open(f"{scene.url}/#{urlencode({'wave': 'demo/wave'})}")
+    await browser.reads("2 of 10")
+    assert await browser.run("return document.querySelector('h1 + .pill').textContent") == "Admitted"
 
 
 async def test_a_wave_that_trains_is_drawn(served: Scene, browser: Browser) -> None:

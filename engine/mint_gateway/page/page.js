@@ -142,10 +142,11 @@ document.addEventListener("visibilitychange", look);
 document.addEventListener("mouseover", pointed);
 document.addEventListener("focusin", pointed);
 document.addEventListener("click", (event) => {
-  const { turn, list } = event.target.closest("[data-turn]")?.dataset ?? {};
+  const { turn, list } = event.target.closest("[data-turn]")?.dataset ?? {}, after = lists[list]?.after;
+  // A button stays until the next page is here, and a second click must not turn from the page that is still shown.
   if (event.target.closest(".skip")) [event.preventDefault(), $("main").focus()];
-  else if (turn === "back") [lists[list].after.pop(), look()];
-  else if (turn) [lists[list].after.push(answers[list].next), look()];
+  else if (turn === "back" && after.length > 1) [after.pop(), look()];
+  else if (turn === "on" && after.at(-1) !== answers[list].next) [after.push(answers[list].next), look()];
 });
 document.addEventListener("input", ({ target }) => {
   const text = target.value.trim(), { list } = target.dataset;
