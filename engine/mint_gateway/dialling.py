@@ -33,8 +33,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 
 HELLO_S = 5.0  # for a server to complete a TLS handshake
 
-# gRPC's messages for a certificate of an untrusted authority, and for one with another name.
+# gRPC's messages for a certificate that does not verify, in particular an expired one, and for one with another name.
 _UNTRUSTED, _MISNAMED = "CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed"
+_EXPIRED = f"{_UNTRUSTED}: certificate has expired"
 # gRPC's messages for a server that speaks another protocol than HTTP/2, in plain text and over TLS.
 _NO_HTTP2 = ("Failed parsing HTTP/2", "missing selected ALPN property")
 # How gRPC's own connection errors begin; a gateway's errors about its engines begin differently.
@@ -95,8 +96,13 @@ async def is_hopeless(error: grpc.aio.AioRpcError, target: str, trust: Trust | N
 
 
 def untrusted(error: grpc.aio.AioRpcError) -> bool:
-    """Return whether no authority that the client trusts signed the server's certificate."""
+    """Return whether the server's certificate does not verify, most often by an authority that is not trusted."""
     return _UNTRUSTED in _why_unreached(error)
+
+
+def expired(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether the server's certificate, or its authority's, has expired; it is `untrusted`, too."""
+    return _EXPIRED in _why_unreached(error)
 
 
 def misnamed(error: grpc.aio.AioRpcError) -> bool:

@@ -55,8 +55,24 @@ class Authority:
         made = {"tls.crt": self._folder / f"{name}.crt", "tls.key": self._folder / f"{name}.key", "ca.crt": self.file}
         return {entry: path.read_bytes() for entry, path in made.items()}
 
+    def expired(self, alternative: str = "IP:127.0.0.1") -> dict[str, bytes]:
+        """Return a certificate that expired yesterday, and its key."""
+        key, asked, made = (self._folder / f"expired.{each}" for each in ("key", "csr", "crt"))
+        _openssl(
+            self._folder,
+            *("req", *_KEY, "-keyout", key.name, "-out", asked.name, "-subj", "/CN=expired"),
+            *("-addext", f"subjectAltName={alternative}"),
+        )
+        _openssl(
+            self._folder,
+            *("x509", "-req", "-in", asked.name, "-out", made.name, "-days", "-1", "-copy_extensions", "copy"),
+            *("-CA", self.file.name, "-CAkey", f"{self._name}.key"),
+        )
+        return {"tls.crt": made.read_bytes(), "tls.key": key.read_bytes()}
 
-_FRESH = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+
+_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+_FRESH = ("req", "-x509", *_KEY, "-days", "2")
 
 
 def _openssl(folder: Path, *arguments: str) -> None:

@@ -240,6 +240,15 @@ async def test_the_command_line_asks_by_tls(
     assert "none.crt': does not hold a valid PEM certificate" in err
 
 
+async def test_a_command_line_is_told_of_an_expired_certificate_and_no_other_options_to_try(
+    scene: Scene, authority: Authority, tmp_path: Path
+) -> None:
+    await scene.open(LIMITS, DoorSecurity.by(mount(tmp_path / "tls", authority.expired()), None))
+    code, _, err = await mint(scene.target, "placements", "--ca", str(authority.file), *FOREVER)
+    assert (code, "certificate has expired" in err) == (1, True)
+    assert own_lines(err)[-1].endswith("; have the gateway's certificate, or that of its CA, renewed")
+
+
 @pytest.mark.usefixtures("secret")
 async def test_a_command_line_that_speaks_no_tls_to_a_gateway_that_does_is_told_the_options_to_try(
     scene: Scene,

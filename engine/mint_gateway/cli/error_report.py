@@ -9,7 +9,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.escaping import escape_controls
 from mint_contracts.settings import GATEWAY_PORT
 from mint_gateway.cli.gateway_options import by_tls
-from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
+from mint_gateway.dialling import expired, hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
 
 
 def report_error(error: MintError, options: argparse.Namespace) -> None:
@@ -26,6 +26,8 @@ def _advice(error: MintError, options: argparse.Namespace) -> str:
         return f"; the gateway may not speak TLS: try without {' and '.join(given)}"
     if not given and hung_up(call):
         return "; does the gateway speak TLS? Try --tls, or --ca FILE if its certificate is from a private CA"
+    if expired(call):
+        return "; have the gateway's certificate, or that of its CA, renewed"
     if untrusted(call):
         return "; give the CA that signed the gateway's certificate: --ca FILE"
     if misnamed(call):
