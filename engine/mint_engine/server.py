@@ -136,7 +136,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                     yield event
         except MintError as error:
             tally.outcome = error.reason
-            _log.info("request_failed", reason=error.reason, adapter=request.adapter[:200], message=str(error))
+            fields = {"request_id": request.request_id[:_LONGEST_ID], "adapter": request.adapter[:200]}
+            _log.info("request_failed", **fields, reason=error.reason, message=str(error))
             await context.abort_with_status(to_status(error))
         finally:
             if life is not None and tally.outcome == "cancelled":

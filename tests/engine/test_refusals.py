@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from transformers import AutoTokenizer
 
 from mint_contracts.errors import (
@@ -74,6 +75,13 @@ async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[M
     assert type(refused) is error
     assert says in str(refused)
     assert (await ask(quiet, [5], max_tokens=1)).tokens, "everything else goes on"
+
+
+async def test_a_refusal_is_logged_with_the_id_that_the_gateway_logs(quiet: Running) -> None:
+    with capture_logs() as logs:
+        await refusal(quiet, GenerateRequest(text="x", adapter="no/such", request_id="r-7"))
+    [line] = [each for each in logs if each["event"] == "request_failed"]
+    assert (line["request_id"], line["adapter"], line["reason"]) == ("r-7", "no/such", "AdapterNotFound")
 
 
 @pytest.mark.parametrize(
