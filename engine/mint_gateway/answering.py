@@ -8,6 +8,7 @@ from functools import partial
 
 import grpc
 import structlog
+from aiohttp import web
 
 from mint_contracts import sampling_pb2
 from mint_contracts.byte_budget import ByteBudget
@@ -57,6 +58,21 @@ class Answering:
                 begun = Begun(request, share, size)
                 async with self._until_the_end():
                     await self._router.generate(request, send, begun, remaining_s=remaining_s, trail=trail)
+
+    @contextmanager
+    def receiving(self) -> Iterator[Trail]:
+        """Count and log a request that ends within the block, before `answer` is called with it, as by a refusal.
+
+        Yields its trail, of which the block may set the request's ID.
+        """
+        trail, started_at = Trail(request_id=""), asyncio.get_running_loop().time()
+
+        def note(code: grpc.StatusCode, outcome: Fields) -> None:
+            if code is not grpc.StatusCode.OK:
+                self._note(trail, started_at, code, outcome)
+
+        with noting(note):
+            yield trail
 
     def end_at(self, when: float) -> None:
         """End what is not answered by then, on the event loop's clock, with an error that clients retry."""
@@ -111,6 +127,9 @@ def noting(note: Callable[[grpc.StatusCode, Fields], None]) -> Iterator[None]:
         raise
     except grpc.aio.AioRpcError as error:
         code, failure = error.code(), error.details() or ""
+        raise
+    except web.HTTPException as error:  # a body that is too large
+        code, failure = grpc.StatusCode.INVALID_ARGUMENT, error.text or error.reason
         raise
     finally:
         outcome: Fields = {"code": code.name, "seconds": round(loop.time() - started_at, 4)}

@@ -7,8 +7,8 @@ line before them, a client has at most as many as it leaves free, so however slo
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Parse = Callable[[bytes], Any]
 _Answer = Callable[[Any, _Context], Awaitable[Any]]
+Receiving = Callable[[], AbstractContextManager[object]]
 
 
 class Places:
@@ -127,8 +128,10 @@ class Arrivals(grpc.aio.ServerInterceptor):
     A registration's stream is left to its servicer, which admits only a few.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, receiving: Mapping[str, Receiving]) -> None:
+        """`receiving` returns, by method, a context in which a call's request is received."""
         self._keyed, self._open = _Room(PLACES, ARRIVAL_S), _Room(OPEN_PLACES, OPEN_ARRIVAL_S)
+        self._receiving = receiving
 
     async def intercept_service(
         self,
@@ -148,9 +151,10 @@ class Arrivals(grpc.aio.ServerInterceptor):
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse), *codec)
+        single = _single(answer, room, parse, self._receiving.get(handler_call_details.method, nullcontext))
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(_single(answer, room, parse), *codec)
-        return grpc.stream_unary_rpc_method_handler(_single(answer, room, parse), *codec)
+            return grpc.stream_stream_rpc_method_handler(single, *codec)
+        return grpc.stream_unary_rpc_method_handler(single, *codec)
 
 
 def _streaming(register: _Answer, parse: _Parse) -> Any:
@@ -164,9 +168,9 @@ def _streaming(register: _Answer, parse: _Parse) -> Any:
     return streaming
 
 
-def _single(answer: _Answer, room: _Room, parse: _Parse) -> Any:
+def _single(answer: _Answer, room: _Room, parse: _Parse, receiving: Receiving) -> Any:
     async def single(_: object, context: _Context) -> Any:
-        request = await _received(context, room, parse)
+        request = await _received(context, room, parse, receiving)
         if request is grpc.aio.EOF:
             await context.abort_with_status(to_status(InvalidRequest("request", "is missing; send one")))
         return await answer(request, context)
@@ -192,10 +196,11 @@ def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Ro
     return conversing
 
 
-async def _received(context: _Context, room: _Room, parse: _Parse) -> Any:
+async def _received(context: _Context, room: _Room, parse: _Parse, receiving: Receiving = nullcontext) -> Any:
     """Return the call's next request, or EOF. Aborts the call if it is not received."""
     try:
-        return await room.receive(context, parse)
+        with receiving():
+            return await room.receive(context, parse)
     except MintError as error:
         await context.abort_with_status(to_status(error))
         raise  # unreachable: abort raises

@@ -63,6 +63,7 @@ SERVICES = (
     training_pb2.DESCRIPTOR.services_by_name["Waves"].full_name,
     training_pb2.DESCRIPTOR.services_by_name["Trainer"].full_name,
 )
+GENERATE = "/mint.v1.Sampler/Generate"
 
 OPEN = DoorSecurity()
 MOST_REQUESTS = 2048
@@ -130,7 +131,9 @@ async def serve(
         partial(training_pb2_grpc.add_WavesServicer_to_server, WavesServicer(watch, calls)),
         partial(training_pb2_grpc.add_TrainerServicer_to_server, trainer),
     ]
-    server = _server(services, healthy, [Guard(security.access, metrics)] if security.access else [], limits)
+    arrivals = Arrivals({GENERATE: answering.receiving})
+    keyed = [Guard(security.access, metrics)] if security.access else []
+    server = _server(services, healthy, [*keyed, arrivals], limits)
     await _be_alive(healthy)
     port = _listen(server, address, security.certificate)
     await server.start()
@@ -163,7 +166,7 @@ async def serve(
 def _server(
     services: Iterable[Callable[[grpc.aio.Server], None]],
     healthy: health.aio.HealthServicer,
-    guards: Sequence[Guard],
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
     limits: Limits,
 ) -> grpc.aio.Server:
     """Make the gRPC server; each of `services` adds one to it."""
@@ -175,7 +178,7 @@ def _server(
         ("grpc.max_connection_idle_ms", round(1000 * limits.idle_s)),
         ("grpc.http2.bdp_probe", 0),  # else it takes megabytes of requests before they are read (see `Arrivals`)
     ]
-    server = grpc.aio.server(interceptors=(*guards, Arrivals()), options=options)
+    server = grpc.aio.server(interceptors=interceptors, options=options)
     for add in services:
         add(server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

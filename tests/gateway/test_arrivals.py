@@ -183,6 +183,8 @@ async def test_a_request_that_takes_too_long_can_be_sent_again(scene: Scene, mon
         async with Client(f"127.0.0.1:{relay.port}", patience_s=0.0) as client:
             with pytest.raises(Unavailable, match=r"request: did not arrive in full within 0\.2 s; send it again"):
                 await client.answer(LONG, timeout_s=LIMIT_S)
+    counted = scene.gateway.metrics.registry.get_sample_value
+    assert counted("mint_gateway_requests_total", {"code": "UNAVAILABLE", "client": ""}) == 1, "as any other failure"
 
 
 async def test_slow_requests_wait_for_those_before_them(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -111,9 +111,9 @@ class Door:
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
-        bases = self._mirror.views_in_scope()
-
-        def read(body: bytes) -> tuple[openai_request.Delivery, Sequence[GenerateRequest], int]:
+        def read(
+            body: bytes, bases: Container[str]
+        ) -> tuple[openai_request.Delivery, Sequence[GenerateRequest], int]:
             wanted = openai_request.read(body, openai_request.TextRequest)
             requests = openai_request.text_requests(wanted, bases)
             return wanted.delivery(), requests, elements_of(requests[0])  # the others have as many
@@ -123,9 +123,7 @@ class Door:
         return await self._answer(http, wanted, requests, openai_response.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
-        bases = self._mirror.views_in_scope()
-
-        def read(body: bytes) -> tuple[openai_request.Delivery, GenerateRequest, Tools, int]:
+        def read(body: bytes, bases: Container[str]) -> tuple[openai_request.Delivery, GenerateRequest, Tools, int]:
             wanted = openai_request.read(body, openai_request.ChatRequest)
             request = openai_request.chat_request(wanted, bases)
             delivery = wanted.delivery(shows_thoughts=wanted.include_reasoning)
@@ -135,11 +133,13 @@ class Door:
         elements.set(count)
         return await self._answer(http, wanted, [request], openai_response.CHAT, tools)
 
-    async def _parsed(self, http: web.Request, read: Callable[[bytes], T]) -> T:
-        """Read and parse a request's body, which is not kept."""
-        with self._arriving.share(client=sharer.get()) as share:
+    async def _parsed(self, http: web.Request, read: Callable[[bytes, Container[str]], T]) -> T:
+        """Note a request's ID, read its body, which is not kept, and parse it with the bases that its key opens."""
+        with self._answering.receiving() as trail, self._arriving.share(client=sharer.get()) as share:
+            trail.request_id = http[NAMED] = _request_id(http)
+            bases = self._mirror.views_in_scope()
             body = await _body(http, share)
-            return await self._offload.do(len(body), lambda: read(body))
+            return await self._offload.do(len(body), lambda: read(body, bases))
 
     async def _answer(
         self,
@@ -149,8 +149,7 @@ class Door:
         form: openai_response.Form,
         tools: Tools = NONE,
     ) -> web.StreamResponse:
-        http[NAMED] = request_id = _request_id(http)
-        created = int(time.time())
+        request_id, created = http[NAMED], int(time.time())
         prompt_batch.name(requests, request_id)
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
