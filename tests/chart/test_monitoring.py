@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from mint_gateway.metrics import Metrics
+from mint_operator.observing.watch import STALLED_S
 from tests.apiserver import ROOT
 from tests.chart.rendering import (
     BARE,
@@ -142,6 +143,32 @@ def test_an_alert_says_that_no_gateway_runs_where_one_should() -> None:
     for replicas, said in ((0, False), (None, True)):
         told = alerts(render(EVERYTHING | {"gateway": {"replicas": replicas}}))
         assert ("MintGatewayAway" in {each["alert"] for each in told}) is said, "an autoscaler runs at least one"
+
+
+def test_the_alert_on_a_stuck_operator_fires_although_its_liveness_probe_restarts_it() -> None:
+    """A new process exports 0 until its first pass has ended, and nothing until it is up and leads again."""
+    objects = render(EVERYTHING)
+    [stuck] = [each for each in alerts(objects) if each["alert"] == "MintOperatorNotPlanning"]
+    [container] = of_kind(objects, "Deployment")["mint-operator"]["spec"]["template"]["spec"]["containers"]
+    probe = container["livenessProbe"]
+    restarted_s = STALLED_S + probe["periodSeconds"] * probe["failureThreshold"]
+    assert restarted_s < 120 + 300, "the alert's threshold and `for`"
+    of = f'namespace="{NAMESPACE}", service="mint-operator"'
+    last, led = "mint_operator_last_pass_timestamp_seconds", "mint_operator_leads"
+    last, led = (f"max(max_over_time({each}{{{of}}}[5m]))" for each in (last, led))
+    assert (stuck["expr"], stuck["for"]) == (f"time() - {last} > 120 and {led} == 1", "5m")
+
+
+def test_alerts_on_requests_compare_those_that_clients_waited_for() -> None:
+    """If one prompt of an HTTP request fails, its others end as cancelled, and may be a hundred."""
+    found = {each["alert"]: each["expr"] for each in alerts(render(EVERYTHING))}
+    of = f'mint_gateway_requests_total{{namespace="{NAMESPACE}", service=~"mint-gateway(-metrics)?", code'
+    for alert, failed in (
+        ("MintRequestsRefused", '="RESOURCE_EXHAUSTED"'),
+        ("MintRequestsFail", '=~"INTERNAL|UNAVAILABLE|UNKNOWN"'),
+    ):
+        part, all_of_them = (f"sum(rate({of}{each}}}[5m]))" for each in (failed, '!="CANCELLED"'))
+        assert found[alert] == f"{part} / {all_of_them} > 0.05"
 
 
 def test_the_alert_on_failed_policies_ends_although_they_stay_failed() -> None:
