@@ -108,6 +108,14 @@ def test_greedy_is_the_likeliest() -> None:
     assert choose_tokens(logits, [(Sampling(1, seed=5), 0)] * 3) == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}])
+def test_what_leaves_only_the_likeliest_token_chooses_the_first_of_equals(only: dict[str, Any]) -> None:
+    """bfloat16 has many equals, and others than the first would come and go with the seed."""
+    logits = torch.tensor([[1.0, 3.0, 2.0, 3.0]], dtype=torch.bfloat16)
+    wanted = [Sampling(1, seed, **({"temperature": 1.0} | only)) for seed in range(20)]
+    assert [choose_tokens(logits, [(each, 0)]) for each in wanted] == [[1]] * 20
+
+
 def test_a_tiny_temperature_is_greedy_and_a_great_one_uniform() -> None:
     logits = draw_logits(1, 3)
     cold = [(Sampling(1, seed=1, temperature=1e-30), 0)]

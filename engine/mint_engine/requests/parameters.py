@@ -20,6 +20,8 @@ MOST_PROMPT_LOGPROBS = 1 << 20
 LONGEST_STOP = 256
 MOST_COMPLETIONS = 16
 HOTTEST = 100.0
+COLDEST = 1e-5  # below this, temperatures are greedy, as in vLLM: they would draw only from ties
+LEAST_SHARE = 1e-6  # a top_p that the likeliest token alone reaches in any vocabulary
 MOST_BIASES = 300
 LARGEST_BIAS = 100.0
 LARGEST_PENALTY = 2.0
@@ -50,6 +52,14 @@ class Sampling(msgspec.Struct, frozen=True):
     presence_penalty: float = 0.0
     shape: Shape | None = None  # what the completion must be
     n: int = 1  # completions; `siblings` makes a request of each
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is chosen, the first among equals: nothing is drawn.
+
+        bfloat16 rounds many logits to equal ones: filters alone would keep all of them, and every seed draw another.
+        """
+        return self.temperature < COLDEST or self.top_k == 1 or self.top_p <= LEAST_SHARE
 
     @property
     def penalises(self) -> bool:

@@ -1,6 +1,6 @@
 """Chooses the next token from logits. The result of one row never depends on its neighbours.
 
-A greedy row costs an argmax in the logits' own dtype; only rows with a temperature need probabilities, in float32.
+A greedy row costs an argmax in the logits' own dtype; only others need probabilities, in float32.
 Temperature, top-k, top-p and min-p are applied in this order, as in transformers. A token is drawn by inverting the
 distribution at a number that depends only on the request's seed and the token's index. So a request gives the same
 tokens in any batch that gives it the same logits: own kernels do, bit for bit; transformers' modules do as far as the
@@ -32,7 +32,7 @@ def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) 
     """
     best, sound = greedy_tokens(logits)
     chosen: list[int | None] = [token if sound[row] else None for row, token in enumerate(best)]
-    drawn = [row for row, (sampling, _) in enumerate(wanted) if sampling.temperature > 0 and sound[row]]
+    drawn = [row for row, (sampling, _) in enumerate(wanted) if not sampling.greedy and sound[row]]
     if drawn:
         numbers = [uniform(wanted[row][0].seed, wanted[row][1]) for row in drawn]
         rows = logits if len(drawn) == len(wanted) else take(logits, drawn)
