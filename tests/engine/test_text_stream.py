@@ -187,6 +187,24 @@ def falling_back(ids: list[int]) -> str:
     return str(decoders.ByteFallback().decode([chr(each) if each < 128 else f"<0x{each:02X}>" for each in ids]))
 
 
+@pytest.mark.parametrize("prompt", ["🎉🎉", "日éé日", "ab🎉éé"])
+def test_a_character_of_bytes_comes_whole_after_a_prompt_of_such_characters(prompt: str) -> None:
+    """Also if the last few of the prompt's tokens begin within one of them: SentencePiece then shows none of them."""
+    decoder = WindowDecoder(falling_back, prompt.encode())
+    assert "".join(map(decoder.push, "🎉".encode())) == "🎉"
+
+
+def shown(ids: list[int]) -> str:
+    """Each token is a word, as in Llama 2: a text's first space is not shown; 0 is a special token."""
+    words = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return str(words.decode([f"▁{chr(each)}" for each in ids if each]))
+
+
+def test_a_word_keeps_its_space_after_tokens_that_show_nothing() -> None:
+    decoder, tokens = WindowDecoder(shown, []), [*b"a", 0, *b"bc", 0, 0, *b"d"]
+    assert "".join(map(decoder.push, tokens)) == shown(tokens) == "a b c d"
+
+
 @pytest.mark.parametrize("decode", [replacing, falling_back])
 @pytest.mark.parametrize("broken", [b"\xff", b"\x80", b"\xf0", b"\xe4\xb8", b"\xf0\x9f\x98"])
 def test_bytes_that_never_form_a_character_cost_no_more_than_others(

@@ -14,6 +14,7 @@ Decode = Callable[[list[int]], str]
 
 INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are not (yet) a character
 _CONTEXT = 6  # tokens of the prompt to decode before the first ones, as some tokenizers strip a leading space
+_MOST_CONTEXT = 12  # tokens, if those before the newest show no text
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
 _PROBED = 512  # tokens on which the two ways are compared
 
@@ -78,7 +79,7 @@ class WindowDecoder:
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode
-        self._window = list(prompt[-_CONTEXT:])
+        self._window = _context(decode, prompt)
         self._known = len(self._window)  # tokens of the window whose text is settled
         self.begins = 0  # as in ByteDecoder; within bytes that are not (yet) a character, where these begin
         self._settled = 0  # settled characters
@@ -116,7 +117,10 @@ class WindowDecoder:
     def _settle(self, end: int, fresh: str) -> str:
         """Settle the fresh text of the tokens before `end`, and return what may be emitted."""
         text = self._doubtful + fresh
-        self._window, self._known = self._window[self._known :], end - self._known
+        if fresh or end > _MOST_CONTEXT:
+            self._window, self._known = self._window[self._known :], end - self._known
+        else:  # a special token: without the text before it, the next token might be stripped of its leading space
+            self._known = end
         self._settled += len(fresh)
         sound = text.rstrip(INCOMPLETE)
         self._doubtful = text[len(sound) :]
@@ -129,6 +133,12 @@ class WindowDecoder:
             if self._decode(self._window[:at]) + self._decode(self._window[at:]) == whole:
                 return at
         return len(self._window)
+
+
+def _context(decode: Decode, prompt: Sequence[int]) -> list[int]:
+    """Return the prompt's last tokens. After a part of a character SentencePiece would show none that follow."""
+    ends = [list(prompt[-length:]) for length in range(_CONTEXT, _CONTEXT + _LONGEST_CHARACTER)]
+    return next((each for each in ends if INCOMPLETE not in decode(each)), ends[0])
 
 
 def choose_decoder(
