@@ -63,6 +63,7 @@ def read(folder: Path, fit: Fit | None = None, dtype: torch.dtype = torch.float3
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
         {"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"], "layers_to_transform": [1]},
         {"target_modules": ALL_SEVEN, "layers_to_transform": 1, "layers_pattern": "layers"},
+        {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "c_attn"]},
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "orthogonal"},
         {"init_lora_weights": "mica"},
@@ -169,7 +170,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "rank pattern above the limit": (editing(rank_pattern={"q_proj": 99}), errors.RankTooLarge, "99"),
     "tensors above the limit": (
         _tensors(lambda n, t: {n: torch.ones(17, t.shape[1])}), errors.RankTooLarge, "17"),
-    "unknown names": (editing(target_modules=["q_proj", "v_proj", "c_attn"]), errors.UnknownTargetModules, "c_attn"),
+    "unknown names": (editing(target_modules=["c_attn", "c_proj"]), errors.UnknownTargetModules, "c_attn, c_proj;"),
     "unknown modules": (
         _tensors(lambda n, t: {n: None, n.replace("q_proj", "zzz").replace("v_proj", "zzz"): t}),
         errors.UnknownTargetModules, "zzz"),

@@ -167,9 +167,14 @@ def test_the_rest_must_be_right_all_the_same(base: Path, tmp_path: Path, broken:
 
 
 @pytest.mark.parametrize("name", ["fc9", "vision_tower", "c_attn"])
-def test_a_target_that_no_part_of_the_base_has_is_refused(base: Path, tmp_path: Path, name: str) -> None:
+def test_a_target_that_no_part_of_the_base_has_is_refused_unless_others_are_there(
+    base: Path, tmp_path: Path, name: str
+) -> None:
     folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
+    run = read(base, folder).run
     edit_config(folder, target_modules=["q_proj", name])
+    assert torch.equal(read(base, folder).run, run)
+    edit_config(folder, target_modules=[name])
     with pytest.raises(errors.UnknownTargetModules, match=f"targets {name}; the base model offers"):
         read(base, folder)
 

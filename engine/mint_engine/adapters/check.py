@@ -72,12 +72,17 @@ class Part:
 
 
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
-    """Check what the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
+    """Check what the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules.
+
+    As in PEFT, targets may name nothing here if others do: one list is used for many bases, and tensors are checked.
+    """
     check_admitted(config, fit, subject)
-    unused = {name for path in fit.unused for name in endings(path)}
-    unknown = [name for name in _unknown_targets(config.targets or (), fit) if name not in unused]
+    unused, targets = {name for path in fit.unused for name in endings(path)}, config.targets or ()
+    without = [name for name in _unknown_targets(targets, fit) if name not in unused]
     known = {name for path, module in fit.modules.items() for name in endings(module.part_of or weight_of(path))}
-    unknown += [name for name in config.parameters if name not in known]
+    unknown = [name for name in config.parameters if name not in known]
+    if len(without) == len(targets):
+        unknown += without
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
 
