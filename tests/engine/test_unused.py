@@ -179,29 +179,6 @@ def test_a_target_that_no_part_of_the_base_has_is_refused_unless_others_are_ther
         read(base, folder)
 
 
-def test_names_of_the_text_model_alone_are_told_where_the_base_has_them(base: Path, tmp_path: Path) -> None:
-    folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
-    rename(folder, lambda name: name.replace(TEXT, "base_model.model.model."))
-    with pytest.raises(
-        errors.UnknownTargetModules,
-        match=rf"tensors of model\.{Q0}, a linear that this base has at model\.language_model\.{Q0}; rename",
-    ):
-        read(base, folder)
-
-
-@pytest.mark.parametrize("family", ["gemma3", "qwen3_moe"])
-def test_names_of_a_base_that_sees_are_told_where_a_text_model_has_them(tmp_path: Path, family: str) -> None:
-    (tmp_path / "base").mkdir()
-    base = save_base(family, tmp_path / "base")
-    folder = save_adapter(base, tmp_path / "a", 4, target_modules=["q_proj"])
-    rename(folder, lambda name: name.replace("base_model.model.model.", TEXT))
-    with pytest.raises(
-        errors.UnknownTargetModules,
-        match=rf"tensors of model\.language_model\.{Q0}, a linear that this base has at model\.{Q0}; rename",
-    ):
-        read(base, folder)
-
-
 def test_a_vision_towers_linear_is_not_taken_for_the_text_models(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     base = save_base("gemma3", tmp_path / "base")

@@ -26,8 +26,8 @@ _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's number is the first; before peft 0.21 it was the last
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
-_TEXT_MODEL_BEFORE = "language_model.model."  # until transformers 4.52; PEFT still accepts these names
-_TEXT_MODELS = (MODEL, TEXT_MODEL, _TEXT_MODEL_BEFORE)  # prefixes of layers, whose names are the same in all
+# Prefixes of a text model's layers: alone, beside vision, and beside vision until transformers 4.52.
+_TEXT_MODELS = (MODEL, TEXT_MODEL, "language_model.model.")
 
 PLAIN = -1  # in place of an expert's number: the module is not stacked
 MAX_SCALING = 3e38  # what float32 holds
@@ -107,13 +107,14 @@ def check_tensors(config: LoraConfig, table: TensorTable, fit: Fit, subject: str
     halves = _halves(table, fit, tensor_paths(parameters), subject)
     unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
-        raise UnknownTargetModules(subject, _elsewhere(unknown, fit) or _unknown(unknown, fit))
+        raise UnknownTargetModules(subject, _unknown(unknown, fit))
     _check_effort(config, len(halves), subject)
     by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
     for (path, expert), found in sorted(halves.items()):
         if len(found) != 2:
             missing = f"lora_{next(iter(found))} of {_named(path, expert)}"
             raise CorruptFile(subject, f"has {missing} without its other half")
+        _check_patterns(config, found["A"].name, _named(path, expert), subject)
         by_path.setdefault(path, {})[expert] = found
     parts = []
     for path, module in fit.modules.items():
@@ -209,9 +210,10 @@ def _halves(
 ) -> dict[tuple[str, int], dict[str, TensorSpec]]:
     """Return the tensors by module path and expert (`PLAIN` if there is none), then by "A" and "B".
 
-    Tensors named in `fused` go by the path of their parameter.
+    Tensors named in `fused` go by the path of their parameter. A text model's layers may have another prefix than in
+    the base: adapters are trained on it alone, or on a base that sees, by the names of their day.
     """
-    sees = any(path.startswith(TEXT_MODEL) for path in fit.modules)
+    own = next((_text_model(path) for path in fit.modules), "")
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in table.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
@@ -220,15 +222,35 @@ def _halves(
                 subject,
                 f"has the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are supported",
             )
-        path = name.removeprefix(PREFIX).removesuffix(suffix)
-        if sees and path.startswith(_TEXT_MODEL_BEFORE):
-            path = TEXT_MODEL + path.removeprefix(_TEXT_MODEL_BEFORE)
+        path = _renamed(name.removeprefix(PREFIX).removesuffix(suffix), own)
         key = (fused[path], PLAIN) if path in fused else _stacked(path, fit)
         found = halves.setdefault(key, {})
         if _HALVES[suffix] in found:
             raise CorruptFile(subject, f"holds lora_{_HALVES[suffix]} of {path[:200]} twice, by two names")
         found[_HALVES[suffix]] = spec
     return halves
+
+
+def _text_model(path: str) -> str:
+    """Return the prefix of the text model that has a linear in its layers, or "" if none of `_TEXT_MODELS` has it."""
+    return next((each for each in _TEXT_MODELS if path.startswith(f"{each}layers.")), "")
+
+
+def _renamed(path: str, prefix: str) -> str:
+    """Return a path with its text model's prefix replaced, if it has one."""
+    theirs = _text_model(path)
+    return prefix + path.removeprefix(theirs) if prefix and theirs else path
+
+
+def _check_patterns(config: LoraConfig, tensor: str, path: str, subject: str) -> None:
+    """Raise UnsupportedAdapter if patterns match another of the text model's prefixes than the base has."""
+    theirs = _renamed(path, _text_model(tensor.removeprefix(PREFIX)))
+    if theirs != path and _numbers(config, theirs) != _numbers(config, path):
+        raise UnsupportedAdapter(
+            subject,
+            f"gives {theirs[:200]} a rank or alpha by a pattern that does not match {path[:200]}, as this base names "
+            "it; change the pattern to match both",
+        )
 
 
 def _stacked(name: str, fit: Fit) -> tuple[str, int]:
@@ -336,28 +358,6 @@ def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
         return int(numbered[2]) < experts.get(f"{numbered[1]}.{numbered[3]}" if numbered[1] else numbered[3], 0)
 
     return [name for name in names if not is_known(name)]
-
-
-def _elsewhere(paths: Iterable[str], fit: Fit) -> str:
-    """Say where the base has one of these linears if only the prefix of its text model differs, or return "".
-
-    A vision tower's layers have linears of the same names, which do not count.
-    """
-    there = {_in_text_model(path): path for path in fit.modules}
-    for path in paths:
-        expert = _EXPERT.fullmatch(path)
-        within = _in_text_model(f"{expert[1]}.{expert[3]}" if expert else path)
-        if within and (found := there.get(within)):
-            return (
-                f"has tensors of {path[:200]}, a linear that this base has at {found}; "
-                "rename the adapter's tensors to match, or train it on this base"
-            )
-    return ""
-
-
-def _in_text_model(path: str) -> str:
-    """Return a linear's path from "layers." on, or "" if it is in no text model."""
-    return next((path.removeprefix(each) for each in _TEXT_MODELS if path.startswith(f"{each}layers.")), "")
 
 
 def _unknown(names: list[str], fit: Fit) -> str:
