@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from mint_contracts import errors
 from mint_engine.adapters import pack as command
@@ -21,7 +22,7 @@ from mint_engine.adapters.read import read_adapter, read_found
 from mint_engine.model.modules import find_modules, unused_linears
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.local import LocalFolder
-from tests.engine.families import SEEING, make_model, read_model
+from tests.engine.families import SEEING, SIZES, make_model, read_model
 from tests.engine.made import edit_config
 from tests.engine.saved_families import BASES, save_adapter, save_base
 
@@ -188,6 +189,17 @@ def test_a_vision_towers_linear_is_not_taken_for_the_text_models(tmp_path: Path)
         errors.UnknownTargetModules, match=r"targets vision_tower\.\S+q_proj.*; the base model offers"
     ):
         read(base, folder)
+
+
+def test_a_text_model_may_have_another_name() -> None:
+    """SmolVLM's and Idefics3's is "model.text_model"."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = SmolVLMConfig(vision_config=vision, text_config=SIZES | {"model_type": "llama"})
+    with torch.device("meta"):
+        model = SmolVLMForConditionalGeneration(config)
+    parts = {path.split(".")[1] for path in unused_linears(model)}
+    assert parts == {"vision_model", "connector"}
+    assert {path.split(".")[1] for path in find_modules(model)} == {"text_model"}
 
 
 def test_only_bases_that_see_have_linears_that_text_never_reaches() -> None:

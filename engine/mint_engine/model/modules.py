@@ -14,7 +14,7 @@ from mint_contracts.cuts import Cut
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.unused import MODEL, TEXT_MODEL
+from mint_engine.adapters.unused import MODEL
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
 from mint_engine.model.expert_product import lay_rows
@@ -117,10 +117,9 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
 
 def unused_linears(model: PreTrainedModel) -> frozenset[str]:
     """Return the paths of a vision part's linears, which text never reaches; none for a base without vision."""
-    if not layers_prefix(model).startswith(TEXT_MODEL):
-        return frozenset()
+    text = layers_prefix(model).removesuffix("layers.")
     linears = (path for path, module in model.named_modules() if is_linear(module))
-    return frozenset(path for path in linears if path.startswith(MODEL) and not path.startswith(TEXT_MODEL))
+    return frozenset(path for path in linears if path.startswith(MODEL) and not path.startswith(text))
 
 
 def _router_paths(model: PreTrainedModel) -> Iterator[str]:
