@@ -1,5 +1,6 @@
 """PEFT's layouts of adapters on routed experts: each answers as PEFT's own model does, or is refused by name."""
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mint_contracts import errors
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
-from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.packed import Packed, halves
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.forward import Forward
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
@@ -24,6 +25,7 @@ from tests.engine.made import edit_config, editing
 from tests.engine.saved_families import BASES
 
 TOKENS = list(range(2, 42))
+EXPERTS = 6  # of qwen3_moe and gpt_oss
 LAYOUTS: dict[str, dict[str, Any]] = {
     "both parameters": {"target_parameters": BOTH},
     "gate and up only": {"target_parameters": BOTH[:1]},
@@ -78,6 +80,72 @@ def test_linears_of_experts_as_peft_converts_them(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = reference(input_ids=torch.tensor([TOKENS]), use_cache=False).logits[0]
     torch.testing.assert_close(answer(forward, packed), expected, rtol=1e-3, atol=2e-3)
+
+
+def turn(folder: Path, version: str | None) -> None:
+    """Write the experts' A and B as peft before 0.19.1 wrote them where a parameter is stored output-major."""
+    tensors = load_file(folder / WEIGHTS)
+    for name in [name for name in tensors if ".experts." in name and ".lora_A." in name]:
+        other = name.replace(".lora_A.", ".lora_B.")
+        a, b = tensors[name], tensors[other]
+        apart = b.view(b.shape[0], -1, EXPERTS), a.view(EXPERTS, -1, a.shape[1])
+        tensors[name] = apart[0].permute(2, 1, 0).reshape(-1, b.shape[0]).contiguous()
+        tensors[other] = apart[1].permute(2, 1, 0).reshape(a.shape[1], -1).contiguous()
+    save_file(tensors, folder / WEIGHTS)
+    edit_config(folder, peft_version=version)
+
+
+@pytest.mark.parametrize("targets", [BOTH, BOTH[:1], BOTH[1:]], ids=["both", "gate and up", "down"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_the_layout_of_older_versions_means_the_same(name: str, targets: list[str], tmp_path: Path) -> None:
+    save(tmp_path, name, target_parameters=targets)
+    forward = make_forward(FAMILIES[name])
+    packed = read(forward, tmp_path)
+    turn(tmp_path, "0.18.1")
+    older = read(forward, tmp_path)
+    assert torch.equal(older.run, packed.run)
+    assert older.header.scalings == packed.header.scalings
+    export(older, tmp_path / "out", forward.slots.modules)
+    assert torch.equal(read(forward, tmp_path / "out").run, packed.run)
+
+
+def test_the_layout_of_older_versions_is_that_of_pefts_formula(tmp_path: Path) -> None:
+    """As get_delta_weight had it in peft 0.17 to 0.19.0, for a parameter of [E, out, in]."""
+    save(tmp_path, "qwen3_moe", target_parameters=BOTH[1:])
+    turn(tmp_path, "0.18.1")
+    tensors = load_file(tmp_path / WEIGHTS)
+    forward = make_forward(FAMILIES["qwen3_moe"])
+    packed = read(forward, tmp_path)
+    found = {place.path: (a, b) for place, a, b in halves(packed.header.layout, packed.run)}
+    path = "model.layers.1.mlp.experts"
+    a, b = (tensors[f"base_model.model.{path}.lora_{half}.weight"] for half in "AB")
+    expected = torch.einsum("ore,eri->eio", b.view(b.shape[0], -1, EXPERTS), a.view(EXPERTS, -1, a.shape[1]))
+    torch.testing.assert_close(torch.einsum("eri,ero->eoi", *found[f"{path}.down_proj"]), expected)
+
+
+def test_what_no_size_tells_is_told_by_other_parameters_or_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate and up of MiniMax-M2 together have as many outputs as inputs."""
+    square = copy.deepcopy(FAMILIES["qwen3_moe"])
+    square.moe_intermediate_size = square.hidden_size // 2
+    monkeypatch.setitem(FAMILIES, "square", square)
+    monkeypatch.setitem(ATTENTION, "square", ["q_proj"])
+    forward = make_forward(square)
+    save(tmp_path / "both", "square", target_parameters=BOTH)
+    packed = read(forward, tmp_path / "both")
+    turn(tmp_path / "both", "0.18.1")
+    assert torch.equal(read(forward, tmp_path / "both").run, packed.run)
+
+    save(tmp_path / "one", "square", target_parameters=BOTH[:1])
+    packed = read(forward, tmp_path / "one")
+    for version in ("0.19.1", "1.0", None):
+        edit_config(tmp_path / "one", peft_version=version)
+        assert torch.equal(read(forward, tmp_path / "one").run, packed.run)
+    for version in ("0.18.1", "0.19.0", "0.17.2.dev0@ab12"):
+        edit_config(tmp_path / "one", peft_version=version)
+        with pytest.raises(errors.UnsupportedAdapter, match=r"by peft 0\.1.*gate_up_proj has as many inputs as"):
+            read(forward, tmp_path / "one")
 
 
 KEPT = {"gate_proj": (1, 4), "up_proj": (1, 4), "down_proj": (4,)}

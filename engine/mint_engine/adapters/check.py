@@ -16,7 +16,14 @@ from mint_contracts.errors import (
 from mint_contracts.listing import and_more
 from mint_contracts.targets import endings
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.fused import check_stack, pattern_name, targeted_parameters, tensor_paths, weight_of
+from mint_engine.adapters.fused import (
+    check_stack,
+    find_turned,
+    pattern_name,
+    targeted_parameters,
+    tensor_paths,
+    weight_of,
+)
 from mint_engine.adapters.header import DTYPE_BYTES, TensorSpec, TensorTable
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
@@ -69,6 +76,7 @@ class Part:
     pairs: Mapping[int, tuple[TensorSpec, TensorSpec]]
     scaling: float
     fused: bool = False
+    turned: bool = False
 
 
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
@@ -116,17 +124,19 @@ def check_tensors(config: LoraConfig, table: TensorTable, fit: Fit, subject: str
             raise CorruptFile(subject, f"has {missing} without its other half")
         _check_patterns(config, found["A"].name, _named(path, expert), subject)
         by_path.setdefault(path, {})[expert] = found
+    stacks = {path: by_path[path][PLAIN] for path in parameters if path in by_path}
+    shapes = {path: (found["A"].shape, found["B"].shape) for path, found in stacks.items()}
+    turned = find_turned(config, parameters, shapes, subject)
     parts = []
     for path, module in fit.modules.items():
-        if module.part_of in by_path and module.part_of in parameters:
+        if (name := module.part_of) in stacks:
             if by_path.get(path, {}).keys() - {PLAIN}:
-                raise UnsupportedAdapter(subject, f"has tensors of {path} and of {module.part_of}, which includes it")
-            found, name = by_path[module.part_of][PLAIN], module.part_of
-            check_stack(config, parameters[name], fit.max_rank, (found["A"].shape, found["B"].shape), subject)
+                raise UnsupportedAdapter(subject, f"has tensors of {path} and of {name}, which includes it")
+            check_stack(config, parameters[name], fit.max_rank, shapes[name], subject, turned=name in turned)
             rank, scaling = config.numbers_of(name)
             _check_scaling(scaling, name, subject)
-            pairs = {0: (found["A"], found["B"])}
-            parts.append(Part(path, rank, pairs, scaling, fused=True))
+            pairs = {0: (stacks[name]["A"], stacks[name]["B"])}
+            parts.append(Part(path, rank, pairs, scaling, fused=True, turned=name in turned))
         elif path in by_path:
             parts.append(_part(config, fit, module, by_path[path], subject))
     if not parts:

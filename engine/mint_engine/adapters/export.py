@@ -28,7 +28,7 @@ from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
 from mint_contracts.targets import is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed, expert_path
-from mint_engine.adapters.fused import stack, tensor_paths, weight_of
+from mint_engine.adapters.fused import SINCE, stack, tensor_paths, weight_of
 from mint_engine.adapters.packed import Packed, halves
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig, parse
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
@@ -163,6 +163,7 @@ def _targeting(
         "rank_pattern": _before(ranks, config.get("rank_pattern")),
         "alpha_pattern": _before(alphas, config.get("alpha_pattern")),
         "lora_dropout": 0.0,  # PEFT accepts only this with parameters
+        "peft_version": ".".join(map(str, SINCE)),  # the layout's: what wrote the adapter may have had another
     }
 
 

@@ -5,6 +5,9 @@ PEFT wraps a parameter named in `target_parameters` (peft 0.21, tuners/lora/laye
 parameter, so gate and up share A. If both parameters of a layer's experts are targeted, the wrappers nest, and the
 tensors of the first, `gate_up_proj`, are named "...experts.base_layer", those of `down_proj` "...experts".
 
+Before peft 0.19.1, A and B were `turned` for parameters that are stored output-major, as those of most families are:
+A was [E r, out] and B [in, r E] (https://github.com/huggingface/peft/pull/3165). In 0.19.0 all others' were, too.
+
 The weight of a plain linear can be a targeted parameter too ("...shared_experts.up_proj.weight"); its tensors are
 named and shaped as any linear's. On bases with stacked experts PEFT has no other way to adapt the networks beside
 them: it takes `up_proj` and the like in `target_modules` for the experts'
@@ -15,9 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from mint_contracts.errors import RankTooLarge, ShapeMismatch
+from mint_contracts.errors import RankTooLarge, ShapeMismatch, UnsupportedAdapter
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.peft_config import LoraConfig
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of A and B
+SINCE = 0, 19, 1  # the version of peft since which nothing is turned
 
 
 def targeted_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[str, tuple[Module, ...]]:
@@ -52,12 +58,29 @@ def tensor_paths(parameters: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def find_turned(
+    config: LoraConfig, parameters: Mapping[str, tuple[Module, ...]], shapes: Mapping[str, Shapes], subject: str
+) -> frozenset[str]:
+    """Return the parameters whose A and B are turned.
+
+    Their shapes show it, and those of the others for square ones. Raises UnsupportedAdapter if nothing does, and the
+    version of peft that wrote them might have done either.
+    """
+    sizes = {path: (parameters[path][0].in_features, _outputs(parameters[path])) for path in shapes}
+    uneven = {path: shapes[path][0][1:] == (out,) for path, (wide, out) in sizes.items() if wide != out}
+    turned, square = {path for path in uneven if uneven[path]}, sizes.keys() - uneven.keys()
+    if square and not uneven and () < config.version < SINCE:
+        raise UnsupportedAdapter(
+            subject,
+            f"was written by peft {'.'.join(map(str, config.version))}, which exchanged A and B of some parameters; "
+            f"{min(square)} has as many inputs as outputs, so that this does not show. Save it in the layout of peft "
+            f"{'.'.join(map(str, SINCE))} and set peft_version to that",
+        )
+    return frozenset(turned | square if turned and all(uneven.values()) else turned)
+
+
 def check_stack(
-    config: LoraConfig,
-    together: tuple[Module, ...],
-    max_rank: int,
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-    subject: str,
+    config: LoraConfig, together: tuple[Module, ...], max_rank: int, shapes: Shapes, subject: str, *, turned: bool
 ) -> None:
     """Check that A and B of these shapes fit the modules of one parameter. Raises RankTooLarge or ShapeMismatch."""
     first = together[0]
@@ -65,18 +88,30 @@ def check_stack(
     rank = config.rank_of(name)
     if rank > max_rank:
         raise RankTooLarge(subject, f"has rank {rank} at {name}; the base model takes up to {max_rank}")
-    out = sum(each.out_features for each in together)
-    for half, shape, want in zip("AB", shapes, ((count * rank, first.in_features), (out, count * rank)), strict=True):
+    wide, out = first.in_features, _outputs(together)
+    if turned:
+        wide, out = out, wide
+    for half, shape, want in zip("AB", shapes, ((count * rank, wide), (out, count * rank)), strict=True):
         if shape != want:
             raise ShapeMismatch(
                 subject, f"has lora_{half} {list(shape)} at {name} where the base model and rank need {list(want)}"
             )
 
 
-def unstack(a: torch.Tensor, b: torch.Tensor, module: Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return one module of a parameter: A [E r, in], B [out, r E] -> A [E, r, in], B transposed [E, r, out]."""
-    part = b[module.outputs]
-    return a.view(module.experts, -1, a.shape[1]), part.view(part.shape[0], -1, module.experts).permute(2, 1, 0)
+def unstack(
+    a: torch.Tensor, b: torch.Tensor, module: Module, *, turned: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one module of a parameter: A [E r, in], B [out, r E] -> A [E, r, in], B transposed [E, r, out].
+
+    With `turned`, from A [E r, out], B [in, r E].
+    """
+    apart = a.view(module.experts, -1, a.shape[1]), b.view(b.shape[0], -1, module.experts).permute(2, 1, 0)
+    inputs, outputs = reversed(apart) if turned else apart
+    return inputs, outputs[:, :, module.outputs]
+
+
+def _outputs(together: Iterable[Module]) -> int:
+    return sum(each.out_features for each in together)
 
 
 def stack(

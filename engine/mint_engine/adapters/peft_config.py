@@ -18,9 +18,10 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_PATTERNS = 4096
 
 _READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
-         "target_modules", "target_parameters", "layers_to_transform", "init_lora_weights", "bias"}  # fmt: skip
+         "target_modules", "target_parameters", "layers_to_transform", "init_lora_weights", "bias",
+         "peft_version"}  # fmt: skip
 # How it was trained: nothing that a forward pass uses. The tensors themselves show which modules are adapted.
-_SILENT = {"task_type", "inference_mode", "revision", "peft_version", "auto_mapping", "lora_dropout",
+_SILENT = {"task_type", "inference_mode", "revision", "auto_mapping", "lora_dropout",
            "exclude_modules", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
            "lora_ga_config", "qalora_group_size", "runtime_config"}  # fmt: skip
 # Initialisations that leave the base model's weights unchanged; others (pissa, olora, corda, loftq, ...) change them.
@@ -32,6 +33,7 @@ _SAFE_PATTERN = re.compile(r"(?!.*\(\?[^:])(?!.*\)[*+?{])[A-Za-z0-9_^$.|():?*+\\
 _QUANTIFIER = re.compile(r"(?<!\()[*+?]")
 _GROUPING = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|([(|)])")  # escaped characters and classes do not group
 _MOST_WAYS = 256
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 _QUANTIFIED = 32  # cost relative to a plain name: two quantifiers on a path of 31 characters take 9 us, a name 0.3
 
 
@@ -50,6 +52,7 @@ class LoraConfig:
     targets: frozenset[str] | None
     parameters: tuple[str, ...]
     layers: frozenset[int] | None
+    version: tuple[int, ...]  # of the peft that wrote it; () if it does not say
     canonical: bytes  # the same JSON in one fixed form, for the digest
     effort: int
     _named: frozenset[str]  # `parameters`
@@ -108,6 +111,7 @@ def parse(text: bytes, subject: str) -> LoraConfig:
         targets=_targets(modules, subject) if modules or not parameters else frozenset(),
         parameters=parameters,
         layers=_layers(raw.get("layers_to_transform"), subject),
+        version=_version(raw.get("peft_version")),
         canonical=canonical,
         effort=sum(_effort(key) for _, key, _ in (*ranks, *alphas)),
         _named=frozenset(parameters),
@@ -165,6 +169,11 @@ def _number(value: object, field: str, subject: str) -> float:
     if not math.isfinite(number):
         raise CorruptFile(subject, f"has {field[:200]} {_show(value)} in adapter_config.json, which is not finite")
     return number
+
+
+def _version(value: object) -> tuple[int, ...]:
+    found = _VERSION.match(value) if isinstance(value, str) else None
+    return tuple(int(number or 0) for number in found.groups()) if found else ()
 
 
 def _flag(value: object, field: str, subject: str) -> bool:

@@ -97,7 +97,7 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
         for expert, pair in part.pairs.items():
             a_tensor, b_tensor = (_tensor(spec, blob, begins[spec.name]) for spec in pair)
             if part.fused:
-                a_stack, b_stack = unstack(a_tensor, b_tensor, fit.modules[part.path])
+                a_stack, b_stack = unstack(a_tensor, b_tensor, fit.modules[part.path], turned=part.turned)
                 a.copy_(a_stack)
                 b.copy_(b_stack)
             else:
