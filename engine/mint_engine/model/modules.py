@@ -123,9 +123,9 @@ def unused_linears(model: PreTrainedModel) -> frozenset[str]:
 
 
 def _router_paths(model: PreTrainedModel) -> Iterator[str]:
-    """Return where routers would be, beside the experts: Hunyuan's contains a linear."""
+    """Return where routers would be, beside the experts: Hunyuan's and AFMoE's contain a linear."""
     mixtures = (path.rpartition(".")[0] for path, module in model.named_modules() if is_stack(module))
-    return (f"{mixture}.gate." for mixture in mixtures)
+    return (f"{mixture}.{name}." for mixture in mixtures for name in ("gate", "router"))
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

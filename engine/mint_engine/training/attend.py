@@ -71,7 +71,7 @@ def attend(
             )
     done = sum(tree.rows for tree in trees)
     parts.append(query.new_zeros((1, query.shape[1], rows - done, value.shape[3])))  # padding
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None  # some models view it
 
 
 def cuts(rows: int) -> Iterator[range]:

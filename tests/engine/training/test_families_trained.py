@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AfmoeConfig, PreTrainedConfig
 
 from mint_contracts.errors import UnknownTargetModules
 from mint_engine.adapters.check import Fit
@@ -20,10 +21,10 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.expert_adapters import BOTH, save
-from tests.engine.families import FAMILIES, ROUTED, SEEING, make_model
+from tests.engine.families import FAMILIES, MOE, ROUTED, SEEING, SIZES, make_model
 from tests.engine.saved_families import BASES
 from tests.engine.training.at_once import create, packed_of, step_all
-from tests.engine.training.frontier_families import LEAN, SUMS, Merged, examples_of, reference, trainer_of
+from tests.engine.training.frontier_families import LEAN, SUMS, Merged, base_over, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
 RANKS = (4, 8, 1)
@@ -47,12 +48,24 @@ def batches(names: list[str], turn: int = 0) -> list[PolicyBatch]:
 
 @pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in (*FAMILIES, *SEEING)), LEAN])
 def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
-    trainer = trainer_of(family, lean=lean)
+    check_gradients(trainer_of(family, lean=lean), BASES[family])
+
+
+def test_gradients_where_a_router_holds_a_linear_and_attentions_output_is_viewed() -> None:
+    """In AFMoE, whose router is left alone like any other."""
+    config = AfmoeConfig(**SIZES, **MOE, sliding_window=9)
+    base = base_over(make_model(config))
+    modules = find_modules(base.model)
+    assert not [path for path in modules if ".router." in path]
+    check_gradients(Trainer(base, modules, max_rank=16, lean=False), config)
+
+
+def check_gradients(trainer: Trainer, config: PreTrainedConfig) -> None:
     names = make_policies(trainer)
     found = learn(trainer, batches(names))
     for name in names:
         policy, examples = trainer.policy(name), examples_of(int(name[-1]))
-        expected, logprobs = reference(Merged(trainer, name, make_model(BASES[family])), examples)
+        expected, logprobs = reference(Merged(trainer, name, make_model(config)), examples)
         assert policy.gradient is not None
         assert float((policy.gradient - expected).norm() / expected.norm()) < 1e-4
         for ours, theirs, example in zip(found[name].logprobs, logprobs, examples, strict=True):
