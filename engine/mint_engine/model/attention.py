@@ -12,7 +12,7 @@ compressed keys and values.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -61,10 +61,10 @@ def attend(
 
     Raises UnsupportedBase if the model asks for something that is not computed here.
     """
-    _refuse(module, options, attention_mask if indices is None else None, dropout, paged)
-    assert paged is not None  # noqa: S101 - refused above; for the type checker
-    window = window_of(module, sliding_window)
-    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, s_aux)
+    refuse_unserved(module, options, attention_mask if indices is None else None, dropout)
+    if paged is None:
+        raise UnsupportedBase(type(module).__name__, "needs attention with no page table, which is not supported")
+    style = style_of(module, query.shape[-1], scaling, sliding_window, softcap, s_aux)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(paged.cache, KvCache):
         if style.window is not None or style.cap is not None or style.sinks is not None:
@@ -97,37 +97,27 @@ def attend_planned(query: torch.Tensor, layer: int, plan: PagedAttention, style:
     return out
 
 
-def window_of(module: Any, window: int | None) -> int | None:
-    """How many of the last tokens a layer's attention sees, by its `window` or by its family; None: all."""
+def style_of(
+    module: nn.Module, size: int, scale: float | None, window: int | None, cap: float | None,
+    sinks: torch.Tensor | None,
+) -> Style:  # fmt: skip
+    """Return a layer's style, given the size of its heads and what its model passes; its family may add a window."""
     config = getattr(module, "config", None)
     if window is None and getattr(config, "model_type", "") in _MASKED:
-        return config.sliding_window or None  # type: ignore[union-attr]
-    return window
+        window = config.sliding_window or None  # type: ignore[union-attr]
+    return Style(size**-0.5 if scale is None else scale, window, cap, sinks)
 
 
-def _refuse(
-    module: nn.Module,
-    options: dict[str, object],
-    mask: torch.Tensor | None,
-    dropout: float,
-    paged: Paged | None,
+def refuse_unserved(
+    module: nn.Module, options: Mapping[str, object], mask: torch.Tensor | None, dropout: float, where: str = ""
 ) -> None:
-    refused = unserved(module, options, mask, dropout)
-    if paged is None or refused:
-        raise UnsupportedBase(
-            type(module).__name__,
-            f"needs attention with {', '.join(refused) or 'no page table'}, which is not supported",
-        )
-
-
-def unserved(
-    module: nn.Module, options: Mapping[str, object], mask: torch.Tensor | None, dropout: float
-) -> list[str]:
-    """Return what a model asks of attention that would change its result and that nothing here computes."""
+    """Raise UnsupportedBase if a model asks for what would change attention's result and is not computed `where`."""
     found = sorted(name for name, given in options.items() if given is not None and name not in _HARMLESS)
     if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
         found.append("a custom mask or dropout")
-    return found
+    if found:
+        reason = f"needs attention with {', '.join(found)}, which is not supported{where}"
+        raise UnsupportedBase(type(module).__name__, reason)
 
 
 def _decode(

@@ -15,8 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.attention import attend_rows, unserved, window_of
+from mint_engine.model.attention import attend_rows, refuse_unserved, style_of
 from mint_engine.model.attention_style import Style
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
@@ -52,9 +51,8 @@ def attend(
 
     Raises UnsupportedBase if the model asks for an unsupported kind of attention.
     """
-    _refuse(module, options, attention_mask if indices is None else None, dropout)
-    window = window_of(module, sliding_window)
-    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, s_aux)
+    refuse_unserved(module, options, attention_mask if indices is None else None, dropout, " in training")
+    style = style_of(module, query.shape[-1], scaling, sliding_window, softcap, s_aux)
     rows, parts = query.shape[2], []
     for at, tree in enumerate(trees):
         choice = indices[at] if indices is not None else None
@@ -113,14 +111,6 @@ def _visible(trunk: int, branches: tuple[int, ...], window: int | None, rows: ra
 
 
 _kept = lru_cache(maxsize=KEPT_BYTES // PIECE_ROWS**2)(_visible)
-
-
-def _refuse(module: nn.Module, options: dict[str, object], mask: torch.Tensor | None, dropout: float) -> None:
-    refused = unserved(module, options, mask, dropout)
-    if refused:
-        raise UnsupportedBase(
-            type(module).__name__, f"needs attention with {', '.join(refused)}, which is not supported in training"
-        )
 
 
 @dataclass(frozen=True)
