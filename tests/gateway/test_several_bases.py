@@ -184,22 +184,14 @@ async def test_no_store_is_asked_for_a_name_that_the_key_does_not_open(two: Two,
     assert [engine.looked for engine in two.engines.values()] == [[], []]
 
 
-async def test_a_name_that_no_store_has_is_no_model(two: Two) -> None:
+@pytest.mark.parametrize("storing", [(), (BASE, OTHER)])
+async def test_a_name_that_neither_the_map_nor_a_store_has_is_no_model(two: Two, storing: tuple[str, ...]) -> None:
     """As OpenAI's API and vLLM answer."""
-    await two.begin(BASE, OTHER)
+    await two.begin(*storing)
     for engine in two.engines.values():
         engine.stored = set()
     with pytest.raises(AdapterNotFound, match="no base model serves it; available:"):
         await two.ask()
-    async with openai.AsyncOpenAI(base_url=f"{two.scene.url}/v1", api_key="none", max_retries=0) as client:
-        with pytest.raises(openai.NotFoundError, match="no base model serves it"):
-            await client.completions.create(model="gpt-4o-mini", prompt="Ahoy?")
-        with pytest.raises(openai.NotFoundError, match="no base model serves it"):
-            await client.models.retrieve("gpt-4o-mini")
-
-
-async def test_openais_client_is_told_that_there_is_no_such_model(two: Two) -> None:
-    await two.begin()
     async with openai.AsyncOpenAI(base_url=f"{two.scene.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError, match="no base model serves it; available:"):
             await client.completions.create(model="gpt-4o-mini", prompt="Ahoy?")
