@@ -257,7 +257,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         before = channels if thought == sampling_pb2.Started.CHANNELS else ahead(thought, markers)
         grammar = None
         if shape is not None:
-            grammar = await self._shapes.run(client or adapter, grammars.compile, shape, before)
+            party = client or adapter or self._settings.base_model
+            grammar = await self._shapes.run(party, grammars.compile, shape, before)
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:

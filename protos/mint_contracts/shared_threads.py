@@ -28,9 +28,13 @@ class SharedThreads:
         self._waiting: dict[str, deque[_Work]] = {}
         self._took_s: dict[str, float] = {}
         self._least_s = 0.0  # what the client that began last had taken
+        self._started = False  # there is a thread, and so one that takes what is queued
 
     async def run(self, client: str, work: Callable[[], T]) -> T:
-        """Return the work's result. If cancelled, it does not begin, or ends unheard."""
+        """Return the work's result. If cancelled, it does not begin, or ends unheard.
+
+        Raises RuntimeError if there is no thread yet, and none can be started.
+        """
         future = self._submit(client, work)
         try:
             return await wrap_future(future)
@@ -65,9 +69,17 @@ class SharedThreads:
             if future.set_running_or_notify_cancel():
                 self._shares.take(client)
                 self._least_s = self._took_s[client]
-                self._threads.submit(self._do, client, future, work)
+                try:
+                    self._threads.submit(self._do, client, future, work)
+                    self._started = True
+                except RuntimeError as error:  # no further thread could be started, but the work is queued
+                    if not self._started:
+                        self._shares.give_back(client)
+                        future.set_exception(error)
 
     def _do(self, client: str, future: Future[T], work: Callable[[], T]) -> None:
+        if future.done():  # refused, when there was no thread
+            return
         began = monotonic()
         try:
             result = work()

@@ -98,3 +98,37 @@ async def test_an_error_is_the_waiters_and_frees_the_thread(works: Works) -> Non
     with pytest.raises(ValueError, match="bad"):
         await threads.run("a", fail)
     assert await threads.run("a", works.named("next")) == "next"
+
+
+def refuse(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_what_no_thread_can_be_started_for_is_refused_and_never_done(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor queues it before it starts a thread."""
+    threads = SharedThreads(2, "test")
+    works.may_end.set()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await threads.run("a", works.named("refused"))
+    assert await threads.run("a", works.named("next")) == "next"
+    assert await threads.run("a", works.named("last")) == "last"
+    assert works.begun == ["next", "last"]
+
+
+async def test_a_thread_that_there_is_does_what_no_other_can_be_started_for(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = SharedThreads(2, "test")
+    first = asyncio.create_task(threads.run("a", works.named("first")))
+    await until(lambda: works.begun)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        second = asyncio.create_task(threads.run("b", works.named("second")))
+        await asyncio.sleep(0)
+    works.may_end.set()
+    assert await asyncio.gather(first, second) == ("first", "second")
