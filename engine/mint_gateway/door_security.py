@@ -4,9 +4,14 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiohttp.typedefs import Middleware
+
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.access import Access
 from mint_gateway.certificate import Certificate, read_certificate
+from mint_gateway.guard import Guard
+from mint_gateway.http.auth_middleware import auth_middleware
+from mint_gateway.metrics import Metrics
 from mint_gateway.mounted import Mounted
 
 
@@ -23,6 +28,12 @@ class DoorSecurity:
         if scopes and not keys:
             raise InvalidRequest("--scopes", "needs keys for its scopes; give --keys too")
         return cls(Mounted(tls, read_certificate) if tls else None, Access(keys, scopes) if keys else None)
+
+    def guards(self, metrics: Metrics) -> tuple[list[Guard], list[Middleware]]:
+        """Return what lets only callers with keys through the doors, gRPC's and HTTP's; nothing if there are none."""
+        if self.access is None:
+            return [], []
+        return [Guard(self.access, metrics)], [auth_middleware(self.access, metrics)]
 
     def flags(self) -> dict[str, bool]:
         """Return which protections are on, for the log."""

@@ -67,6 +67,11 @@ class Mirror:
         requests are answered from `views_in_scope`."""
         return self._views
 
+    @property
+    def addresses(self) -> set[str]:
+        """The addresses of all known engines."""
+        return {engine.record.address for view in self._views.values() for engine in view.engines.values()}
+
     def views_in_scope(self) -> Mapping[str, MapView]:
         """Return `views` within the scope of the current request's key.
 

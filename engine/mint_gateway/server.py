@@ -38,8 +38,6 @@ from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.explainer import Explainer
-from mint_gateway.guard import Guard
-from mint_gateway.http.auth_middleware import auth_middleware
 from mint_gateway.http.door import Bounds, Door, opened
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
@@ -109,13 +107,10 @@ async def serve(
     channels, metrics, reader, draining = Channels(), Metrics(), MapReader(redis), asyncio.Event()
     in_flight, calls = InFlight(limits.requests), InFlight(limits.calls, "calls")
 
-    def keep_channels() -> None:
-        channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
-
     def ready() -> bool:
         return mirror.first_read.is_set() and not draining.is_set()
 
-    mirror = Mirror(reader, on_read=keep_channels, on_outage=metrics.count_outage)
+    mirror = Mirror(reader, on_read=lambda: channels.keep(mirror.addresses), on_outage=metrics.count_outage)
     catalogs = Catalogs(redis, mirror)
     router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, metrics.count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: catalogs.failing)
@@ -131,15 +126,14 @@ async def serve(
         partial(training_pb2_grpc.add_WavesServicer_to_server, WavesServicer(watch, calls)),
         partial(training_pb2_grpc.add_TrainerServicer_to_server, trainer),
     ]
-    arrivals = Arrivals({GENERATE: answering.receiving})
-    keyed = [Guard(security.access, metrics)] if security.access else []
-    server = _server(services, healthy, [*keyed, arrivals], limits)
+    guards, http_guards = security.guards(metrics)
+    server = _server(services, healthy, [*guards, Arrivals({GENERATE: answering.receiving})], limits)
     await _be_alive(healthy)
     port = _listen(server, address, security.certificate)
     await server.start()
-    guards = [auth_middleware(security.access, metrics)] if security.access else []
     page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), forwarding, calls)
-    door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
+    dates = Dates(catalogs.reader, lambda: mirror.away)
+    door = Door(answering, router, mirror, ready, dates, calls, page, http_guards)
     context = http_context(security.certificate) if security.certificate else None
     closing_s = limits.grace_s + limits.parting_s
     opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, closing_s), context)
