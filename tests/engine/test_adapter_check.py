@@ -144,6 +144,7 @@ def _nan(_name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor | None]:
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1000\n"
 SLOW = {"(.|.)" * 8 + f".*x{number}": 4 for number in range(1000)}
 
 BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] = {
@@ -163,6 +164,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "truncated header": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:99]), errors.CorruptFile, "truncated"),
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), errors.CorruptFile, "truncated"),
+    "a Git LFS pointer": (lambda f: (f / WEIGHTS).write_text(POINTER), errors.CorruptFile, "git lfs pull"),
     "trailing bytes": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes() + b"x"), errors.CorruptFile, "beyond"),
     "another base": (editing(base_model_name_or_path="other/base"), errors.WrongBase, "other/base"),
