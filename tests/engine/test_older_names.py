@@ -16,8 +16,8 @@ from mint_engine.model.modules import find_modules
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.families import read_model
-from tests.engine.made import edit_config
-from tests.engine.saved_families import SERVED, save_adapter, save_base
+from tests.engine.made import edit_config, packed_source
+from tests.engine.saved_families import EXPERTS, SERVED, save_adapter, save_base
 
 
 def read(base: Path, folder: Path) -> Packed:
@@ -62,6 +62,53 @@ def test_a_pattern_that_knows_only_the_other_prefix_is_refused(tmp_path: Path) -
     edit_config(alone, alpha_pattern={"model.layers.0.self_attn.q_proj": 64})
     with pytest.raises(errors.UnsupportedAdapter, match=r"gives model\.layers\.0\.self_attn\.q_proj a rank or alpha"):
         read(base, alone)
+
+
+OLDER = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
+def split(base: Path, folder: Path, target: Path) -> Path:
+    """Write an adapter on experts' parameters as one on each expert's linears, by the names of the base's files."""
+    shutil.copytree(folder, target)
+    together, pairs = tensors(folder), {}
+    for path, module in find_modules(read_model(base)).items():
+        if module.experts:
+            experts, _, leaf = path.rpartition(".")
+            name = f"base_model.model.{experts}" + (".base_layer" if leaf != "down_proj" else "")
+            a = together[f"{name}.lora_A.weight"].view(module.experts, -1, module.in_features)
+            b = together[f"{name}.lora_B.weight"].view(-1, a.shape[1], module.experts)
+            for expert in range(module.experts):
+                own = f"base_model.model.{experts}.{expert}.{OLDER[leaf]}".replace(".mlp.", ".block_sparse_moe.")
+                pairs[f"{own}.lora_A.weight"] = a[expert].clone()
+                pairs[f"{own}.lora_B.weight"] = b[module.outputs, :, expert].contiguous()
+    rest = {name: each for name, each in together.items() if ".experts." not in name}
+    save_file(rest | pairs, target / WEIGHTS)
+    edit_config(target, target_modules=["q_proj", *OLDER.values()], target_parameters=None)
+    return target
+
+
+@pytest.mark.parametrize("family", ["mixtral", "minimax_m2"])
+def test_experts_by_the_names_of_their_files(family: str, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base = save_base(family, tmp_path / "base")
+    now = save_adapter(base, tmp_path / "now", 4, target_modules=["q_proj"], target_parameters=EXPERTS)
+    before = split(base, now, tmp_path / "before")
+    packed, known = read(base, before), read(base, now)
+    assert torch.equal(packed.run, known.run)
+    assert packed.header.scalings == known.header.scalings
+    assert torch.equal(read(base, packed_source(tmp_path / "packed", packed)).run, known.run)
+    with torch.no_grad():
+        told, expected = (
+            PeftModel.from_pretrained(read_model(base), str(folder))(input_ids=torch.arange(2, 30)[None]).logits
+            for folder in (before, now)
+        )
+    torch.testing.assert_close(told, expected)
+    edit_config(before, target_modules=["w1", "w2", "w3"])
+    with pytest.raises(errors.CorruptFile, match=r"q_proj, which its target_modules does not name"):
+        read(base, before)
+    edit_config(before, target_modules=["q_proj", *OLDER.values()], alpha_pattern={"w1": 1})
+    with pytest.raises(errors.UnsupportedAdapter, match=r"gives .*experts\.0\.w1 a rank or alpha by a pattern"):
+        read(base, before)
 
 
 def test_peft_reads_older_names(tmp_path: Path) -> None:

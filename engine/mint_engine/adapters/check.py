@@ -25,16 +25,14 @@ from mint_engine.adapters.fused import (
     weight_of,
 )
 from mint_engine.adapters.header import DTYPE_BYTES, TensorSpec, TensorTable
+from mint_engine.adapters.names import renamed, targets_of, text_model
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
-from mint_engine.adapters.unused import MODEL, TEXT_MODEL
 
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _NUMBERS = re.compile(r"\.[^.]+\.(\d+)(?=\.)")  # the layer's number is the first; before peft 0.21 it was the last
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
 _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
-# Prefixes of a text model's layers: alone, beside vision, and beside vision until transformers 4.52.
-_TEXT_MODELS = (MODEL, TEXT_MODEL, "language_model.model.")
 
 PLAIN = -1  # in place of an expert's number: the module is not stacked
 MAX_SCALING = 3e38  # what float32 holds
@@ -122,7 +120,10 @@ def check_tensors(config: LoraConfig, table: TensorTable, fit: Fit, subject: str
         if len(found) != 2:
             missing = f"lora_{next(iter(found))} of {_named(path, expert)}"
             raise CorruptFile(subject, f"has {missing} without its other half")
-        _check_patterns(config, found["A"].name, _named(path, expert), subject)
+        theirs = found["A"].name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+        if path in parameters:
+            theirs = renamed(path, text_model(theirs))
+        _check_patterns(config, theirs, _named(path, expert), subject)
         by_path.setdefault(path, {})[expert] = found
     stacks = {path: by_path[path][PLAIN] for path in parameters if path in by_path}
     shapes = {path: (found["A"].shape, found["B"].shape) for path, found in stacks.items()}
@@ -220,10 +221,9 @@ def _halves(
 ) -> dict[tuple[str, int], dict[str, TensorSpec]]:
     """Return the tensors by module path and expert (`PLAIN` if there is none), then by "A" and "B".
 
-    Tensors named in `fused` go by the path of their parameter. A text model's layers may have another prefix than in
-    the base: adapters are trained on it alone, or on a base that sees, by the names of their day.
+    Tensors named in `fused` go by the path of their parameter; all may have other names than in the base (`names`).
     """
-    own = next((_text_model(path) for path in fit.modules), "")
+    own = next((text_model(path) for path in fit.modules), "")
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in table.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
@@ -232,7 +232,7 @@ def _halves(
                 subject,
                 f"has the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are supported",
             )
-        path = _renamed(name.removeprefix(PREFIX).removesuffix(suffix), own)
+        path = renamed(name.removeprefix(PREFIX).removesuffix(suffix), own)
         key = (fused[path], PLAIN) if path in fused else _stacked(path, fit)
         found = halves.setdefault(key, {})
         if _HALVES[suffix] in found:
@@ -241,20 +241,8 @@ def _halves(
     return halves
 
 
-def _text_model(path: str) -> str:
-    """Return the prefix of the text model that has a linear in its layers, or "" if none of `_TEXT_MODELS` has it."""
-    return next((each for each in _TEXT_MODELS if path.startswith(f"{each}layers.")), "")
-
-
-def _renamed(path: str, prefix: str) -> str:
-    """Return a path with its text model's prefix replaced, if it has one."""
-    theirs = _text_model(path)
-    return prefix + path.removeprefix(theirs) if prefix and theirs else path
-
-
-def _check_patterns(config: LoraConfig, tensor: str, path: str, subject: str) -> None:
-    """Raise UnsupportedAdapter if patterns match another of the text model's prefixes than the base has."""
-    theirs = _renamed(path, _text_model(tensor.removeprefix(PREFIX)))
+def _check_patterns(config: LoraConfig, theirs: str, path: str, subject: str) -> None:
+    """Raise UnsupportedAdapter if patterns tell an adapter's name of a linear from the base's."""
     if theirs != path and _numbers(config, theirs) != _numbers(config, path):
         raise UnsupportedAdapter(
             subject,
@@ -327,7 +315,7 @@ def _untargeted(config: LoraConfig, path: str) -> str:
     """Return the config's field that excludes the module at `path`, or "" if the config targets it."""
     if pattern_name(config, path) != path:  # targeted by its weight's name, whatever the layer
         return ""
-    if config.targets is not None and config.targets.isdisjoint(endings(path)):
+    if config.targets is not None and config.targets.isdisjoint(targets_of(path)):
         return "target_modules"
     if config.layers is None or path in (config.targets or ()):  # named in full, whatever the layer
         return ""
@@ -358,7 +346,7 @@ def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
     """Return the names that match no module of the base, and no expert's linear."""
     experts: dict[str, int] = {}  # number of experts by name
     for path, module in fit.modules.items():
-        for name in endings(path):
+        for name in targets_of(path):
             experts[name] = max(module.experts, experts.get(name, 0))
 
     def is_known(name: str) -> bool:
