@@ -95,8 +95,11 @@ class ConfigMapKey(_Camel, frozen=True):
     key: str = "data.jsonl"
 
 
+JSON_LINES, PARQUET = (".jsonl", ".json", ".ndjson"), ".parquet"  # endings of data sets' files
+
+
 class Dataset(_Camel, frozen=True):
-    """Examples: exactly one of `uri` (JSONL or Parquet, by its ending), `config_map` and `lines` is set.
+    """Examples: exactly one of `uri` (JSON lines or Parquet, by its ending), `config_map` and `lines` is set.
 
     Each example has a prompt (text, or chat messages) and, if the reward or SFT needs it, an answer.
     """

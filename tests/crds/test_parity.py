@@ -11,6 +11,7 @@ import yaml
 
 from mint_contracts import durations, names, resources
 from mint_contracts.entries import LABEL_KEY_PATTERN, LABELS_MAX
+from mint_contracts.training import JSON_LINES, PARQUET
 from mint_operator.observing import train_manifest
 from mint_operator.observing.train_bounds import bounded
 from mint_operator.planning import wave_status
@@ -236,6 +237,7 @@ def test_the_operator_has_the_limits_of_the_crds() -> None:
     assert spec["adapters"]["properties"]["names"]["maxItems"] == MOST_ADAPTERS
     assert policies["count"]["maximum"] == train_manifest.MOST_POLICIES
     assert policies["list"]["maxItems"] == gang.MOST_POLICIES
+    assert any(str([*JSON_LINES, PARQUET]) in rule for rule in rules("AdapterWave").values())
     assert status["failures"]["maxItems"] == wave_status.MOST_FAILURES
     assert status["failures"]["items"]["properties"]["message"]["maxLength"] == wave_status.FAILURE_MESSAGE_LENGTH
 

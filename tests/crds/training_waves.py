@@ -87,7 +87,16 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
             "hf://spaces/acme/data/train.jsonl",
         )
     ),
-    (dataset(uri="ftp://host/x"), "uri must begin with file://"),
+    (dataset(uri="ftp://host/x.jsonl"), "uri must begin with file://"),
+    *(
+        (changes, "uri must name a file that ends in .jsonl, .json or .ndjson (JSON lines) or in .parquet")
+        for uri in ("s3://bucket/train.csv", "s3://bucket/train.jsonl.gz", "s3://bucket/folder")
+        for changes in (
+            dataset(uri=uri),
+            listed({"name": "a", "dataset": {"uri": uri}}),
+            train(evaluation={"dataset": {"uri": uri}}),
+        )
+    ),
     (train(evaluation={"dataset": {}}), "set exactly one of uri (JSONL or Parquet), configMap"),
     (reward(), "set exactly one of exactMatch, regex, numericAnswer, jsonSchema, length, service and sum"),
     (

@@ -105,6 +105,7 @@ def test_a_reward_that_a_list_could_not_have_is_refused_naming_the_line(reward: 
     [
         (b'{"uri": "s3://b/x.jsonl", "lines": ["{}"]}', "line 2 has a dataset with uri and lines; set exactly one"),
         (b'{"shuffleSeed": 1}', "line 2 has a dataset with nothing in it; set exactly one of uri and lines"),
+        (b'{"uri": "s3://b/x.csv"}', "'s3://b/x.csv', which must end in .jsonl, .json, .ndjson or .parquet"),
         (b'{"uri": "s3://b/x.jsonl", "promptField": ""}', "length >= 1 - at `$.dataset.promptField`"),
     ],
 )

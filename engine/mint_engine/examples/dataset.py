@@ -24,7 +24,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.parquet_rows import rows
 from mint_contracts.source import Source
-from mint_contracts.training import Dataset
+from mint_contracts.training import JSON_LINES, PARQUET, Dataset
 from mint_engine.examples.example import read_line
 from mint_engine.examples.held import Examples
 from mint_engine.sources.copying import CHUNK_BYTES, read_up_to
@@ -46,9 +46,9 @@ def read_dataset(dataset: Dataset) -> Examples:
     """
     if dataset.lines:
         lines = _from_lines((line.encode() for line in dataset.lines), dataset, "dataset")
-    elif dataset.uri.endswith(".parquet"):
+    elif dataset.uri.endswith(PARQUET):
         lines = _from_parquet(_content(dataset), dataset)
-    elif dataset.uri.endswith((".jsonl", ".json", ".ndjson")):
+    elif dataset.uri.endswith(JSON_LINES):
         lines = _from_lines(split(_content(dataset)), dataset, f"dataset {dataset.uri!r}")
     elif dataset.uri:
         raise InvalidRequest(f"dataset {dataset.uri!r}", "must end in .jsonl or .parquet")

@@ -8,7 +8,7 @@ import structlog
 
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
-from mint_contracts.training import Policy
+from mint_contracts.training import JSON_LINES, PARQUET, Policy
 from mint_operator.observing.manifest_file import numbered, read_manifest
 from mint_operator.observing.train_bounds import bounded
 
@@ -92,6 +92,8 @@ def _wrong(policy: Policy) -> str:
         return "names a ConfigMap; give its examples as dataset.lines, or by dataset.uri"
     if dataset is not None and len(dataset.places) != 1:
         return f"has a dataset with {_listed(dataset.places)}; set exactly one of uri and lines"
+    if dataset is not None and dataset.uri and not dataset.uri.endswith((*JSON_LINES, PARQUET)):
+        return f"has a dataset {dataset.uri!r}, which must end in {', '.join(JSON_LINES)} or {PARQUET}"
     if reward is not None and len(reward.kinds) != 1:
         return f"has a reward with {_listed(reward.kinds)}; set exactly one kind"
     parts = [part.reward for part in reward.sum] if reward is not None else []
