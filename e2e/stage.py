@@ -25,7 +25,8 @@ def folders(samples: Samples) -> dict[str, Path]:
 def stage(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str, image: dict[str, str]) -> bool:
     """Copy each folder to `<claim>/<key>`; returns False if the claim already held this `digest`.
 
-    `image` has the keys image, pullPolicy and runtimeClassName of an image with python3.
+    `image` has the keys image, pullPolicy, pullSecrets (names, comma-separated) and runtimeClassName of an image with
+    python3.
     """
     kube.apply(_claim(), namespace)
     _unload(kube, namespace)  # a pod left by an earlier run may have another image
@@ -120,6 +121,8 @@ def _pod(image: dict[str, str]) -> dict[str, object]:
         },
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}}],
     }
-    if image.get("runtimeClassName"):
+    if image["pullSecrets"]:
+        spec["imagePullSecrets"] = [{"name": name} for name in image["pullSecrets"].split(",")]
+    if image["runtimeClassName"]:
         spec["runtimeClassName"] = image["runtimeClassName"]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD}, "spec": spec}

@@ -113,7 +113,7 @@ def wave(names: list[str], *, base: str = "smollm2", replicas: int = 1) -> dict[
 
 
 def image_of(values: dict[str, Any]) -> dict[str, str]:
-    """Return the engines' image, pullPolicy and RuntimeClass, as the chart sets them with a cluster's Helm values."""
+    """Return the engines' image, and how it is pulled and run, as the chart does with a cluster's Helm values."""
     chart = release.ROOT / "charts" / "mint"
     images = yaml.safe_load((chart / "values.yaml").read_text())["images"]
     engine = images["engine"] | values.get("images", {}).get("engine", {})
@@ -122,5 +122,6 @@ def image_of(values: dict[str, Any]) -> dict[str, str]:
     return {
         "image": image,
         "pullPolicy": engine["pullPolicy"],
+        "pullSecrets": ",".join(values.get("imagePullSecrets") or ()),
         "runtimeClassName": values.get("runtimeClassName") or "",
     }

@@ -197,6 +197,7 @@ IMAGES: list[Values] = [
     {"images": {"engine": {"repository": "registry.example/mint/engine"}}},
     {"images": {"engine": {"tag": "1.2", "pullPolicy": "Always"}}, "runtimeClassName": "gvisor"},
     {"images": {"engine": {"repository": "registry.example:5000/engine", "tag": DIGEST}}},
+    {"imagePullSecrets": ["registry", "mirror"]},
 ]
 
 
@@ -206,5 +207,6 @@ def test_the_demo_loads_its_samples_by_the_image_that_engines_have(values: Value
     assert image == {
         "image": variables[operator_settings.ENGINE_IMAGE],
         "pullPolicy": variables[operator_settings.ENGINE_PULL_POLICY],
+        "pullSecrets": variables[operator_settings.ENGINE_PULL_SECRETS],
         "runtimeClassName": variables[operator_settings.ENGINE_RUNTIME_CLASS],
     }
