@@ -205,7 +205,7 @@ def test_clients_and_adapters_that_always_have_something_waiting_get_as_much_as_
             return
         _, ended = advance(books, check=False)
         assert len(books.running) + len(ended) == 4 or not len(books.waiting)
-        parties = list(books.waiting.parties)
+        parties = list({each.request.party for each in books.waiting})
         pairs: list[tuple[Sharer, Sharer]] = list(itertools.permutations({each.client for each in parties}, 2))
         pairs += [(one, other) for one, other in itertools.permutations(parties, 2) if one.client == other.client]
         since = {pair: since.get(pair, service(pair[0]) - service(pair[1])) for pair in pairs}
@@ -245,7 +245,7 @@ def test_every_client_that_waits_gets_a_place_within_the_bound_and_its_adapters_
             return
         computed = {share.completion for share in advance(books, check=False)[0]}
         having = {sharer for each in {*books.running, *computed} for sharer in each.request.party.path}
-        without = {sharer for each in books.waiting.parties for sharer in each.path} - having
+        without = {sharer for each in books.waiting for sharer in each.request.party.path} - having
         waited = Counter({sharer: waited[sharer] + 1 for sharer in without})
         clients = {each.request.client for each in {*books.live, *computed}}
         prompts = len(work) * (60 + PAGE_TOKENS) * count // 60

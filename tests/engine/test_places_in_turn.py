@@ -283,10 +283,10 @@ def test_every_party_that_waits_gets_a_place_within_the_bound(
             return
         computed = {share.completion for share in advance(books)}
         having = {each.request.party for each in {*books.running, *computed}}
-        without = set(books.waiting.parties) - having
+        without = {each.request.party for each in books.waiting} - having
         waited = Counter({party: waited[party] + 1 for party in without})
         for party in without:
-            parties = len({*books.waiting.parties, *having})
+            parties = len({*(each.request.party for each in books.waiting), *having})
             own = max(1, places // 5) if any(not each.request.background for each in books.live) else places
             n = own if party.background else places
             rows = 4 if party.background else step_tokens - places

@@ -24,7 +24,7 @@ from mint_engine.adapters.fused import (
     tensor_paths,
     weight_of,
 )
-from mint_engine.adapters.header import DTYPE_BYTES, TensorSpec, TensorTable
+from mint_engine.adapters.header import DTYPE_BYTES, Tensors, TensorSpec
 from mint_engine.adapters.names import renamed, targets_of, text_model
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
@@ -104,7 +104,7 @@ def check_admitted(config: LoraConfig, fit: Fit, subject: str) -> None:
         )
 
 
-def check_tensors(config: LoraConfig, table: TensorTable, fit: Fit, subject: str) -> tuple[Part, ...]:
+def check_tensors(config: LoraConfig, table: Tensors, fit: Fit, subject: str) -> tuple[Part, ...]:
     """Return the parts of the adapter, in the order of the base's modules.
 
     Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
@@ -217,7 +217,7 @@ def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
 
 
 def _halves(
-    table: TensorTable, fit: Fit, fused: Mapping[str, str], subject: str
+    table: Tensors, fit: Fit, fused: Mapping[str, str], subject: str
 ) -> dict[tuple[str, int], dict[str, TensorSpec]]:
     """Return the tensors by module path and expert (`PLAIN` if there is none), then by "A" and "B".
 
@@ -225,7 +225,7 @@ def _halves(
     """
     own = next((text_model(path) for path in fit.modules), "")
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
-    for name, spec in table.tensors.items():
+    for name, spec in table.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
         if suffix is None or not name.startswith(PREFIX):
             raise UnsupportedAdapter(

@@ -5,6 +5,7 @@ allocate or read before it has been checked against these bounds.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,7 @@ class TensorSpec:
     end: int
 
 
-@dataclass(frozen=True)
-class TensorTable:
-    """All tensors by name, and the size that the file must have."""
-
-    tensors: dict[str, TensorSpec]
-    file_bytes: int
+Tensors = Mapping[str, TensorSpec]  # all of a file's, by name
 
 
 def header_bytes(start: bytes, subject: str) -> int:
@@ -53,8 +49,8 @@ def header_bytes(start: bytes, subject: str) -> int:
     return length
 
 
-def parse(header: bytes, subject: str, *, file_bytes: int | None = None, most: int | None = None) -> TensorTable:
-    """Parse a header (only its JSON).
+def parse(header: bytes, subject: str, *, file_bytes: int | None = None, most: int | None = None) -> Tensors:
+    """Parse a header (only its JSON) into the tensors that it lists.
 
     `file_bytes` is the file's true size, if known. Raises CorruptFile if names repeat, a dtype is not F32, F16 or
     BF16, or the tensors do not fill the file exactly, without overlap or gap; and, before it makes an object of any,
@@ -83,7 +79,7 @@ def parse(header: bytes, subject: str, *, file_bytes: int | None = None, most: i
     if file_bytes is not None and file_bytes != end:
         problem = "is truncated" if file_bytes < end else "has bytes beyond its tensors"
         raise CorruptFile(subject, f"{problem}: {file_bytes} bytes, and its header gives {end}; upload it again")
-    return TensorTable(tensors=tensors, file_bytes=end)
+    return tensors
 
 
 def _values(header: bytes) -> int:

@@ -24,7 +24,7 @@ from mint_engine.adapters.check import (
     check_tensors,
 )
 from mint_engine.adapters.fused import unstack
-from mint_engine.adapters.header import TensorSpec, TensorTable
+from mint_engine.adapters.header import Tensors, TensorSpec
 from mint_engine.adapters.packed import (
     Header,
     Packed,
@@ -79,8 +79,8 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype | None
         table = read_header(file, folder.subject, found[WEIGHTS], fit.most_tensors)
         asked = without_unused(table, fit.unused, folder.subject)
         parts = check_tensors(config, asked, fit, folder.subject)
-        if skipped := len(table.tensors) - len(asked.tensors):
-            _log.info("tensors_passed_over", adapter=folder.subject, tensors=skipped, of=len(table.tensors))
+        if skipped := len(table) - len(asked):
+            _log.info("tensors_passed_over", adapter=folder.subject, tensors=skipped, of=len(table))
             check_skipped(_size(table) - _size(asked), fit, folder.subject)
         layout = lay_out(fit.modules, {part.path: part.rank for part in parts})
         admit(layout.elements * dtype.itemsize)
@@ -167,30 +167,30 @@ def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known:
         raise CorruptFile(subject, f"has more bytes than the {size} that its header gives; upload it again")
 
 
-def _size(table: TensorTable) -> int:
+def _size(table: Tensors) -> int:
     """Return the total bytes of the tensors."""
-    return sum(spec.end - spec.begin for spec in table.tensors.values())
+    return sum(spec.end - spec.begin for spec in table.values())
 
 
-def _in_order(table: TensorTable) -> list[TensorSpec]:
+def _in_order(table: Tensors) -> list[TensorSpec]:
     """Return the tensors in the order in which they are in the file."""
-    return sorted(table.tensors.values(), key=lambda spec: (spec.begin, spec.end))
+    return sorted(table.values(), key=lambda spec: (spec.begin, spec.end))
 
 
-def _begins(asked: TensorTable) -> dict[str, int]:
+def _begins(asked: Tensors) -> dict[str, int]:
     """Return by name where each tensor begins if they are concatenated without those that were skipped."""
     specs = _in_order(asked)
     ends = accumulate((spec.end - spec.begin for spec in specs), initial=0)
     return {spec.name: begin for spec, begin in zip(specs, ends, strict=False)}
 
 
-def _fill_asked(blob: memoryview, table: TensorTable, asked: TensorTable, file: BinaryIO) -> int:
+def _fill_asked(blob: memoryview, table: Tensors, asked: Tensors, file: BinaryIO) -> int:
     """Read the requested tensors one after another; return how many bytes of all tensors were read.
 
     The others are read and discarded, because not every server can send a file from the middle.
     """
     filled, at = 0, 0
-    for wanted, specs in groupby(_in_order(table), key=lambda spec: spec.name in asked.tensors):
+    for wanted, specs in groupby(_in_order(table), key=lambda spec: spec.name in asked):
         size = sum(spec.end - spec.begin for spec in specs)
         if wanted:
             came = fill(blob[at : at + size], file)

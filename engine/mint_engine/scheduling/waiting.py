@@ -30,12 +30,6 @@ class Waiting:
             for queue in queues.values():
                 yield from queue
 
-    @property
-    def parties(self) -> Iterator[Party]:
-        """The parties that have waiting requests."""
-        for queues in self._all():
-            yield from queues
-
     def has(self, background: bool) -> bool:
         """Return whether any request of training, or of tenants, waits."""
         return bool(self._of[background])

@@ -4,7 +4,7 @@ from typing import BinaryIO
 
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat
 from mint_engine.adapters import header
-from mint_engine.adapters.header import TensorTable
+from mint_engine.adapters.header import Tensors
 from mint_engine.sources.copying import read_up_to
 from mint_engine.sources.storage import Folder
 
@@ -30,7 +30,7 @@ def adapter_files(folder: Folder) -> dict[str, int | None]:
     return found
 
 
-def read_header(file: BinaryIO, subject: str, file_bytes: int | None, most: int) -> TensorTable:
+def read_header(file: BinaryIO, subject: str, file_bytes: int | None, most: int) -> Tensors:
     """Read the header of a safetensors file of at most `most` tensors, all bytes before these.
 
     Raises CorruptFile, UnsafeFormat or UnsupportedAdapter.

@@ -86,7 +86,7 @@ def from_bytes(
     base = fingerprint(modules)
     form = Form(saved.config.encode(), base, lay_out(modules, saved.ranks), tuple(saved.scalings))
     _check_modules(saved.ranks, shapes, form.layout, subject)
-    tensors = parse(_header(data), subject, file_bytes=len(data)).tensors
+    tensors = parse(_header(data), subject, file_bytes=len(data))
     if saved.base != base and not shapes:
         if _numbers(tensors) != form.layout.elements:
             raise WrongBase(subject, "was trained on modules of other shapes than the base model has. " + _TO_DO)
