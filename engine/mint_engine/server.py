@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import grpc
+import msgspec
 import structlog
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
@@ -246,6 +247,9 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         client, prompts = request.client, self._prompts
         prompt = await prompts.run(nbytes, client, read_prompt, request, tokenizer, vocabulary, context_length)
         sampling = read_sampling(request.sampling, context_length - len(prompt), vocabulary)
+        calls = read_form(request.chat, tokenizer)
+        if calls != request.chat.calls:  # stops for calls in that form may be in the arguments of others
+            sampling = msgspec.structs.replace(sampling, answer_stop=())
         check_prompt_logprobs(len(prompt), sampling)
         scored.fill(prompt_logprobs.weigh(len(prompt), sampling))
         if request.sampling.routes and parts.routes is not None:
@@ -274,7 +278,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             echo=request.sampling.echo,
             offsets=offsets,
             grammar=grammar,
-            calls=read_form(request.chat, tokenizer),
+            calls=calls,
             thought=thought,
             salt=request.cache_salt,
             client=client,

@@ -218,6 +218,33 @@ class Chat(_message.Message):
         """[TOOL_CALLS] [{"name": ..., "arguments": {...}}], as in Mistral up to the versions that write [ARGS]."""
         HARMONY: Chat._Calls.ValueType  # 4
         """Messages to "functions.NAME" in gpt-oss' format, harmony. They are read by the channels, see `channels`."""
+        GLM: Chat._Calls.ValueType  # 5
+        """<tool_call>NAME, <arg_key>KEY</arg_key> and <arg_value>VALUE</arg_value> for each argument, </tool_call>, as in
+        GLM-4.5 and later versions. Values that are texts are written as they are, others as JSON.
+        """
+        QWEN_CODER: Chat._Calls.ValueType  # 6
+        """<tool_call> <function=NAME>, <parameter=KEY> VALUE </parameter> for each argument, </function> </tool_call>, each
+        mark on a line of its own, as in Qwen3-Coder, Qwen3.5 and later versions. Values are written as in GLM.
+        """
+        KIMI: Chat._Calls.ValueType  # 7
+        """<|tool_calls_section_begin|>, for each call <|tool_call_begin|>functions.NAME:NUMBER<|tool_call_argument_begin|>,
+        a JSON object and <|tool_call_end|>, then <|tool_calls_section_end|>, as in Kimi-K2.
+        """
+        DEEPSEEK: Chat._Calls.ValueType  # 8
+        """<｜tool▁calls▁begin｜>, for each call <｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME, a JSON object in a fenced
+        block and <｜tool▁call▁end｜>, then <｜tool▁calls▁end｜>, as in DeepSeek-V3 and -R1.
+        """
+        DEEPSEEK_V31: Chat._Calls.ValueType  # 9
+        """The same with NAME<｜tool▁sep｜> and a JSON object for each call, as in DeepSeek-V3.1."""
+        MINIMAX: Chat._Calls.ValueType  # 10
+        """<minimax:tool_call>, for each call <invoke name="NAME">, <parameter name="KEY">VALUE</parameter> for each argument
+        and </invoke>, then </minimax:tool_call>, as in MiniMax-M2. Values are written as in GLM.
+        """
+        DEEPSEEK_V32: Chat._Calls.ValueType  # 11
+        """<｜DSML｜function_calls>, for each call <｜DSML｜invoke name="NAME">, <｜DSML｜parameter name="KEY" string="true">VALUE
+        </｜DSML｜parameter> for each argument, or with "false" if it is JSON, and </｜DSML｜invoke>, then
+        </｜DSML｜function_calls>, as in DeepSeek-V3.2.
+        """
 
     class Calls(_Calls, metaclass=_CallsEnumTypeWrapper):
         """The form in which a chat template writes function calls."""
@@ -233,6 +260,33 @@ class Chat(_message.Message):
     """[TOOL_CALLS] [{"name": ..., "arguments": {...}}], as in Mistral up to the versions that write [ARGS]."""
     HARMONY: Chat.Calls.ValueType  # 4
     """Messages to "functions.NAME" in gpt-oss' format, harmony. They are read by the channels, see `channels`."""
+    GLM: Chat.Calls.ValueType  # 5
+    """<tool_call>NAME, <arg_key>KEY</arg_key> and <arg_value>VALUE</arg_value> for each argument, </tool_call>, as in
+    GLM-4.5 and later versions. Values that are texts are written as they are, others as JSON.
+    """
+    QWEN_CODER: Chat.Calls.ValueType  # 6
+    """<tool_call> <function=NAME>, <parameter=KEY> VALUE </parameter> for each argument, </function> </tool_call>, each
+    mark on a line of its own, as in Qwen3-Coder, Qwen3.5 and later versions. Values are written as in GLM.
+    """
+    KIMI: Chat.Calls.ValueType  # 7
+    """<|tool_calls_section_begin|>, for each call <|tool_call_begin|>functions.NAME:NUMBER<|tool_call_argument_begin|>,
+    a JSON object and <|tool_call_end|>, then <|tool_calls_section_end|>, as in Kimi-K2.
+    """
+    DEEPSEEK: Chat.Calls.ValueType  # 8
+    """<｜tool▁calls▁begin｜>, for each call <｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME, a JSON object in a fenced
+    block and <｜tool▁call▁end｜>, then <｜tool▁calls▁end｜>, as in DeepSeek-V3 and -R1.
+    """
+    DEEPSEEK_V31: Chat.Calls.ValueType  # 9
+    """The same with NAME<｜tool▁sep｜> and a JSON object for each call, as in DeepSeek-V3.1."""
+    MINIMAX: Chat.Calls.ValueType  # 10
+    """<minimax:tool_call>, for each call <invoke name="NAME">, <parameter name="KEY">VALUE</parameter> for each argument
+    and </invoke>, then </minimax:tool_call>, as in MiniMax-M2. Values are written as in GLM.
+    """
+    DEEPSEEK_V32: Chat.Calls.ValueType  # 11
+    """<｜DSML｜function_calls>, for each call <｜DSML｜invoke name="NAME">, <｜DSML｜parameter name="KEY" string="true">VALUE
+    </｜DSML｜parameter> for each argument, or with "false" if it is JSON, and </｜DSML｜invoke>, then
+    </｜DSML｜function_calls>, as in DeepSeek-V3.2.
+    """
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
@@ -478,7 +532,7 @@ class SamplingParams(_message.Message):
     @_builtins.property
     def answer_stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As `stop`, but not before the answer to a chat with `thoughts` or `channels`: only after its thought, and not at all
-        in channels.
+        in channels. Ignored if the base's template writes calls in another form than the chat's `calls`.
         """
 
     def __init__(

@@ -237,3 +237,16 @@ def test_another_kind_of_tokenizer_decodes_itself(tokenizer: PreTrainedTokenizer
     other = AutoTokenizer.from_pretrained(tmp_path)
     other.backend_tokenizer.decoder = decoders.Metaspace()
     assert isinstance(choose_decoder(other)([1]), WindowDecoder)
+
+
+def test_marks_of_calls_are_text_even_as_special_tokens(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    other.add_tokens(["<tool_call>", "<|pad|>"], special_tokens=True)
+    tokens = other.encode("a<tool_call>b<|pad|>c")
+    assert len(tokens) == 5
+    for kind in (ByteDecoder, WindowDecoder):
+        decoder = choose_decoder(other)([])
+        assert isinstance(decoder, kind)
+        assert "".join(map(decoder.push, tokens)) == "a<tool_call>bc"
+        other.backend_tokenizer.decoder = decoders.Metaspace()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, ToolCall
 from mint_contracts.transport import MOST_TOOL_CHARACTERS
 from mint_engine.requests.prompts import read_form, read_prompt
 from mint_engine.requests.tools import DEEPEST, check_template, form_of
+from tests.engine import call_templates
 from tests.engine.tooled import save_tooled
 
 SAIL = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "é": "<|end|>"}}}
@@ -85,7 +87,7 @@ CASES: list[tuple[Chat, str]] = [
     ),
     (Chat(tools="[" * DEEPEST + "[]" + "]" * DEEPEST), f"tools: is nested deeper than {DEEPEST} values"),
     (Chat(tools=json.dumps([SAIL | {"a<|end|>": 1}])), r"has the control token '<\|end\|>' in a name within JSON"),
-    (Chat(calls=7), r"prompt\.chat\.calls: is 7"),  # type: ignore[arg-type]
+    (Chat(calls=99), r"prompt\.chat\.calls: is 99"),  # type: ignore[arg-type]
 ]
 CALLS = [
     (
@@ -128,19 +130,80 @@ def test_calls_count_as_messages_do(tokenizer: PreTrainedTokenizerBase) -> None:
         read_prompt(GenerateRequest(chat=long), tokenizer, 300, 50)
 
 
-@pytest.mark.parametrize(
-    ("name", "hermes"),
-    [("qwen2_5", True), ("qwen3", True), ("qwen3_instruct_2507", True), ("qwen3_6", False), ("glm4moe", False)],
-)
-def test_which_templates_have_hermes_form(name: str, hermes: bool) -> None:
-    """Of published bases, as trl has them: later Qwens and GLM only share the tag."""
-    template, chat = (TEMPLATES / f"{name}.jinja").read_text(), Chat(calls=Chat.HERMES)
-    check_template(template, Chat(messages=TURNS), (), tools=True)
-    if hermes:
-        check_template(template, chat, (), tools=True)
-    for special in ((), ("<tool_call>",))[int(hermes) :]:
-        with pytest.raises(InvalidRequest, match='A tool_choice of "required", or of one function, works'):
-            check_template(template, chat, special, tools=True)
+FORMS = {
+    Chat.HERMES: "qwen2_5 qwen3 qwen3_instruct_2507 qwen3_vl",
+    Chat.GLM: "glm4moe",
+    Chat.QWEN_CODER: "qwen3_5_think qwen3_5_nothink qwen3_6 qwen3_8 nemotron_3_nano nemotron_3_super nemotron_3_ultra"
+    " nemotron_3_5_lightning",
+    Chat.DEEPSEEK: "deepseekv3 deepseek_r1_distill",
+    Chat.LLAMA: "llama3_1 llama3_2",
+    Chat.MISTRAL: "",
+    Chat.HARMONY: "gptoss",
+}
+
+
+@pytest.mark.parametrize(("form", "names"), FORMS.items())
+def test_which_published_templates_have_which_form(form: "Chat.Calls.ValueType", names: str) -> None:
+    """Among all in trl."""
+    published = [path for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training")]
+    assert {path.stem for path in published if form_of(path.read_text()) == form} == set(names.split())
+
+
+WRITTEN = {
+    Chat.GLM: (
+        "Aye.\n<tool_call>sail\n<arg_key>to</arg_key>\n<arg_value>é</arg_value>\n<arg_key>knots</arg_key>\n"
+        "<arg_value>12</arg_value>\n</tool_call>\n<tool_call>rest\n</tool_call><|end|>",
+    ),
+    Chat.QWEN_CODER: (
+        "Aye.\n<tool_call>\n<function=sail>\n<parameter=to>\né\n</parameter>\n<parameter=knots>\n12\n</parameter>\n"
+        "</function>\n</tool_call>\n<tool_call>\n<function=rest>\n</function>\n</tool_call><|end|>",
+    ),
+    Chat.KIMI: (
+        "Aye.<|tool_calls_section_begin|><|tool_call_begin|>functions.sail:0<|tool_call_argument_begin|>"
+        '{"to": "é", "knots": 12}<|tool_call_end|><|tool_call_begin|>functions.rest:1<|tool_call_argument_begin|>{}'
+        "<|tool_call_end|><|tool_calls_section_end|><|end|>",
+        *("## Return of functions.sail:0\n", "## Return of functions.rest:1\n"),
+        *("begin|>functions.sail:2<|", "begin|>functions.rest:3<|"),
+        *("## Return of functions.sail:2\n", "## Return of functions.rest:3\n"),
+    ),
+    Chat.DEEPSEEK: (
+        "Aye.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>sail\n```json\n"
+        '{"to": "é", "knots": 12}\n```<｜tool▁call▁end｜>\n'
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>rest\n```json\n{}\n```<｜tool▁call▁end｜>\n<｜tool▁calls▁end｜><|end|>",
+    ),
+    Chat.DEEPSEEK_V31: (
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>sail<｜tool▁sep｜>{"to": "é", "knots": 12}<｜tool▁call▁end｜>'
+        "<｜tool▁call▁begin｜>rest<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜><|end|>",
+    ),
+    Chat.DEEPSEEK_V32: (
+        'Aye.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="sail">\n'
+        '<｜DSML｜parameter name="to" string="true">é</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="knots" string="false">12</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        '<｜DSML｜invoke name="rest">\n</｜DSML｜invoke>\n</｜DSML｜function_calls><|end|>',
+    ),
+    Chat.MINIMAX: (
+        'Aye.\n<minimax:tool_call>\n<invoke name="sail">\n<parameter name="to">é</parameter>\n'
+        '<parameter name="knots">12</parameter>\n</invoke>\n<invoke name="rest">\n</invoke>\n'
+        "</minimax:tool_call><|end|>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "template"), call_templates.TEMPLATES.items())
+def test_calls_and_results_are_written_as_a_model_expects_them(
+    tokenizer: PreTrainedTokenizerBase, form: "Chat.Calls.ValueType", template: str
+) -> None:
+    """Kimi-K2's ids have the function's name, and DeepSeek's templates take arguments as text."""
+    assert form_of(template) == form
+    calls = [
+        ToolCall(id="call_1", name="sail", arguments='{"to": "é", "knots": 12}'),
+        ToolCall(id="call_2", name="rest"),
+    ]
+    gave = [Message(role="tool", content="done", tool_call_id=call.id) for call in calls]
+    turns = [USER, Message(role="assistant", content="Aye.", tool_calls=calls), *gave]
+    told = templated(tokenizer, template, Chat(messages=[*turns, *turns[1:]], tools=json.dumps([SAIL])))
+    for text in WRITTEN[form]:
+        assert told.count(text) == (1 if re.search(r":\d", text) else 2), text
 
 
 MISTRAL = (
@@ -155,17 +218,19 @@ OTHERS = {
 }
 
 
-def test_which_templates_have_other_forms() -> None:
-    """Among all published templates in trl, and shortened ones of Mistral's: newer templates are none of these."""
-    published = {each.stem: each.read_text() for each in TEMPLATES.glob("*.jinja")}
-    found = {name: form_of(template, ()) for name, template in (published | OTHERS).items()}
-    assert {name for name, form in found.items() if form == Chat.LLAMA} == {"llama3_1", "llama3_2"}
-    assert {name for name, form in found.items() if form == Chat.MISTRAL} == {"a", "b"}
-    for template, form in ((published["llama3_2"], Chat.LLAMA), (MISTRAL, Chat.MISTRAL)):
-        with pytest.raises(InvalidRequest, match="has no <tool_call> with JSON in it"):
-            check_template(template, Chat(calls=Chat.HERMES), (), tools=True)
-        check_template(template, Chat(calls=Chat.HERMES, or_calls=[form]), (), tools=True)
-        check_template(template, Chat(calls=Chat.HERMES, or_calls=[9, form]), (), tools=True)  # type: ignore[list-item]
+def test_which_templates_have_mistrals_form() -> None:
+    """Among shortened ones of Mistral's: newer templates have another."""
+    assert {name for name, template in OTHERS.items() if form_of(template) == Chat.MISTRAL} == {"a", "b"}
+
+
+def test_a_form_that_is_not_asked_for_is_refused() -> None:
+    for template, form in ((call_templates.GLM, Chat.GLM), (MISTRAL, Chat.MISTRAL)):
+        check_template(template, Chat(messages=TURNS), tools=True)
+        check_template(template, Chat(calls=form), tools=True)
+        check_template(template, Chat(calls=Chat.HERMES, or_calls=[form]), tools=True)
+        check_template(template, Chat(calls=Chat.HERMES, or_calls=[99, form]), tools=True)  # type: ignore[list-item]
+        with pytest.raises(InvalidRequest, match='A tool_choice of "required", or of one function, works'):
+            check_template(template, Chat(calls=Chat.HERMES, or_calls=[Chat.LLAMA]), tools=True)
 
 
 def test_the_form_that_is_told_is_the_templates(tokenizer: PreTrainedTokenizerBase) -> None:

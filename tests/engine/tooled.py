@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.engine.running import save_base
+from tests.engine.call_templates import GLM
+from tests.engine.running import save_base, save_tokenizer
 
 # Qwen2.5's, shortened.
 TEMPLATE = (
@@ -24,6 +25,17 @@ def save_tooled(folder: Path, **changes: Any) -> Path:
     base = save_base(folder, **changes)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(base)
+    return base
+
+
+def save_marked(folder: Path, **changes: Any) -> Path:
+    """Save a random base with GLM's template, whose marks of calls are special tokens."""
+    marks = [f"<{slash}{name}>" for name in ("tool_call", "arg_key", "arg_value") for slash in ("", "/")]
+    base = save_base(folder, vocab_size=save_tokenizer(folder) + len(marks), **changes)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.chat_template = GLM
     tokenizer.save_pretrained(base)
     return base
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mint_contracts.sampling_pb2 import Chat
-from mint_gateway.http.calls import Call, Listed, Once, Reader, Single, Tagged
+from mint_gateway.http.calls import Call, Listed, Once, Reader, Single
 from mint_gateway.http.runs import Runs
 from mint_gateway.http.tools import Function, Tools
 
@@ -21,8 +21,8 @@ SEA = Call("sea", '{"deep": true}')
 TAGGED = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
 
 
-def tagged() -> Tagged:
-    return Tagged({"sea", "ship"})
+def tagged() -> Reader:
+    return form(Chat.HERMES)
 
 
 def llama() -> Reader:

@@ -12,7 +12,8 @@ from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
 from mint_contracts.transport import MOST_STOPS
 from mint_gateway.http import openai_request
-from mint_gateway.http.calls import Call, Leading, Listed, Single, Tagged
+from mint_gateway.http.calls import Call, Leading, Listed, Single
+from mint_gateway.http.marked import Marked
 
 CHART = {"$ref": "#/$defs/Chart"}
 PLACED = {
@@ -44,10 +45,10 @@ def test_with_tool_choice_auto_calls_are_written_and_read_in_hermes_format() -> 
         assert sail == {"type": "function", "function": meant}
         assert rest["function"]["parameters"]["properties"] == {}
         assert request.chat.calls == Chat.HERMES
-        assert list(request.chat.or_calls) == [Chat.LLAMA, Chat.MISTRAL, Chat.HARMONY]
+        assert {Chat.CALLS_UNSPECIFIED, request.chat.calls, *request.chat.or_calls} == {*Chat.Calls.values()}
         assert request.sampling.WhichOneof("shape") is None
         assert not request.sampling.stop
-        for form, reader in ((0, Tagged), (Chat.HERMES, Tagged), (Chat.LLAMA, Leading), (Chat.MISTRAL, Leading)):
+        for form, reader in ((0, Marked), (Chat.GLM, Marked), (Chat.LLAMA, Leading), (Chat.MISTRAL, Leading)):
             reading = wanted.called().reading(Chat.Calls.ValueType(form))
             assert reading
             assert isinstance(reading.reader(), reader)

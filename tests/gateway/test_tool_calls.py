@@ -17,7 +17,7 @@ from mint_contracts.sampling_pb2 import Chat, GenerateRequest
 from mint_engine.requests.prompts import read_prompt
 from mint_gateway.http import openai_request
 from tests.engine.running import save_adapter, save_base
-from tests.engine.tooled import save_tooled, teach
+from tests.engine.tooled import save_marked, save_tooled, teach
 from tests.gateway.asking import CONTEXT, asking
 from tests.gateway.scene import BASE, Scene
 
@@ -213,7 +213,7 @@ async def test_a_base_that_writes_calls_in_no_known_form_is_held_to_them(scene: 
     tokenizer = AutoTokenizer.from_pretrained(base)
     own = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + tokenizer.chat_template
     for template, says in (
-        (own, "has no <tool_call> with JSON in it"),
+        (own, "writes none in a form that is asked for"),
         (tokenizer.chat_template, "does not support them"),
     ):
         tokenizer.chat_template = template
@@ -240,6 +240,29 @@ async def test_a_base_that_writes_calls_as_mistrals_is_asked_for_them(scene: Sce
         choice = await answered(client, temperature=0, messages=[USER | {"content": "Deep? "}])
     assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
     assert function_calls(choice) == [("depth", json.loads(ARGUMENTS))]
+
+
+async def test_a_base_calls_with_marks_that_its_tokenizer_has_as_special_tokens(scene: Scene, tmp_path: Path) -> None:
+    """A text argument stays one, and one call at most ends no value that contains a mark."""
+    note = 'a\n</tool_call>\n"b"'
+    call = (
+        "\n<tool_call>note\n<arg_key>text</arg_key>\n<arg_value>{}</arg_value>\n"
+        "<arg_key>page</arg_key>\n<arg_value>12</arg_value>\n</tool_call>"
+    )
+    properties = {"text": {"type": "string"}, "page": {"type": "integer"}}
+    function = {"name": "note", "parameters": {"type": "object", "properties": properties}}
+    asked: dict[str, Any] = {"tools": [{"type": "function", "function": function}], "temperature": 0}
+    base = save_marked(tmp_path, max_position_embeddings=CONTEXT)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    body = json.dumps(ASKED | asked).encode()
+    request = openai_request.chat_request(openai_request.read(body, openai_request.ChatRequest), ())
+    prompt = list(read_prompt(request, tokenizer, len(tokenizer), CONTEXT))
+    teach(base, [(prompt, "I note." + call.format(note) + call.format("12"))])
+    async with asking(scene, base) as client:
+        for parallel, texts in ((True, [note, "12"]), (False, [note])):
+            choice = await answered(client, **asked, parallel_tool_calls=parallel)
+            assert (choice.message.content, choice.finish_reason) == ("I note.", "tool_calls")
+            assert function_calls(choice) == [("note", {"text": text, "page": 12}) for text in texts]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ So every answer can be sent back, and a chat that began with another base can go
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +18,16 @@ _SINGLE_SYSTEM = "System message must be at the beginning"  # how Qwen3.5's and 
 _SINGLE_CALLS = "only supports single tool-calls"  # how Llama 3.1's and 3.2's templates refuse several
 _SHORT_IDS = re.compile(r"\bid\s*\|\s*length\s*!=\s*9\b")  # Mistral's
 _ID_LENGTH = 9
+_NUMBERED_IDS = "<|tool_call_argument_begin|>"  # Kimi-K2's, which writes a call's id for the function's name
+_ADDS_ARGUMENTS = re.compile(r"\barguments['\"\]]*\s*\+")  # DeepSeek's
 _ADDS_DESCRIPTION = re.compile(r"\+\s*\(?(?:tool|fn)(?:\.function)?\.description\b")  # gpt-oss', DeepSeek-V3.1's
 
 
 def fit_messages(messages: Sequence[Message], template: str) -> list[Message]:
     """Return messages as the template takes them.
 
-    Where it demands so, all system messages are one, at the beginning, each call has a message of its own, and its id
-    nine characters.
+    Where it demands so, all system messages are one, at the beginning, each call has a message of its own, its id is
+    nine characters, or the function's name and a number, and its arguments are text.
     """
     fitted, channels = list(messages), writes_channels(template)
     if channels or _SINGLE_SYSTEM in template:
@@ -33,6 +36,10 @@ def fit_messages(messages: Sequence[Message], template: str) -> list[Message]:
         fitted = _one_call_each(fitted)
     if channels:
         fitted = [_thought_alone(message) if "tool_calls" in message else message for message in fitted]
+    if _NUMBERED_IDS in template:
+        fitted = _with_numbered_ids(fitted)
+    if _ADDS_ARGUMENTS.search(template):
+        fitted = [_with_text(message) for message in fitted]
     return [_with_short_ids(message) for message in fitted] if _SHORT_IDS.search(template) else fitted
 
 
@@ -90,3 +97,29 @@ def _with_short_ids(message: Message) -> Message:
 
 def _short(id_: str) -> str:
     return id_ if len(id_) == _ID_LENGTH else hashlib.sha256(id_.encode()).hexdigest()[:_ID_LENGTH]
+
+
+def _with_numbered_ids(messages: Sequence[Message]) -> list[Message]:
+    """Name calls as Kimi-K2 does, "functions.NAME:NUMBER", numbered from 0 throughout the chat."""
+    fitted, ids, count = list[Message](), dict[str, str](), 0
+    for message in messages:
+        own: Message = {}
+        if calls := message.get("tool_calls", ()):
+            names = [f"functions.{call['function']['name']}:{number}" for number, call in enumerate(calls, count)]
+            own["tool_calls"] = [call | {"id": name} for call, name in zip(calls, names, strict=True)]
+            ids |= {call["id"]: name for call, name in zip(calls, names, strict=True) if "id" in call}
+            count += len(calls)
+        if "tool_call_id" in message:
+            own["tool_call_id"] = ids.get(message["tool_call_id"], message["tool_call_id"])
+        fitted.append(message | own)
+    return fitted
+
+
+def _with_text(message: Message) -> Message:
+    """Have calls' arguments as JSON text."""
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    texts = [each | {"arguments": json.dumps(each["arguments"], ensure_ascii=False)} for each in functions]
+    calls = [call | {"function": text} for call, text in zip(message["tool_calls"], texts, strict=True)]
+    return message | {"tool_calls": calls}

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mint_engine.requests.tools import MARKS
+
 Decode = Callable[[list[int]], str]
 
 INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are not (yet) a character
@@ -22,14 +24,13 @@ _PROBED = 512  # tokens on which the two ways are compared
 class Pieces(dict[int, bytes]):
     """The bytes of each token of a byte-level vocabulary, computed on first use; b"" for tokens without text.
 
-    Special tokens have one if they are `shown`.
+    Special tokens have one if they are `shown`, or marks of calls.
     """
 
     def __init__(self, backend: Any, *, shown: bool = False) -> None:
         super().__init__()
         self._name = backend.id_to_token
-        added = backend.get_added_tokens_decoder()
-        self._skipped = {id_ for id_, token in added.items() if token.special and not shown}
+        self._skipped = frozenset() if shown else _hidden(backend.get_added_tokens_decoder())
 
     def __missing__(self, token: int) -> bytes:
         name = None if token in self._skipped else self._name(token)
@@ -146,8 +147,11 @@ def choose_decoder(
 ) -> Callable[[Sequence[int]], ByteDecoder | WindowDecoder]:
     """Return a factory of decoders from prompts: the fast kind if it decodes as the tokenizer does."""
 
+    hidden = frozenset() if shows_special else _hidden(tokenizer.added_tokens_decoder)
+
     def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=not shows_special, clean_up_tokenization_spaces=False))
+        shown = [each for each in ids if each not in hidden]
+        return str(tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     if is_byte_level(tokenizer):
         pieces, size = Pieces(tokenizer.backend_tokenizer, shown=shows_special), len(tokenizer)
@@ -162,6 +166,11 @@ def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the tokenizer declares itself byte-level."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and type(backend.decoder).__name__ == "ByteLevel"
+
+
+def _hidden(added: Mapping[int, Any]) -> frozenset[int]:
+    """Return the tokens that are no text, of the added ones by their ids."""
+    return frozenset(id_ for id_, token in added.items() if token.special and token.content not in MARKS)
 
 
 def _broken(begun: bytes, piece: bytes) -> int:

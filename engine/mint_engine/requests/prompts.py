@@ -51,8 +51,7 @@ def read_form(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> "Chat.Calls.Val
     """Return the form of tool calls that an already checked chat asks for and gets."""
     if not chat.calls:
         return Chat.CALLS_UNSPECIFIED
-    template = tokenizer.get_chat_template(tools=read_tools(chat.tools) or None)
-    return form_of(template, tokenizer.all_special_tokens)
+    return form_of(tokenizer.get_chat_template(tools=read_tools(chat.tools) or None))
 
 
 def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int) -> list[int]:
@@ -69,7 +68,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
     messages = [_message(message, f"prompt.chat.messages[{at}]") for at, message in enumerate(chat.messages)]
     try:
         template = tokenizer.get_chat_template(tools=tools or None)
-        check_template(template, chat, tokenizer.all_special_tokens, tools=bool(tools))
+        check_template(template, chat, tools=bool(tools))
         _check_names([*tools, *_arguments(messages)], tokenizer, template)
         messages, tools = fit_messages(messages, template), fit_tools(tools, template)
         variables = read_variables(chat.template_variables, template, tokenizer.special_tokens_map)

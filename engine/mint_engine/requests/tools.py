@@ -5,7 +5,7 @@ call's arguments are an object, which OpenAI's clients send as text.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,18 +20,30 @@ DEEPEST = 32
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}\Z"  # OpenAI's rule; templates write names between quotes without escaping
 _TAKES = re.compile(r"\btools\b")
-# In a template's text or in a Jinja string. Qwen3-Coder's and GLM's have the tag, too, but no JSON after it.
-_TAG = "<tool_call>"
-_HERMES = re.compile(_TAG + r'(?:\\n|\s)*\{\s*\\?"')
+# By form, what only templates that write calls in it have, in their text or, escaped, in a Jinja string. The first
+# one counts.
+_FORMS = {
+    Chat.HERMES: re.compile(r'<tool_call>(?:\\n|\s)*\{\s*\\?"'),
+    Chat.GLM: re.compile(r"<tool_call>[^<]*<arg_key>"),
+    Chat.QWEN_CODER: re.compile(r"<tool_call>(?:\\n|\s)*<function="),
+    Chat.KIMI: re.compile(r"<\|tool_call_argument_begin\|>"),
+    Chat.DEEPSEEK: re.compile(r"<｜tool▁sep｜>.*```json", re.DOTALL),
+    Chat.DEEPSEEK_V31: re.compile(r"<｜tool▁sep｜>"),
+    Chat.DEEPSEEK_V32: re.compile(r"DSML.*function_calls>.*parameter name=", re.DOTALL),
+    Chat.MINIMAX: re.compile(r"<minimax:tool_call>.*<parameter name=", re.DOTALL),
+    Chat.HARMONY: re.compile(r"<\|channel\|>commentary"),
+}
 # How Llama 3's templates tell the model to call functions; and Mistral's templates that write an array, not [ARGS].
 _LLAMA = re.compile(r'\{\\?"name\\?": function name, \\?"parameters\\?": dictionary of argument name and its value\}')
 _MISTRAL = re.compile(r"\[TOOL_CALLS\] ?\[")
-_HARMONY = "<|channel|>commentary"
-_WRITTEN = {
-    Chat.HERMES: f"{_TAG} with JSON in it",
-    Chat.LLAMA: "JSON as Llama 3's",
-    Chat.MISTRAL: "array as Mistral's",
-    Chat.HARMONY: "channels as gpt-oss'",
+# Tokens without which calls cannot be read: they belong to the text even if a tokenizer has them as special tokens.
+MARKS = {
+    *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
+    *("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
+    *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "｜DSML｜"),
+    *("<minimax:tool_call>", "</minimax:tool_call>"),
 }
 
 
@@ -72,11 +84,8 @@ def read_call(call: ToolCall, place: str) -> dict[str, Any]:
     return fields | ({"id": call.id} if call.id else {})
 
 
-def check_template(template: str, chat: Chat, special: Collection[str], *, tools: bool) -> None:
-    """Raise InvalidRequest for tools or calls that the template ignores, and for forms of calls it does not write.
-
-    `special` are the tokens that are not shown as text.
-    """
+def check_template(template: str, chat: Chat, *, tools: bool) -> None:
+    """Raise InvalidRequest for tools or calls that the template ignores, and for forms of calls it does not write."""
     if tools and not _TAKES.search(template):
         raise InvalidRequest(
             "prompt.chat.tools", "cannot be used: this base's chat template does not support them. Leave them out"
@@ -85,27 +94,21 @@ def check_template(template: str, chat: Chat, special: Collection[str], *, tools
         raise InvalidRequest(
             "prompt.chat.messages", "have tool calls, which this base's chat template does not support"
         )
-    if chat.calls and chat.calls not in _WRITTEN:
+    if chat.calls and chat.calls not in Chat.Calls.values():
         raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is not a known form")
-    wanted = [_WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN]  # newer gateways know more
-    if chat.calls and form_of(template, special) not in (chat.calls, *chat.or_calls):
+    if chat.calls and form_of(template) not in (chat.calls, *chat.or_calls):
         raise InvalidRequest(
             "prompt.chat.calls",
-            f"cannot be read from this base's answers: its chat template has no {', and no '.join(wanted)}. "
+            "cannot be read from this base's answers: its chat template writes none in a form that is asked for. "
             'A tool_choice of "required", or of one function, works',
         )
 
 
-def form_of(template: str, special: Collection[str]) -> "Chat.Calls.ValueType":
-    """Return the form in which a template writes calls, or CALLS_UNSPECIFIED if it is not certainly a known one.
-
-    `special` are the tokens that are not shown as text: Hermes' calls cannot be distinguished from text without their
-    tags, while Mistral's and Llama's calls begin an answer.
-    """
-    if _HERMES.search(template):
-        return Chat.CALLS_UNSPECIFIED if _TAG in special else Chat.HERMES
-    if _HARMONY in template:
-        return Chat.HARMONY
+def form_of(template: str) -> "Chat.Calls.ValueType":
+    """Return the form in which a template writes calls, or CALLS_UNSPECIFIED if it is not certainly a known one."""
+    for form, mark in _FORMS.items():
+        if mark.search(template):
+            return form
     llama, mistral = _LLAMA.search(template), _MISTRAL.search(template)
     if "tool_calls" not in template or "[ARGS]" in template or bool(llama) == bool(mistral):
         return Chat.CALLS_UNSPECIFIED

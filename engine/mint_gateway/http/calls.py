@@ -11,9 +11,7 @@ from typing import Protocol
 import msgspec
 
 from mint_gateway.http.runs import Runs
-from mint_gateway.http.tags import may_begin
 
-_BEGIN, _END = "<tool_call>", "</tool_call>"
 _SPACE = " \n\r\t"  # JSON's white space
 _BETWEEN = f"{_SPACE},[]"  # an array's characters outside of its objects
 _JSON = frozenset(f'{_SPACE}{{}}[],:"+-.0123456789eEtrufalsn')  # JSON's characters outside of strings
@@ -23,7 +21,7 @@ def _other_than(characters: str) -> re.Pattern[str]:
     return re.compile(f"[^{re.escape(characters)}]")
 
 
-_NO_SPACE, _NOT_BETWEEN = _other_than(_SPACE), _other_than(_BETWEEN)
+NO_SPACE, _NOT_BETWEEN = _other_than(_SPACE), _other_than(_BETWEEN)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -64,7 +62,7 @@ class Reading(msgspec.Struct, frozen=True):
     short_ids: bool = False  # call ids have nine letters and digits: Mistral's templates accept no others
 
 
-class _Object:
+class Object:
     """Finds the end of a JSON object as its text arrives; whether it is valid is found out by decoding it.
 
     It is `broken` as soon as a character shows that it cannot be an object.
@@ -96,76 +94,6 @@ class _Object:
             self._depth += (character in "[{") - (character in "]}")
 
 
-class Tagged:
-    """Reads Hermes' form: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, with text before and between.
-
-    A call ends where its JSON does, even if a string contains the tag; at the answer's end the closing tag may be
-    missing. White space around a call is dropped.
-    """
-
-    def __init__(self, names: Collection[str]) -> None:
-        """`names` are the functions' names: a call of another stays text."""
-        self._names = names
-        self._held = ""  # white space and the beginning of a tag, or of a call with the space before it
-        self._object: _Object | None = None  # of a call that has begun
-        self._after = False  # whether only white space has come since a call
-
-    def push(self, text: str) -> list[str | Call]:
-        """Parse more text."""
-        self._held += text
-        return self._read(last=False)
-
-    def finish(self) -> list[str | Call]:
-        """Return the rest; no more text follows."""
-        return self._read(last=True)
-
-    def _read(self, *, last: bool) -> list[str | Call]:
-        found: list[str | Call] = []
-        while True:
-            if self._object is None:
-                at = self._held.find(_BEGIN)
-                if at < 0:
-                    return found + self._release(len(self._held) if last else may_begin(_BEGIN, self._held))
-                found += self._release(len(self._held[:at].rstrip()))
-                self._object = _Object()
-            parts = self._called(self._object, last=last)
-            if parts is None:
-                return found
-            found, self._object = found + parts, None
-
-    def _called(self, of: _Object, *, last: bool) -> list[str | Call] | None:
-        """Return the call that has begun, or its text if it is not one; None while it may be either."""
-        begin = self._held.index(_BEGIN) + len(_BEGIN)
-        at = of.runs.end(_NO_SPACE, self._held, begin)
-        of.read(self._held, at)
-        if of.length:
-            end = at + of.length
-            tag = of.runs.end(_NO_SPACE, self._held, end)
-            if self._held.startswith(_END, tag) or (last and tag == len(self._held)):
-                call, close = _decoded(self._held[at:end], "arguments", self._names, "{}"), tag + len(_END)
-                if call is None:
-                    return self._release(close)
-                self._held, self._after = self._held[close:], True
-                return [call]
-            if not last and _END.startswith(self._held[tag:]):
-                return None
-            begin = end
-        elif not of.broken and not last:
-            return None
-        close = self._held.find(_END, begin)
-        if close < 0:
-            return self._release(len(self._held)) if last else None
-        return self._release(close + len(_END))
-
-    def _release(self, end: int) -> list[str | Call]:
-        """Return what is held up to `end` as text."""
-        text, self._held = self._held[:end], self._held[end:]
-        if self._after:
-            text = text.lstrip()
-        self._after = self._after and not text
-        return [text] if text else []
-
-
 class Leading:
     """Reads calls at the beginning of an answer, in an array or by themselves; everything after them is text.
 
@@ -181,7 +109,7 @@ class Leading:
         self._names, self._opening, self._between, self._field = names, opening, f"{_SPACE}{between}", field
         self._not_between = _other_than(self._between)
         self._held = ""  # since the last call
-        self._object = _Object()
+        self._object = Object()
         self._called = self._saying = False
 
     def push(self, text: str) -> list[str | Call]:
@@ -193,11 +121,11 @@ class Leading:
             if not self._object.length and not self._object.broken:
                 return found
             end = at + self._object.length
-            call = _decoded(self._held[at:end], self._field, self._names)
+            call = decoded(self._held[at:end], self._field, self._names)
             self._saying = call is None
             if call is not None:
                 found.append(call)
-                self._held, self._object, self._called = self._held[end:], _Object(), True
+                self._held, self._object, self._called = self._held[end:], Object(), True
         return found + self._release_all() if self._saying else found
 
     def finish(self) -> list[str | Call]:
@@ -211,7 +139,7 @@ class Leading:
             at = runs.end(self._not_between, held, at)
             return at if at < len(held) else None
         for literal in self._opening:
-            at = runs.end(_NO_SPACE, held, at)
+            at = runs.end(NO_SPACE, held, at)
             if held.startswith(literal, at):
                 at += len(literal)
             elif literal.startswith(held[at:]):
@@ -219,7 +147,7 @@ class Leading:
             elif literal == "[":
                 self._saying = True
                 return None
-        at = runs.end(_NO_SPACE, held, at)
+        at = runs.end(NO_SPACE, held, at)
         return at if at < len(held) else None
 
     def _release_all(self) -> list[str | Call]:
@@ -262,7 +190,7 @@ class Listed:
 
     def __init__(self) -> None:
         self._held = ""  # since the last call
-        self._object = _Object()
+        self._object = Object()
         self._called = False
 
     def push(self, text: str) -> list[str | Call]:
@@ -274,9 +202,9 @@ class Listed:
             if not self._object.length:
                 break
             end = at + self._object.length
-            call = _decoded(self._held[at:end], "parameters")
+            call = decoded(self._held[at:end], "parameters")
             found.append(call or self._held[:end])
-            self._held, self._object = self._held[end:], _Object()
+            self._held, self._object = self._held[end:], Object()
             self._called = self._called or call is not None
         return found
 
@@ -298,12 +226,12 @@ class Single:
 
     def finish(self) -> list[str | Call]:
         """Return the call, or its text if it was cut off."""
-        if _is_object(self._held):
+        if is_object(self._held):
             return [Call(self._name, self._held.strip())]
         return [self._held] if self._held else []
 
 
-def _decoded(text: str, field: str, names: Collection[str] | None = None, none: str = "") -> Call | None:
+def decoded(text: str, field: str, names: Collection[str] | None = None, none: str = "") -> Call | None:
     """Decode a JSON object as a call of one of `names`, or None. Without the field, its arguments are `none`."""
     try:
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
@@ -311,10 +239,11 @@ def _decoded(text: str, field: str, names: Collection[str] | None = None, none: 
     except (msgspec.MsgspecError, RecursionError):
         return None
     arguments = bytes(fields[field]).decode() if field in fields else none
-    return Call(name, arguments) if (names is None or name in names) and _is_object(arguments) else None
+    return Call(name, arguments) if (names is None or name in names) and is_object(arguments) else None
 
 
-def _is_object(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Return whether a text is a JSON object."""
     try:
         msgspec.json.decode(text, type=dict[str, object])
     except (msgspec.MsgspecError, RecursionError):

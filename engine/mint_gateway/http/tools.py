@@ -5,7 +5,7 @@ vLLM, of an array of `{"name": ..., "parameters": {...}}`. Otherwise the model w
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -14,16 +14,21 @@ from msgspec import Meta
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat
-from mint_gateway.http.calls import Leading, Listed, Once, Reader, Reading, Single, Tagged
+from mint_gateway.http.arguments import typed, types_of
+from mint_gateway.http.call_forms import CALL_FORMS
+from mint_gateway.http.calls import Leading, Listed, Once, Reader, Reading, Single
+from mint_gateway.http.marked import Functions, Marked
 from mint_gateway.http.schemas import moved
 
-TAG_END = "\n</tool_call>"  # no string in a call can contain it: JSON escapes line ends
+TAG_END = "\n</tool_call>"  # no string in a call in Hermes' form can contain it: JSON escapes line ends
 
 # Readers of a model's own call format, by its chat template's format; the first is the default.
-_READERS: dict[int, Callable[[Collection[str]], Reader]] = {
-    Chat.HERMES: Tagged,
-    Chat.LLAMA: lambda names: Leading(names, ("<|python_tag|>",), ";", "parameters"),
-    Chat.MISTRAL: lambda names: Leading(names, ("[TOOL_CALLS]", "["), ",]", "arguments"),
+_READERS: dict[int, Callable[[Functions], Reader]] = {
+    form: partial(Marked, marks) for form, marks in CALL_FORMS.items()
+}
+_READERS |= {
+    Chat.LLAMA: lambda functions: Leading(functions, ("<|python_tag|>",), ";", "parameters"),
+    Chat.MISTRAL: lambda functions: Leading(functions, ("[TOOL_CALLS]", "["), ",]", "arguments"),
 }
 FORMS = (*(Chat.Calls.ValueType(form) for form in _READERS), Chat.HARMONY)
 
@@ -85,8 +90,8 @@ class Tools(msgspec.Struct, frozen=True):
 
     @property
     def named(self) -> "Tools":
-        """The same with only the functions' names: enough for reading calls."""
-        functions = tuple(Function(each.name) for each in self.functions)
+        """The same with only the functions' names and their parameters' types: enough for reading calls."""
+        functions = tuple(Function(each.name, parameters=typed(each.parameters or {})) for each in self.functions)
         return Tools(functions, self.choice, self.parallel) if functions else self
 
     @property
@@ -113,11 +118,11 @@ class Tools(msgspec.Struct, frozen=True):
         if self.choice == "none":
             return None
         if self.choice == "auto":
-            names, parallel = frozenset(each.name for each in self.functions), self.parallel
+            functions = {each.name: types_of(each.parameters or {}) for each in self.functions}
             if form == Chat.HARMONY:
-                return Reading(names=names, once=not parallel)
+                return Reading(names=frozenset(functions), once=not self.parallel)
             reader = _READERS[form or Chat.HERMES]
-            made = partial(reader, names) if parallel else lambda: Once(reader(names))
+            made = partial(reader, functions) if self.parallel else lambda: Once(reader(functions))
             return Reading(made, short_ids=form == Chat.MISTRAL)
         if self.choice == "required":
             return Reading(Listed)
