@@ -164,6 +164,26 @@ def test_where_a_terminal_is_narrow_pictures_give_way_and_names_stay_whole() -> 
     assert "rewards so far" not in heads[2]
 
 
+async def test_of_more_policies_than_fit_the_screen_failed_ones_are_shown_first_and_all_at_the_end() -> None:
+    progress = running(2)
+    first, failed = progress.policies
+    others = [PolicyProgress(policy=f"demo/x-{number:02}", stage="Running", steps=4) for number in range(30)]
+    progress = WaveProgress(wave="demo/w", phase="Failed", policies=[first, *others, failed])
+    console = on_screen()
+    console.print(progress_table(progress, console, 3))
+    assert "3 of 32 policies, failed ones first; all of them at the end" in shown(console)
+    rows = [row.strip("│").split("│")[0].strip() for row in shown(console).splitlines() if row.startswith("│")]
+    assert rows == ["demo/w-1", "demo/w-0", "demo/x-00"]
+
+    async def updates() -> AsyncIterator[WaveProgress]:
+        yield progress
+
+    console = on_screen()
+    await _live(console, updates())
+    assert all(each.policy in shown(console) for each in progress.policies)
+    assert not any("of 32 policies" in row for row in shown(console).splitlines()[-36:])
+
+
 async def test_on_a_terminal_the_table_is_drawn_anew_at_each_update_and_the_last_one_stays() -> None:
     async def updates() -> AsyncIterator[WaveProgress]:
         for step in (1, 2):

@@ -25,6 +25,8 @@ from mint_gateway.cli.wave_tables import line, progress_table, waves_table
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
+AROUND = 6  # lines around the rows of policies
+
 _FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
 
 
@@ -109,10 +111,15 @@ async def draw(options: argparse.Namespace) -> int:
 
 
 async def _live(shown: Console, updates: AsyncIterator[WaveProgress]) -> WaveProgress:
+    """Show the policies that fit the screen, which cannot scroll meanwhile, and all of them once it ends."""
     last = WaveProgress()
     with Live(console=shown, refresh_per_second=4) as live:
-        async for last in updates:
-            live.update(progress_table(last, shown))
+        try:
+            async for last in updates:
+                live.update(progress_table(last, shown, max(1, shown.height - AROUND)))
+        finally:
+            if last.policies:
+                live.update(progress_table(last, shown))
     return last
 
 

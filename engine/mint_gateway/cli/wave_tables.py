@@ -47,22 +47,30 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
     return shown
 
 
-def progress_table(wave: WaveProgress, console: Console) -> RenderableType:
-    """Show the wave as a line, then one row per policy; bar, reward curve and last step's figures if they fit."""
-    told = {head for head, name in _FIGURES.items() if any(getattr(each.figures, name) for each in wave.policies)}
+def progress_table(wave: WaveProgress, console: Console, most: int | None = None) -> RenderableType:
+    """Show the wave as a line, then one row per policy; bar, reward curve and last step's figures if they fit.
+
+    Of more than `most` policies only so many are shown, first those that have failed.
+    """
+    policies = wave.policies[:]
+    if most is not None and len(policies) > most:
+        policies = sorted(policies, key=lambda each: not each.failure_message)[:most]
+    told = {head for head, name in _FIGURES.items() if any(getattr(each.figures, name) for each in policies)}
     heads = [head for head in _HEADS if head in told or head not in _FIGURES]
-    shown = _policies(wave, heads)
+    shown = _policies(policies, heads)
     for columns in _DISPENSABLE:
         if whole_width(shown, console) > console.width:
             heads = [head for head in heads if head not in columns]
-            shown = _policies(wave, heads)
-    return Group(Text(line(wave), style="bold"), shown)
+            shown = _policies(policies, heads)
+    few = f"{len(policies):,} of {len(wave.policies):,} policies, failed ones first; all of them at the end"
+    more = [Text(few)] if len(policies) < len(wave.policies) else []
+    return Group(Text(line(wave), style="bold"), *more, shown)
 
 
-def _policies(wave: WaveProgress, heads: Sequence[str]) -> Table:
+def _policies(policies: Sequence[PolicyProgress], heads: Sequence[str]) -> Table:
     shown = table(*heads)
     shown.columns[-1].max_width = FAILURE_WIDTH
-    for policy in wave.policies:
+    for policy in policies:
         cells: tuple[RenderableType, ...] = (
             cell(policy.policy),
             _coloured(policy.stage),
