@@ -56,6 +56,18 @@ def test_what_was_deleted_while_the_listing_was_read_does_not_come_back() -> Non
     assert store.objects == {"b": 1}
 
 
+def test_what_could_not_be_read_is_read_again_from_a_listing_although_its_version_is_the_same() -> None:
+    """Other CRDs, as older ones after a rollback, change what the API server returns, and no resource version."""
+    texts = iter(["unread", "unread", "read", "never decoded"])
+    store = Store(lambda _raw, _before: next(texts), unread=lambda text: text == "unread")
+    found = []
+    for _ in range(4):
+        store.begin()
+        store.replace([raw("a", 1)])
+        found.append(store.objects["a"])
+    assert found == ["unread", "unread", "read", "read"]
+
+
 def test_a_listing_that_is_newer_than_a_late_sighting_counts() -> None:
     store = listed()
     store.begin()

@@ -47,8 +47,8 @@ class ClusterView:
         self._feed = feed
         self._secrets = secrets  # whether engines need a Secret for Redis
         self._kinds = (*_CHILDREN, "NetworkPolicy") if policies else _CHILDREN
-        self._bases = Store(_base)
-        self._waves = Store(_wave)
+        self._bases = Store(_base, _unread)
+        self._waves = Store(_wave, _unread)
         self._pods = Store(_pod)
         self._stores: _Stores = {"BaseModel": self._bases, "AdapterWave": self._waves, "Pod": self._pods}
         self._listing: asyncio.Task[_Lists] | None = None
@@ -204,6 +204,10 @@ def _base(raw: bytes | msgspec.Raw, before: ObservedBase | None) -> ObservedBase
 
 def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave:
     return _with_same_spec(decode.adapter_wave(raw), before)
+
+
+def _unread(of: ObservedBase | ObservedWave) -> bool:
+    return bool(of.defect)
 
 
 def _with_same_spec(now: R, before: R | None) -> R:

@@ -13,10 +13,15 @@ _NEVER = decode.Version(-1, -1)
 
 
 class Store(Generic[T]):
-    """Objects by uid. `decode_as` makes one from its JSON and its predecessor, to share what is the same."""
+    """Objects by uid. `decode_as` makes one from its JSON and its predecessor, to share what is the same.
 
-    def __init__(self, decode_as: Callable[[bytes | msgspec.Raw, T | None], T]) -> None:
-        self._decode = decode_as
+    One that is `unread` is decoded again from each listing: other CRDs change its JSON, and not its version.
+    """
+
+    def __init__(
+        self, decode_as: Callable[[bytes | msgspec.Raw, T | None], T], unread: Callable[[T], bool] = lambda _: False
+    ) -> None:
+        self._decode, self._unread = decode_as, unread
         self._versions: dict[str, decode.Version] = {}
         self._meanwhile: set[str] = set()  # sighted since the listing began
         self.objects: dict[str, T] = {}
@@ -38,7 +43,8 @@ class Store(Generic[T]):
             if uid in self._meanwhile and uid not in kept:
                 continue  # deleted since: a uid never comes back
             known = self._versions.get(uid, _NEVER)
-            if known == version or (uid in kept and known > version):
+            same = known == version and not self._unread(self.objects[uid])
+            if same or (uid in kept and known > version):
                 objects[uid], versions[uid] = self.objects[uid], known
             else:
                 objects[uid], versions[uid] = self._decode(raw, self.objects.get(uid)), version
