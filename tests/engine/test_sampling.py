@@ -159,6 +159,17 @@ def test_the_likeliest_are_the_same_however_many_are_asked_for(seed: int, levels
         assert [[token for token, _ in score.top] for score in scores] == [row[:top] for row in expected]
 
 
+def test_the_vocabulary_is_not_looked_through_again_for_a_few_equals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of all rows in bfloat16 have some beside the twentieth likeliest token, and every step would wait."""
+    logits = -torch.arange(VOCAB, dtype=torch.float32)[None]
+    logits[0, [90, 5, 300, 17]] = 1.0
+    looked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "nonzero", looked.append)
+    [score] = score_tokens(logits, [0], 3)
+    assert [token for token, _ in score.top] == [5, 17, 90]
+    assert looked == []
+
+
 def test_scores_are_log_softmax_of_the_raw_logits() -> None:
     logits = draw_logits(2, 4)
     expected = torch.log_softmax(logits, -1)

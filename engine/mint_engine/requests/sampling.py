@@ -22,6 +22,7 @@ from mint_engine.requests.parameters import Sampling
 
 _NUCLEUS = 256  # candidates among which top-p is tried first, before the complete vocabulary is sorted
 _WHOLE_ROWS = 8  # rows whose complete vocabulary is sorted at a time: more would only take more memory
+_EQUALS = 16  # tokens beyond the likeliest, among which the last one's equals are usually found
 _BLOCK = 256  # tokens per block whose mass is summed first when a distribution is inverted
 
 
@@ -163,18 +164,19 @@ def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[
 def _first_likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the `count` likeliest tokens of each row [n, V] and their logits, likeliest first, ties by token.
 
-    `topk` alone picks any of equal tokens, and different ones for different counts.
+    `topk` alone picks any of equal tokens, and different ones for different counts. So it picks a few more: to look
+    through a row's complete vocabulary for the first of its equals takes longer than `topk`.
     """
-    found = torch.topk(logits, min(count + 1, logits.shape[1]), dim=-1)
-    values, ids = found.values[:, :count], found.indices[:, :count].clone()
-    if found.values.shape[1] > count:
-        tied = (found.values[:, count] == values[:, -1]).tolist()
-        for row in itertools.compress(range(len(tied)), tied):
-            last = values[row] == values[row, -1]
-            ids[row, last] = (logits[row] == values[row, -1]).nonzero().flatten()[: int(last.sum())]
-    ids, order = ids.sort(dim=-1)
-    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
-    return ids.gather(1, order), values
+    found = torch.topk(logits, min(count + _EQUALS, logits.shape[1]), dim=-1)
+    ids, order = found.indices.sort(dim=-1)
+    values, order = found.values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    if ids.shape[1] < logits.shape[1]:
+        cut = (values[:, -1] == values[:, count - 1]).tolist()  # more of the last value's tokens may exist
+        for row in itertools.compress(range(len(cut)), cut):
+            last = values[row, :count] == values[row, -1]
+            ids[row, :count][last] = (logits[row] == values[row, -1]).nonzero().flatten()[: int(last.sum())]
+    return ids[:, :count], values[:, :count]
 
 
 def _log_sums(logits: torch.Tensor) -> torch.Tensor:
