@@ -28,6 +28,7 @@ from transformers import (
     Olmo3Config,
     OlmoConfig,
     Phi3Config,
+    PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -56,7 +57,7 @@ MULTIPLIED: dict[str, Any] = {
     "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5,
 }  # fmt: skip
 DEEP: dict[str, Any] = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "head_dim": 32}  # sizes for matrix registers
-TAKEN = {
+DENSE: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "llama3 rope": LlamaConfig(
         **SIZES,
@@ -73,6 +74,27 @@ TAKEN = {
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     ),
     "seed-oss": SeedOssConfig(**SIZES, attention_bias=True, attention_out_bias=True, mlp_bias=True),
+    "mistral, windows": MistralConfig(**SIZES, sliding_window=21),
+    "gemma": GemmaConfig(**SIZES),
+    "gemma 2": Gemma2Config(
+        **SIZES, sliding_window=21, attn_logit_softcapping=3.0, final_logit_softcapping=20.0, query_pre_attn_scalar=30
+    ),
+    "gemma 3": Gemma3TextConfig(
+        **SIZES | {"num_hidden_layers": 3}, sliding_window=16, query_pre_attn_scalar=30,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "olmo 2": Olmo2Config(**SIZES),
+    "olmo 3": Olmo3Config(
+        **SIZES, sliding_window=21, layer_types=["sliding_attention", "full_attention"],
+    ),
+    "exaone 4": Exaone4Config(**SIZES, sliding_window=21, layer_types=["sliding_attention", "full_attention"]),
+    "exaone 4, no windows": Exaone4Config(**SIZES, sliding_window=None, layer_types=["full_attention"] * 2),
+    "smollm3": SmolLM3Config(**SIZES, pad_token_id=0, no_rope_layers=[1, 0]),
+    "granite": GraniteConfig(**SIZES, **MULTIPLIED, attention_bias=True),
+    "ernie 4.5": Ernie4_5Config(**SIZES, use_bias=True),
+    "hunyuan": HunYuanDenseV1Config(**SIZES, rope_parameters=STRETCHED),
+}  # fmt: skip
+TAKEN = DENSE | {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2, sliding_window=None),
     "qwen3 moe": Qwen3MoeConfig(
         **SIZES, num_experts=10, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=False,
@@ -107,32 +129,13 @@ TAKEN = {
         indexer_types=["full", "shared", "full"],
     ),
     "glm-4.7-flash": Glm4MoeLiteConfig(**LATENT, mlp_layer_types=["dense", "sparse"]),
-    "mistral, windows": MistralConfig(**SIZES, sliding_window=21),
     "mixtral, windows": MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2, sliding_window=33),
-    "gemma": GemmaConfig(**SIZES),
-    "gemma 2": Gemma2Config(
-        **SIZES, sliding_window=21, attn_logit_softcapping=3.0, final_logit_softcapping=20.0, query_pre_attn_scalar=30
-    ),
-    "gemma 3": Gemma3TextConfig(
-        **SIZES | {"num_hidden_layers": 3}, sliding_window=16, query_pre_attn_scalar=30,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    ),
     "gpt-oss": GptOssConfig(**SIZES, num_local_experts=8, num_experts_per_tok=3, sliding_window=17),
     "minimax-m2": MiniMaxM2Config(**SIZES, num_local_experts=8, num_experts_per_tok=3, rotary_dim=16),  # type: ignore[call-arg]
-    "olmo 2": Olmo2Config(**SIZES),
-    "olmo 3": Olmo3Config(
-        **SIZES, sliding_window=21, layer_types=["sliding_attention", "full_attention"],
-    ),
-    "exaone 4": Exaone4Config(**SIZES, sliding_window=21, layer_types=["sliding_attention", "full_attention"]),
-    "exaone 4, no windows": Exaone4Config(**SIZES, sliding_window=None, layer_types=["full_attention"] * 2),
-    "smollm3": SmolLM3Config(**SIZES | {"num_hidden_layers": 4}, pad_token_id=0),
-    "granite": GraniteConfig(**SIZES, **MULTIPLIED, attention_bias=True),
     "granite of experts": GraniteMoeConfig(**SIZES, **MULTIPLIED, num_local_experts=8, num_experts_per_tok=3),
-    "ernie 4.5": Ernie4_5Config(**SIZES, use_bias=True),
     "ernie 4.5 of experts": Ernie4_5_MoeConfig(
         **SIZES, moe_num_experts=8, moe_k=3, moe_intermediate_size=40, moe_layer_start_index=1
     ),
-    "hunyuan": HunYuanDenseV1Config(**SIZES, rope_parameters=STRETCHED),
     "hunyuan of experts": HunYuanMoEV1Config(**SIZES, rope_parameters=STRETCHED, num_experts=8, moe_topk=3),
 }  # fmt: skip
 LEFT = {"olmo": OlmoConfig(**SIZES), "gelu": LlamaConfig(**SIZES, hidden_act="gelu")}
