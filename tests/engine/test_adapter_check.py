@@ -165,6 +165,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:99]), errors.CorruptFile, "truncated"),
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), errors.CorruptFile, "truncated"),
     "a Git LFS pointer": (lambda f: (f / WEIGHTS).write_text(POINTER), errors.CorruptFile, "git lfs pull"),
+    "a config's LFS pointer": (lambda f: (f / CONFIG).write_text(POINTER), errors.CorruptFile, "git lfs pull"),
     "trailing bytes": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes() + b"x"), errors.CorruptFile, "beyond"),
     "another base": (editing(base_model_name_or_path="other/base"), errors.WrongBase, "other/base"),

@@ -18,7 +18,7 @@ _VALUES_A_TENSOR, _OTHER_VALUES = 10, 1 << 16
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save: zip or bare pickle
-_POINTER_START = b"version "  # "version https://git-lfs.github.com/spec/v1", as a clone without git-lfs leaves it
+POINTER = b"version https://git-lfs"  # the beginning of what a clone without git-lfs has in place of a file
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def header_bytes(start: bytes, subject: str) -> int:
     """Return how many bytes of JSON follow the first eight. Raises CorruptFile, or UnsafeFormat for a pickle."""
     if start.startswith(_PICKLE_STARTS):
         raise UnsafeFormat(subject, "has pickled weights under a safetensors name; save it with safetensors")
-    if start == _POINTER_START:
+    if start == POINTER[:LENGTH_BYTES]:
         raise CorruptFile(subject, "has a Git LFS pointer in place of its weights; fetch them with git lfs pull")
     if len(start) < LENGTH_BYTES:
         raise CorruptFile(subject, f"is truncated: {len(start)} bytes where a safetensors file has at least 8")

@@ -12,6 +12,7 @@ from typing import Any
 
 from mint_contracts.errors import CorruptFile, UnsupportedAdapter
 from mint_contracts.targets import endings
+from mint_engine.adapters.header import POINTER
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 MAX_CONFIG_BYTES = 1 << 20
@@ -92,6 +93,8 @@ def parse(text: bytes, subject: str) -> LoraConfig:
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise CorruptFile(subject, f"has an adapter_config.json above {MAX_CONFIG_BYTES} bytes")
+    if text.startswith(POINTER):
+        raise CorruptFile(subject, "has a Git LFS pointer in place of its config; fetch it with git lfs pull")
     try:
         raw = json.loads(text)
         canonical = _canonical(raw)
