@@ -28,7 +28,7 @@ _ALLOWED: dict[str, range] = {
     **dict.fromkeys(("n_group", "topk_group"), _PARTS),
     **dict.fromkeys(("vocab_size", "hidden_size", "n_embd", "d_model", "head_dim", "intermediate_size"), _WIDTHS),
     **dict.fromkeys(("moe_intermediate_size", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), _WIDTHS),
-    "q_lora_rank": _or_none(_WIDTHS),
+    **dict.fromkeys(("q_lora_rank", "shared_expert_intermediate_size"), _or_none(_WIDTHS)),
     **dict.fromkeys(("v_head_dim", "index_head_dim", "patch_size", "image_size"), _WIDTHS),
     **dict.fromkeys(("pos_emb_height", "pos_emb_width", "projection_hidden_size"), _WIDTHS),
     **dict.fromkeys(("index_topk", "decoder_sparse_step"), _POSITIONS),

@@ -1,6 +1,6 @@
 """Small GGUF files, made by llama.cpp's own writer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,31 @@ def save(
         add[type(value)](key.replace("ARCH", architecture), value)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for key, weight in model.state_dict().items():
+    for key, weight in _unstacked(model.state_dict()):
         stem, _, suffix = key.rpartition(".")
         name = f"{names.get_name(stem)}.{suffix}"
         if architecture == "llama" and stem.endswith(_PAIRED):
             heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
             weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         if only in name and (not without or without not in name):
-            writer.add_tensor(name, weight.float().numpy())
+            writer.add_tensor(name, weight.float().squeeze().contiguous().numpy())
     for name, weight in (tensors or {}).items():
         writer.add_tensor(name, weight.float().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _unstacked(held: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's tensors by name, with experts' gates and ups apart."""
+    for key, weight in held.items():
+        path, _, kind = key.rpartition(".")
+        if kind == "gate_up_proj":
+            gates, ups = weight.chunk(2, dim=1)
+            yield from ((f"{path}.gate_proj.weight", gates), (f"{path}.up_proj.weight", ups))
+        else:
+            yield f"{key}.weight" if kind == "down_proj" else key, weight
 
 
 def _tell_sizes(writer: gguf.GGUFWriter, config: Any) -> None:

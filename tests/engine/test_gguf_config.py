@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, Phi3Config, PreTrainedModel, Qwen2Config
+from transformers import LlamaConfig, Phi3Config, PreTrainedModel, Qwen2Config, Qwen2MoeConfig, Qwen3MoeConfig
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import load_base
 from mint_engine.model.files import find_files, read_config
-from tests.engine.families import CPU, make_model
+from tests.engine.families import CPU, MOE, make_model
 from tests.engine.ggufs import LLAMA, PLAIN, save
 
 QWEN = Qwen2Config(**PLAIN)
+MOES: dict[str, Any] = {"qwen2moe": Qwen2MoeConfig, "qwen3moe": Qwen3MoeConfig}
+ROTATED = {"rope_type": "default", "rope_theta": 10000.0}
 TOKENS = torch.tensor([[(7 * at + 1) % 96 for at in range(90)]])
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -101,6 +103,33 @@ def test_experts_that_are_not_read_are_refused_by_the_head(architecture: str, sa
     told |= {f"ARCH.rope.scaling.{key}": value for key, value in scaling.items()}
     save(tmp_path / "tiny.gguf", make_model(LLAMA), architecture, told, only="token_embd")
     with pytest.raises(UnsupportedBase, match=f"routes to experts as '{architecture}', which is not read .*{says}"):
+        read_config(find_files(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["qwen2moe", "qwen3moe"])
+def test_experts_have_the_sizes_that_the_file_says(family: str, tmp_path: Path) -> None:
+    """transformers takes those of one base, Qwen3-30B-A3B, for those of all, such as Qwen3-235B-A22B."""
+    shared = {"shared_expert_intermediate_size": 56} if family == "qwen2moe" else {"norm_topk_prob": True}
+    model = make_model(MOES[family](**PLAIN, **MOE, **shared, rope_parameters=ROTATED))
+    told = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 40}
+    told |= {"expert_shared_feed_forward_length": 56} if family == "qwen2moe" else {"attention.key_length": 16}
+    save(tmp_path / "tiny.gguf", model, family, {f"ARCH.{key}": value for key, value in told.items()})
+    read = load_base(tmp_path, torch.float32, CPU).model
+    torch.testing.assert_close(logits(read), logits(model))
+    assert {each.dtype for each in load_base(tmp_path, torch.bfloat16, CPU).model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "field"),
+    [
+        ("expert_feed_forward_length", 0, "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", 1 << 30, "shared_expert_intermediate_size"),
+    ],
+)
+def test_experts_of_no_possible_size_are_refused_by_the_head(key: str, size: int, field: str, tmp_path: Path) -> None:
+    told = {"ARCH.expert_count": 6, "ARCH.expert_used_count": 2, f"ARCH.{key}": size}
+    save(tmp_path / "tiny.gguf", make_model(LLAMA), "qwen2moe", told, only="token_embd")
+    with pytest.raises(UnsupportedBase, match=f"has metadata where `{field}` is {size}; it may be from"):
         read_config(find_files(tmp_path))
 
 

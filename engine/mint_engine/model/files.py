@@ -200,10 +200,12 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     Raises CorruptFile or UnsupportedBase.
     """
     if files.gguf is not None:
-        config = _load_config(files)
-        _check_sizes(files, "metadata", config.to_dict())
+        told = _load_config(files)
+        _check_sizes(files, "metadata", told.to_dict())
         path = files.folder / files.gguf
-        return _config_by_library(files, lambda: complete(config, path, files.subject)), None
+        config = _config_by_library(files, lambda: complete(told, path, files.subject))
+        _check_sizes(files, "metadata", config.to_dict())
+        return config, None
     raw = _read_object(files, "config.json")
     _check_sizes(files, "a config.json", raw)
     if raw.get("transformers_weights"):  # transformers would read that instead of everything checked here

@@ -27,6 +27,10 @@ gguf.GGUFReader = ArrayReader  # type: ignore[misc]
 # Gemma's largest models, known by their numbers of layers, scale scores by hidden size / heads; files do not say so.
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
 _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
+_EXPERT_SIZES = {
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
 _SCALING = "rope.scaling."
 _READ = frozenset({"type", "factor", "original_context_length", "finetuned"})  # fields of how positions are stretched
 _FREQUENCIES = "rope_freqs.weight"  # divisors of the frequencies: Llama 3.1's way to stretch positions
@@ -66,6 +70,7 @@ def complete(config: PreTrainedConfig, path: Path, subject: str) -> PreTrainedCo
     _stretch(config, fields, tensors, subject)
     _narrow(config, fields, subject)
     _scale(config, fields)
+    _size_experts(config, fields)
     _end(config, metadata)
     return config
 
@@ -129,6 +134,13 @@ def _scale(config: Any, metadata: Mapping[str, Any]) -> None:
     for key, field in _CAPS.items():
         if key in metadata and hasattr(config, field):
             setattr(config, field, float(metadata[key]))
+
+
+def _size_experts(config: Any, metadata: Mapping[str, Any]) -> None:
+    """Set the inner sizes of experts, routed and shared: those of Qwen's bases differ."""
+    for key, field in _EXPERT_SIZES.items():
+        if key in metadata and hasattr(config, field):
+            setattr(config, field, int(metadata[key]))
 
 
 def _end(config: Any, metadata: Mapping[str, Any]) -> None:
