@@ -324,6 +324,16 @@ def test_several_calls_are_written_one_by_one_where_a_template_takes_no_more(
     assert places == sorted(places), "each result after its call"
 
 
+def test_results_come_in_the_order_of_their_calls(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whichever function was done first: this template, as most, does not write whose results they are."""
+    ids = ("call_1", "call_2")
+    called = Message(role="assistant", tool_calls=[ToolCall(id=id_, name="sail") for id_ in ids])
+    gave = [Message(role="tool", content=f"of {id_}", tool_call_id=id_) for id_ in ids]
+    other = Message(role="tool", content="of none")
+    told = rendered(tokenizer, Chat(messages=[USER, called, other, *reversed(gave), USER, *reversed(gave)]))
+    assert re.findall("of [a-z_0-9]+", told) == ["of call_1", "of call_2", "of none", "of call_2", "of call_1"]
+
+
 def test_ids_of_calls_are_nine_characters_where_a_template_takes_no_others(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from mint_engine.requests.channels import writes_channels
@@ -24,12 +25,12 @@ _ADDS_DESCRIPTION = re.compile(r"\+\s*\(?(?:tool|fn)(?:\.function)?\.description
 
 
 def fit_messages(messages: Sequence[Message], template: str) -> list[Message]:
-    """Return messages as the template takes them.
+    """Return messages as the template takes them, with the results of calls in the calls' order.
 
     Where it demands so, all system messages are one, at the beginning, each call has a message of its own, its id is
     nine characters, or the function's name and a number, and its arguments are text.
     """
-    fitted, channels = list(messages), writes_channels(template)
+    fitted, channels = _results_in_order(messages), writes_channels(template)
     if channels or _SINGLE_SYSTEM in template:
         fitted = _one_system(fitted)
     if channels or _SINGLE_CALLS in template:
@@ -48,6 +49,19 @@ def fit_tools(tools: Sequence[Any], template: str) -> list[Any]:
     if not _ADDS_DESCRIPTION.search(template):
         return list(tools)
     return [tool | {"function": {"description": ""} | tool["function"]} for tool in tools]
+
+
+def _results_in_order(messages: Sequence[Message]) -> list[Message]:
+    """Put the results after a message in the order of its calls: most templates write no ids."""
+    fitted, places = list[Message](), dict[str, int]()
+    for are_results, some in groupby(messages, lambda message: message["role"] == "tool"):
+        run = list(some)
+        if are_results:
+            run.sort(key=lambda result: places.get(result.get("tool_call_id", ""), len(places)))
+        else:
+            places = {call["id"]: place for place, call in enumerate(run[-1].get("tool_calls", ())) if "id" in call}
+        fitted += run
+    return fitted
 
 
 def _one_system(messages: Sequence[Message]) -> list[Message]:
