@@ -202,6 +202,21 @@ def test_an_immediate_failure_is_no_silence_and_an_answer_ends_a_silence() -> No
         pass
 
 
+def test_a_silent_hub_is_silent_for_all_owners() -> None:
+    """Adapters of hundreds would otherwise take every thread that reads remote sources."""
+    now = [0.0]
+    here = Hosts(lambda: now[0])
+    source, other = (Source(f"hf://{owner}/adapter", "main") for owner in ("acme", "umbrella"))
+    with suppress(SourceUnavailable), here.asking(source):
+        now[0] += hosts.SILENT_S
+        raise SourceUnavailable("source", "did not answer")
+    with here.asking(source):
+        with pytest.raises(SourceUnavailable, match="waits for hf://, which does not respond"), here.asking(other):
+            pass
+        with here.asking(Source("s3://umbrella/adapter")):
+            pass
+
+
 @pytest.mark.usefixtures("direct")
 async def test_a_remote_adapter_that_comes_after_its_wave_is_loaded(
     scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -57,7 +57,7 @@ class Hosts:
             yield asking
             return
         location = locate(source)
-        host = location.scheme, location.host
+        host = location.scheme, "" if location.scheme == "hf" else location.host  # all owners' files are on one hub
         self._begin(host, source)
         silent = False
         try:
