@@ -141,7 +141,7 @@ def peft_logprobs(model: PeftModel, example: Example, temperature: float) -> tor
 def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO, temperature: float = 1.0) -> torch.Tensor:
     """Compute TRL's default loss over completions, written out plainly, at either importance sampling level.
 
-    At level "sequence", TRL's factor for the sampler is that of the sequence.
+    At level "sequence", TRL's factor for the sampler is that of the sequence. The base is the model without adapter.
     """
     total, tokens = torch.zeros(()), 0.0
     for example in examples:
@@ -154,5 +154,9 @@ def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO, tempe
             ratio, rest = (((each * weights).sum() / weights.sum()).exp() for each in (logprobs - old, old - sampler))
         bounded = ratio.clamp(loss.lowest, 1 + loss.clip_high)
         total = total - (torch.minimum(ratio * advantages, bounded * advantages) * rest * weights).sum()
+        if loss.kl_coefficient:
+            with model.disable_adapter(), torch.no_grad():
+                base = peft_logprobs(model, example, temperature)
+            total = total + loss.kl_coefficient * (((base - logprobs).exp() - (base - logprobs) - 1) * weights).sum()
         tokens += float(weights.sum())
     return total / tokens

@@ -99,6 +99,28 @@ def test_gradients_at_the_level_of_sequences(lean: bool, rows: int, monkeypatch:
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
+def test_gradients_towards_the_base(lean: bool) -> None:
+    """With a KL coefficient, at each policy's own temperature, before its first step and after it."""
+    loss, heat = Loss(ratio_low=0.0, ratio_high=0.0, kl_coefficient=0.2), (0.7, 1.5)
+    trainer = trainer_of(lean=lean)
+    names = policies(trainer, 2)
+    batches = [PolicyBatch(name, groups(at), loss, temperature=heat[at]) for at, name in enumerate(names)]
+    for _ in range(2):
+        found = learn(trainer, batches)
+        for batch in batches:
+            name, outcome = batch.policy, found[batch.policy]
+            model, policy = peft_of(trainer, name), trainer.policy(name)
+            value = dapo(model, batch.examples, loss, batch.temperature)
+            value.backward()  # type: ignore[no-untyped-call]
+            expected = peft_vector(trainer, name, model, gradient=True)
+            assert policy.gradient is not None
+            assert outcome.metrics["kl"] > 0.0
+            assert outcome.loss_sum / outcome.tokens == pytest.approx(float(value.detach()), rel=1e-4)
+            assert float((policy.gradient / policy.normaliser - expected).norm() / expected.norm()) < 1e-4
+        step_all(trainer, dict.fromkeys(names, OPTIMIZER))
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 def test_gradients_over_a_base_in_bfloat16(lean: bool) -> None:
     """PEFT keeps A and B in float32 here; ours are cast to bfloat16, which has three digits, for the products.
 
