@@ -14,6 +14,7 @@ _NO_NAME = re.compile(r"[^\w.:-]")
 _NAME = re.compile(r"(?:functions\.)?([\w-]+)(?::\d+)?")  # Kimi-K2 names a function with its module, and its calls
 _SAYS = '" string="'  # between an argument's name and whether it is a text, as DeepSeek-V3.2 says
 _LONGEST_NAME = 128  # with all that
+_PIECE = 4096  # characters read at a time: what is held is copied for each mark in it
 
 # Takes more text whenever it is resumed, until it returns.
 _Taking = Generator[None, None, str]
@@ -43,8 +44,11 @@ class Marked:
 
     def push(self, text: str) -> list[str | Call]:
         """Parse more text."""
-        self._held += text
-        return self._read()
+        found: list[str | Call] = []
+        for at in range(0, len(text), _PIECE):
+            self._held += text[at : at + _PIECE]
+            found += self._read()
+        return found
 
     def finish(self) -> list[str | Call]:
         """Return the rest; no more text follows."""
@@ -190,7 +194,7 @@ class Marked:
                 if self._held.startswith(mark, at):
                     self._at = at + len(mark)
                     return mark
-            if self._last or not any(mark.startswith(self._held[at:]) for mark in marks):
+            if self._last or not any(mark.startswith(self._held[at : at + len(mark)]) for mark in marks):
                 return ""
             yield
 
