@@ -15,6 +15,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsPro
 from mint_contracts.sampling_pb2 import SamplingParams
 from mint_engine.requests.parameters import Sampling, read_sampling
 from mint_engine.requests.penalties import change_together, penalise
+from mint_engine.requests.sampling import _draw
 from mint_engine.requests.token_counts import TokenCounts
 from tests.engine.running import Running, ask, running, save_adapter
 
@@ -185,6 +186,21 @@ async def test_others_are_answered_as_if_alone(base: Path, adapter: Path) -> Non
         assert len(set(alone)) == len(alone)
         together = await asyncio.gather(*(greedy(engine, "a", **each) for each in asking))
     assert together == alone
+
+
+async def test_a_token_is_drawn_once_from_the_logits_as_they_are_changed(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def watched(logits: torch.Tensor, *given: Any) -> list[int]:
+        drawn.append(len(logits))
+        return _draw(logits, *given)
+
+    monkeypatch.setattr("mint_engine.requests.sampling._draw", watched)
+    async with running(base, {"a": adapter}) as engine:
+        answer = await greedy(engine, "a", temperature=1.0, presence_penalty=1.0)
+    assert sum(drawn) == len(answer)
 
 
 def test_the_least_that_a_client_may_ask_for_is_taken_as_a_proto_rounds_it() -> None:

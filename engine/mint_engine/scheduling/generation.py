@@ -17,6 +17,7 @@ from mint_engine.model.routes import Routes
 from mint_engine.model.span import Span
 from mint_engine.requests.events import Done, Event, Failed, PromptScored, Scored, Sink, Tokens
 from mint_engine.requests.masks import Late, mask
+from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.sampling import choose_tokens, score_tokens
@@ -34,6 +35,8 @@ from mint_engine.scheduling.scheduler import Limits, Scheduler
 
 Outcome = tuple[Completion, Event]  # an event and the completion to post it to
 Row = tuple[Completion, int]  # a completion and the row of the logits from which its next token is chosen
+
+_GREEDY = Sampling(max_tokens=1, seed=0)
 
 _log = structlog.get_logger(__name__)
 
@@ -265,12 +268,11 @@ class Generation:
     def _chosen(self, completions: list[Completion], logits: torch.Tensor) -> list[int | MintError | Late]:
         """Return a token for each row of logits [n, V], which stay unchanged; or the request's error, or Late."""
         wanted = [(each.request.sampling, each.generated) for each in completions]
-        tokens, troubles = choose_tokens(logits, wanted), dict[int, MintError | Late]()
-        changed = [
-            at
-            for at, each in enumerate(completions)
-            if tokens[at] is not None and (each.request.sampling.penalises or each.grammar is not None)
-        ]
+        changes = [each.request.sampling.penalises or each.grammar is not None for each in completions]
+        # Of rows whose logits will change, only soundness counts yet: to draw from them would take far longer.
+        first = [(_GREEDY, 0) if change else each for change, each in zip(changes, wanted, strict=True)]
+        tokens, troubles = choose_tokens(logits, first), dict[int, MintError | Late]()
+        changed = [at for at, change in enumerate(changes) if change and tokens[at] is not None]
         if changed:  # choose theirs again, from a copy of only their logits
             own = penalise(take(logits, changed), [(wanted[at][0], _counts_of(completions[at])) for at in changed])
             masked = self._mask([completions[at] for at in changed], own)
