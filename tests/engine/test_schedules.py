@@ -1,7 +1,8 @@
 """Random schedules against a naive engine: one request at a time, no cache, no pages, PEFT on transformers.
 
-Requests may arrive, be cancelled or preempted, share a prefix or move to another revision in any order: tokens, text
-and scores are always the naive engine's, and the books balance after each step.
+Requests may arrive, be cancelled or preempted, share a prefix, move to another revision, or go on as after an
+engine's loss, in any order: tokens, text and scores are always the naive engine's, and the books balance after each
+step.
 """
 
 import random
@@ -194,6 +195,15 @@ class Schedule:
     def cancel(self, completion: Completion) -> None:
         self.tell(self.place.generation.fail([completion], Cancelled("request", "was cancelled")))
 
+    def lose(self, completion: Completion) -> None:
+        """Have it begin anew with the tokens that its client has, as at another engine."""
+        told = self.told.pop(completion)
+        self.cancel(completion)
+        again = self.place.generation.begin(replace(told.request, begun=tuple(told.tokens)), told, None)
+        self.told[again], told.end = told, again.ended
+        if again.ended is None:
+            self.scheduler.add(again)
+
     def finish(self) -> None:
         """Step until all have ended, then check everything that was sent."""
         steps = 0
@@ -237,7 +247,7 @@ SAMPLINGS = st.builds(
 
 def machine_of(place: Place) -> type[RuleBasedStateMachine]:
     class Random(RuleBasedStateMachine):
-        """Arrivals, cancellations, handoffs and steps in any order."""
+        """Arrivals, cancellations, handoffs, losses and steps in any order."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -256,6 +266,13 @@ def machine_of(place: Place) -> type[RuleBasedStateMachine]:
         @rule(data=st.data())
         def cancel(self, data: st.DataObject) -> None:
             self.schedule.cancel(data.draw(st.sampled_from(self.schedule.scheduler.live)))
+
+        @precondition(lambda self: self.schedule.scheduler.live)
+        @rule(data=st.data())
+        def lose(self, data: st.DataObject) -> None:
+            movable = [each for each in self.schedule.scheduler.live if not each.request.sampling.prompt_logprobs]
+            if movable:
+                self.schedule.lose(data.draw(st.sampled_from(movable)))
 
         @rule(adapter=st.sampled_from(["a", "b"]), revision=st.sampled_from(sorted(RANKS)))
         def hand_over(self, adapter: str, revision: str) -> None:
