@@ -129,6 +129,17 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
     assert not list(tmp_path.glob(".partial*"))
 
 
+def test_a_folder_of_the_hubs_cache_is_read(tmp_path: Path) -> None:
+    """`hf download` prints its path; its files are links to where the cache keeps them by content."""
+    peft_adapter(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in (tmp_path / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    assert command.main(["pack", str(snapshot), str(tmp_path / PACKED), "--base", str(tmp_path / "base")]) == 0
+
+
 def test_an_adapter_gives_a_terminal_no_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peft_adapter(tmp_path / "peft")
     config = tmp_path / "peft" / "adapter_config.json"

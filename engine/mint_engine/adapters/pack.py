@@ -99,7 +99,8 @@ def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype | None) -> P
     if "://" in adapter:
         folder = folder_of(Source(adapter, revision))
     elif path.is_dir():
-        folder = LocalFolder(path.resolve(), f"adapter {adapter!r}")
+        # Links are followed wherever the caller may read: in the hub's cache each file is one, out of its folder.
+        folder = LocalFolder(path.resolve(), f"adapter {adapter!r}", fence=Path("/"))
     else:
         folder = _Alone(path)
     return read_adapter(folder, fit, dtype)
