@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from mint_contracts.durations import span
@@ -14,7 +15,7 @@ from mint_contracts.step_figures import StepFigures
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_pb2 import StepFigures as FiguresMessage
 from mint_contracts.training_records import Stage
-from mint_gateway.cli.wave import _live
+from mint_gateway.cli.wave import _lines, _live
 from mint_gateway.cli.wave_plot import PANELS, plot, smoothed
 from mint_gateway.cli.wave_tables import line, progress_table, sparkline
 from tests.gateway.command import mint
@@ -28,9 +29,25 @@ async def test_piped_the_command_prints_a_line_an_update(scene: Scene, training:
     await training.report(reported(NAMES[0], 3, Stage.FAILED, failure=why, reward_recent=0.5, tokens=1200))
     code, out, err = await mint(scene.target, "wave", "watch", "-n", "demo", "w")
     assert (code, err) == (1, "")
-    assert out == ("demo/w Failed 0/4, 2 policies, reward 0.500 (best -), 1,200 tokens: the loss is not a number\n")
+    assert out == (
+        "demo/w Failed 0/4, 2 policies, reward 0.500 (best -), 1,200 tokens: the loss is not a number\n"
+        f"{NAMES[0]} Failed 3/4: NonFiniteWeights: the loss is not a number\n"
+    )
     code, out, _ = await mint(scene.target, "wave", "watch", "demo/w", "--output", "json")
     assert json.loads(out)["policies"][0]["failure_reason"] == "NonFiniteWeights"
+
+
+async def test_piped_it_tells_of_each_failure_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async def updates() -> AsyncIterator[WaveProgress]:
+        for step in (1, 2):
+            yield running(step)
+
+    await _lines(updates())
+    assert [row.partition(",")[0] for row in capsys.readouterr().out.splitlines()] == [
+        "demo/w Training 1/4",
+        "demo/w-1 Failed 0/4: BadReward: no [data]",
+        "demo/w Training 2/4",
+    ]
 
 
 async def test_the_command_lists_waves(scene: Scene, training: Training) -> None:
@@ -109,7 +126,9 @@ def running(step: int, **changes: Any) -> WaveProgress:
         policy="demo/w-0", stage="Running", step=step, steps=4, reward_recent=0.5, reward_best=0.75, evaluation=0.25,
         rewards=[0.0, 1.0], step_s=2.0, eta_s=90, engine="e-0",
     )  # fmt: skip
-    waits = PolicyProgress(policy="demo/w-1", stage="Failed", steps=4, failure_message="no [data]")
+    waits = PolicyProgress(
+        policy="demo/w-1", stage="Failed", steps=4, failure_reason="BadReward", failure_message="no [data]"
+    )
     options: dict[str, Any] = {"wave": "demo/w", "phase": "Training", "step": step, "steps": 4, "policy_count": 2}
     return WaveProgress(**(options | changes), policies=[of, waits])
 

@@ -20,7 +20,7 @@ from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import as_dict, console, show, show_json
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
-from mint_gateway.cli.wave_tables import line, progress_table, waves_table
+from mint_gateway.cli.wave_tables import failures, line, progress_table, waves_table
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -80,11 +80,11 @@ async def watch(options: argparse.Namespace) -> int:
     async with reach(options) as client:
         updates = client.watch(_name(options), history=True)
         shown = console()
-        if options.output == "text" and shown.is_terminal:
-            last = await _live(shown, updates)
-        else:
+        if options.output == "json":
             async for last in updates:
-                print(json.dumps(as_dict(last)) if options.output == "json" else line(last), flush=True)
+                print(json.dumps(as_dict(last)), flush=True)
+        else:
+            last = await (_live(shown, updates) if shown.is_terminal else _lines(updates))
     return 0 if last.phase in _FINE else 1
 
 
@@ -108,6 +108,17 @@ async def draw(options: argparse.Namespace) -> int:
     steps = plot(progress, Path(options.output))
     print(f"{options.output}: {len(progress.policies)} policies, {steps} steps", file=sys.stderr)
     return 0
+
+
+async def _lines(updates: AsyncIterator[WaveProgress]) -> WaveProgress:
+    """Print a line for each update, and one for each policy once it has failed."""
+    last, told = WaveProgress(), dict[str, str]()
+    async for last in updates:
+        failed = failures(last)
+        new = [text for name, text in failed.items() if told.get(name) != text]
+        print(line(last), *new, sep="\n", flush=True)
+        told = failed
+    return last
 
 
 async def _live(shown: Console, updates: AsyncIterator[WaveProgress]) -> WaveProgress:

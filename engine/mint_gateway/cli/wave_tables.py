@@ -107,6 +107,17 @@ def line(wave: WaveProgress) -> str:
     return escape_controls(", ".join(parts) + (f": {wave.message}" if wave.message else ""))
 
 
+def failures(wave: WaveProgress) -> dict[str, str]:
+    """Return for each policy that has failed a line that is safe to print on a terminal, by the policy's name."""
+    return {
+        each.policy: escape_controls(
+            f"{each.policy} {each.stage} {each.step}/{each.steps}: {each.failure_reason}: {each.failure_message}"
+        )
+        for each in wave.policies
+        if each.failure_message
+    }
+
+
 def number(of: WaveProgress | PolicyProgress, field: str) -> str:
     """Return a reward with three decimals, or "-" if there is none yet."""
     return f"{getattr(of, field):.3f}" if of.HasField(field) else "-"  # type: ignore[arg-type]
