@@ -303,8 +303,8 @@ async def test_calls_with_an_example_that_the_gpu_cannot_keep_are_refused_and_ot
 
 
 def test_what_indexers_hand_on_is_kept_too_once_they_choose() -> None:
-    config = SimpleNamespace(
-        num_hidden_layers=3, hidden_size=8, index_topk=16, indexer_types=["full", "shared", "full"]
-    )
-    assert kept_of(config, torch.bfloat16, 16) == 16 * 3 * 8 * 2
-    assert kept_of(config, torch.bfloat16, 17) == 17 * 3 * 8 * 2 + 2 * 17 * 17
+    """By those alone whose choice the next layer shares."""
+    kinds = ["full", "shared", "shared", "full", "full"]
+    config = SimpleNamespace(num_hidden_layers=5, hidden_size=8, index_topk=16, indexer_types=kinds)
+    assert kept_of(config, torch.bfloat16, 16) == 16 * 5 * 8 * 2
+    assert kept_of(config, torch.bfloat16, 17) == 17 * 5 * 8 * 2 + 17 * 17

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class GenericPass:
             hidden, arguments = self._begin(batch)
         handed, kept = None, list[tuple[torch.Tensor, _Arguments]]()
         for layer, each in zip(self._layers, arguments, strict=True):
-            own = each.with_handed(handed)
+            own = each.with_handed(handed if _shares(layer) else None)
             if batch.segments:
                 kept.append((hidden, own))
             with torch.no_grad():
@@ -170,11 +171,16 @@ def kept_bytes(config: Any, dtype: torch.dtype) -> int:
 def kept_of(config: Any, dtype: torch.dtype, rows: int) -> int:
     """Return the bytes that `GenericPass` keeps of so many rows: with `kept_bytes`, what indexers hand on (GLM-5).
 
-    That is which rows each row attends to, once there are more rows than it chooses.
+    That is which rows each row attends to, once there are more rows than it chooses, where the next layer shares it.
     """
-    kinds = getattr(config, "indexer_types", None) or ()
-    handed = rows * rows * list(kinds).count("full") if rows > int(getattr(config, "index_topk", None) or rows) else 0
+    shared = list(pairwise(getattr(config, "indexer_types", None) or ())).count(("full", "shared"))
+    handed = rows * rows * shared if rows > int(getattr(config, "index_topk", None) or rows) else 0
     return rows * kept_bytes(config, dtype) + handed
+
+
+def _shares(layer: Any) -> bool:
+    """Whether a layer has no indexer, and attends to what an earlier one chose, if any does."""
+    return getattr(getattr(layer, "self_attn", None), "indexer", None) is None
 
 
 class _Relay(nn.Module):

@@ -3,8 +3,11 @@
 All are tested with the generic pass; families with routed experts also with the lean pass, if they have one.
 """
 
+import copy
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from mint_engine.adapters.packed import halves
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.local import LocalFolder
+from mint_engine.training import indexed
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
@@ -144,6 +148,28 @@ def test_an_indexer_is_not_trained(family: str) -> None:
     assert not [place.path for place in trainer.policy("p/0").form.layout.places if ".indexer." in place.path]
     with pytest.raises(UnknownTargetModules, match="wq_b"):
         create(trainer, "p/1", PolicySettings(2, target_modules=("wq_b",)))
+
+
+def test_no_choice_is_kept_that_no_later_layer_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GLM-5's layers each choose for themselves: at 32,768 tokens, choices would take 83 GB."""
+    select, made, most = indexed.select, list[weakref.ref[torch.Tensor]](), 0
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        chosen = select(*arguments, **named)
+        made.extend(weakref.ref(each) for each in chosen if each is not None)
+        return chosen
+
+    monkeypatch.setattr(indexed, "select", noted)
+    config = copy.deepcopy(FAMILIES["glm_5"])
+    config.indexer_types = ["full"] * config.num_hidden_layers
+    base = base_over(make_model(config))
+    trainer = Trainer(base, find_modules(base.model), max_rank=16, lean=False)
+    create(trainer, "p/0", PolicySettings(2))
+    work = trainer.begin([PolicyBatch("p/0", examples_of(0)[:1], SUMS)])
+    while work.advance():
+        most = max(most, sum(each() is not None for each in made))
+    assert len(made) == 2 * config.num_hidden_layers
+    assert most == 2, "the last one in each direction"
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
