@@ -91,6 +91,14 @@ class _Resources(msgspec.Struct, frozen=True):
     resources: list[_Resource] = []
 
 
+class _Components(msgspec.Struct, frozen=True):
+    schemas: dict[str, dict[str, Any]] = {}
+
+
+class _Document(msgspec.Struct, frozen=True):
+    components: _Components = _Components()
+
+
 class _Status(msgspec.Struct, frozen=True):
     message: str = ""
 
@@ -186,6 +194,13 @@ class Kube:
                 return frozenset()
             raise
         return frozenset(each.kind for each in msgspec.json.decode(response, type=_Resources).resources)
+
+    async def schemas(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the schemas of our kinds' specs as the cluster's CRDs have them, by kind."""
+        raw = await self._send("GET", f"/openapi/v3/apis/{GROUP}/{VERSION}")
+        found = msgspec.json.decode(raw, type=_Document).components.schemas
+        kinds = {name.rpartition(".")[2]: each for name, each in found.items()}
+        return {kind: each.get("properties", {}).get("spec", {}) for kind, each in kinds.items() if kind in OWN}
 
     async def get(self, kind: str, namespace: str, name: str) -> bytes | None:
         """Return one object; None if it does not exist."""

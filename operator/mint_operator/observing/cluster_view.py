@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from mint_contracts.records import Failure
 from mint_operator.kube import Kube, KubeError, namespaced
@@ -17,6 +18,7 @@ from mint_operator.observing import decode
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.feed import Feed
 from mint_operator.observing.kube_events import About, warnings
+from mint_operator.observing.new_fields import Schema
 from mint_operator.observing.store import Store
 from mint_operator.observing.written import Written
 from mint_operator.planning.engines import engine_name
@@ -27,10 +29,14 @@ from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Obse
 
 OURS = f"{MANAGED_BY}={MANAGER}"
 LISTING_SHARE = 0.1  # of the time, at most, is spent on lists that only look for what the watch has missed
+LEARN_S = 60.0
+_OURS = ("BaseModel", "AdapterWave")
 _LISTED = {Part.BASES: "BaseModel", Part.WAVES: "AdapterWave", Part.PODS: "Pod"}
 _CHILDREN = ("Service", "ServiceAccount", "PodDisruptionBudget")
 
 R = TypeVar("R", ObservedBase, ObservedWave)
+log = structlog.get_logger()
+
 _Stores = Mapping[str, Store[Any]]
 _Lists = Mapping[str, list[msgspec.Raw]]
 
@@ -47,11 +53,13 @@ class ClusterView:
         self._feed = feed
         self._secrets = secrets  # whether engines need a Secret for Redis
         self._kinds = (*_CHILDREN, "NetworkPolicy") if policies else _CHILDREN
-        self._bases = Store(_base, _unread)
-        self._waves = Store(_wave, _unread)
+        self._bases = Store(self._base, _unread)
+        self._waves = Store(self._wave, _unread)
         self._pods = Store(_pod)
         self._stores: _Stores = {"BaseModel": self._bases, "AdapterWave": self._waves, "Pod": self._pods}
         self._listing: asyncio.Task[_Lists] | None = None
+        self._schemas: Mapping[str, Schema] = {}  # of specs, by kind; read only where one cannot be read
+        self._learn_at = 0.0
         self._list_at = 0.0  # earliest time of the next background listing, by the loop's clock
         self._unarranged = False  # the stores have news that the attributes below do not show yet
         self.bases: dict[str, ObservedBase] = {}
@@ -92,12 +100,36 @@ class ClusterView:
         if self._unarranged:
             self._arrange()
             self._unarranged = False
+        if await self._learn():
+            self._end_listing()
+            self._replace(await self._lists(_OURS))
+            self._arrange()
+            changed = True
         if Part.WORKLOADS in parts or self._wants_groups() > self._wanted_groups:
             await self._read_workloads()
             await self._read_events()
         if Part.CHILDREN in parts:  # after the bases, whose namespaces it reads
             self._children = await self._read_children()
         return changed
+
+    async def _learn(self) -> bool:
+        """Learn what the CRDs define, now and then while objects cannot be read; return whether that is new."""
+        now = asyncio.get_running_loop().time()
+        if now < self._learn_at or not (any(map(_unread, self.bases.values())) or any(map(_unread, self.waves))):
+            return False
+        self._learn_at = now + LEARN_S
+        try:
+            before, self._schemas = self._schemas, await self._kube.schemas()
+        except KubeError as error:
+            log.warning("schemas of the CRDs not read", error=str(error))
+            return False
+        return self._schemas != before
+
+    def _base(self, raw: bytes | msgspec.Raw, before: ObservedBase | None) -> ObservedBase:
+        return _with_same_spec(decode.base_model(raw, self._schemas.get("BaseModel", {})), before)
+
+    def _wave(self, raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave:
+        return _with_same_spec(decode.adapter_wave(raw, self._schemas.get("AdapterWave", {})), before)
 
     def _lists(self, kinds: Sequence[str]) -> Coroutine[Any, Any, _Lists]:
         """Begin to list these kinds; sightings from now on are kept along with the result."""
@@ -196,14 +228,6 @@ def _about(base: str, pod: EnginePod) -> About:
 
 def _by_key(children: Iterable[Child]) -> dict[tuple[str, str, str], Child]:
     return {child.key: child for child in children}
-
-
-def _base(raw: bytes | msgspec.Raw, before: ObservedBase | None) -> ObservedBase:
-    return _with_same_spec(decode.base_model(raw), before)
-
-
-def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave:
-    return _with_same_spec(decode.adapter_wave(raw), before)
 
 
 def _unread(of: ObservedBase | ObservedWave) -> bool:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import msgspec.inspect
 from kubernetes.utils.quantity import parse_quantity
 
 from mint_contracts.records import Failure
@@ -17,6 +18,7 @@ from mint_contracts.resources import (
     BaseModelStatus,
     BaseSource,
 )
+from mint_operator.observing.new_fields import Schema, without_new_defaults
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
 from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase, ObservedWave
@@ -32,6 +34,11 @@ OF_MEMORY = (
 )
 
 MOST_BYTES = 1 << 60  # 1Ei, as in the CRD
+
+_NO_SCHEMA: Schema = {}
+_INFO: Mapping[type, msgspec.inspect.Type] = {
+    each: msgspec.inspect.type_info(each) for each in (BaseModelSpec, AdapterWaveSpec)
+}
 
 T = TypeVar("T")
 
@@ -151,12 +158,15 @@ class _Child(_Camel, frozen=True):
     spec: _ChildSpec = _ChildSpec()
 
 
-def base_model(raw: bytes | msgspec.Raw) -> ObservedBase:
-    """Decode a BaseModel. If this version cannot read its spec, `defect` says why."""
+def base_model(raw: bytes | msgspec.Raw, schema: Schema = _NO_SCHEMA) -> ObservedBase:
+    """Decode a BaseModel. If this version cannot read its spec, `defect` says why.
+
+    `schema` is that of specs in the cluster's CRDs; empty if it is not known.
+    """
     custom = msgspec.json.decode(raw, type=_Custom)
     status = _lenient(custom.status, BaseModelStatus, BaseModelStatus())
     try:
-        spec = msgspec.json.decode(custom.spec, type=BaseModelSpec)
+        spec = _spec(custom.spec, BaseModelSpec, schema)
         return ObservedBase(
             meta=custom.metadata.meta(),
             spec=spec,
@@ -170,17 +180,31 @@ def base_model(raw: bytes | msgspec.Raw) -> ObservedBase:
         return ObservedBase(meta=custom.metadata.meta(), spec=nothing, status=status, defect=str(error))
 
 
-def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
-    """Decode an AdapterWave. If this version cannot read its spec, `defect` says why; the named base is kept."""
+def adapter_wave(raw: bytes | msgspec.Raw, schema: Schema = _NO_SCHEMA) -> ObservedWave:
+    """Decode an AdapterWave. If this version cannot read its spec, `defect` says why; the named base is kept.
+
+    `schema` is that of specs in the cluster's CRDs; empty if it is not known.
+    """
     custom = msgspec.json.decode(raw, type=_Custom)
     status = _lenient(custom.status, AdapterWaveStatus, AdapterWaveStatus())
     try:
-        spec = msgspec.json.decode(custom.spec, type=AdapterWaveSpec)
+        spec = _spec(custom.spec, AdapterWaveSpec, schema)
         return ObservedWave(meta=custom.metadata.meta(), spec=spec, status=status)
     except msgspec.ValidationError as error:
         named = _lenient(custom.spec, _Reference, _Reference()).base_model_ref
         rest = AdapterWaveSpec(base_model_ref=BaseModelRef(named.name, named.namespace))
         return ObservedWave(meta=custom.metadata.meta(), spec=rest, status=status, defect=str(error))
+
+
+def _spec(raw: msgspec.Raw, declared: type[T], schema: Schema) -> T:
+    """Decode a spec, if necessary without fields that have a newer CRD's default. Raises ValidationError."""
+    try:
+        return msgspec.json.decode(raw, type=declared)
+    except msgspec.ValidationError:
+        if not schema:
+            raise
+        rest = without_new_defaults(msgspec.json.decode(raw), schema, _INFO[declared])
+        return msgspec.json.decode(msgspec.json.encode(rest), type=declared)
 
 
 def identity(raw: bytes | msgspec.Raw) -> tuple[str, Version]:
