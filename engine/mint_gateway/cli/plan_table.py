@@ -106,7 +106,10 @@ def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     )
     kept = [each.activations for each in plan.held]
     table.add_row(
-        "activations", size(sum(kept)), size(max(kept)), "kept of the rows trained at once, for the backward pass"
+        "activations",
+        size(sum(kept)),
+        size(max(kept)),
+        f"kept for the backward pass, also of an example of {mix.context:,} tokens, which is trained at once",
     )
 
 

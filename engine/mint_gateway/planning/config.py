@@ -1,6 +1,7 @@
 """Reading a base's shape from its config.json, family by family, as transformers builds the model from it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -161,6 +162,7 @@ def _read(family: str, fields: Mapping[str, Any]) -> BaseShape:
         wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
         windows=windows(slides, layers),
         indexer_top_k=int(fields.get("index_topk") or _CHOSEN) if family in _INDEXED else 0,
+        shared_choices=list(pairwise(_choosing(fields))).count((True, False)) if family in _INDEXED else 0,
         narrowest=narrowest(slides),
     )
 
@@ -260,7 +262,7 @@ def _latent(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:
     norms = layers * (latent + query)
     if family not in _INDEXED:
         return linears, norms
-    size, count, full = fields["index_head_dim"], fields["index_n_heads"], _full_indexers(fields)
+    size, count, full = fields["index_head_dim"], fields["index_n_heads"], sum(_choosing(fields))
     for name, wide, high in (("wq_b", query, count * size), ("wk", hidden, size), ("weights_proj", hidden, count)):
         linears.append(Linear(name, wide, high, full, "attention", within="indexer"))
     return linears, norms + full * 2 * size
@@ -276,15 +278,14 @@ def _latent_elements(family: str, fields: Mapping[str, Any]) -> int:
     return int(fields["num_hidden_layers"] * (fields["kv_lora_rank"] + fields["qk_rope_head_dim"] + index))
 
 
-def _full_indexers(fields: Mapping[str, Any]) -> int:
-    """Count the layers with their own indexer; the others reuse an earlier layer's choice (GLM-5)."""
-    layers = int(fields["num_hidden_layers"])
-    if fields.get("indexer_types"):
-        return list(fields["indexer_types"]).count("full")
+def _choosing(fields: Mapping[str, Any]) -> list[bool]:
+    """Return which layers have their own indexer; the others share the choice of the one before (GLM-5)."""
+    if kinds := fields.get("indexer_types"):
+        return [each == "full" for each in kinds]
     if pattern := fields.get("index_topk_pattern"):
-        return sum(each in ("F", "full") for each in pattern)
+        return [each in ("F", "full") for each in pattern]
     often, skipped = max(fields.get("index_topk_freq") or 1, 1), fields.get("index_skip_topk_offset", 2)
-    return sum(max(at - skipped + 1, 0) % often == 0 for at in range(layers))
+    return [max(at - skipped + 1, 0) % often == 0 for at in range(int(fields["num_hidden_layers"]))]
 
 
 def _networks(family: str, fields: Mapping[str, Any]) -> tuple[list[Linear], int]:

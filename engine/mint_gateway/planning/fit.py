@@ -20,7 +20,7 @@ RESERVE = 0.1
 _VECTORS = 4
 _SAVED_VECTORS = 8
 # Rows trained at once: a piece of one policy, or several pieces whose activations, kept for the backward pass, take
-# at most KEPT_BYTES (`mint_engine.training.lean_pass`).
+# at most KEPT_BYTES (`mint_engine.training.lean_pass`). An example that is longer is a piece of its own.
 PIECE_ROWS, MOST_ROWS, KEPT_BYTES = 1024, 2304, 3 << 29
 # A packed file's header, for the file and for each of a layer's linears; the data after it begins at a page.
 _PAGE = 4096
@@ -221,8 +221,9 @@ def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     lean = _has_kernels(device, dtype) and share.trains_lean(mix.context)
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     if not lean:
-        return PIECE_ROWS * each
-    return min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) * (each + share.choice_bytes(mix.context))
+        return max(PIECE_ROWS, mix.context) * each + share.shared_bytes(mix.context)
+    rows = max(mix.context, min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)))
+    return rows * (each + share.choice_bytes(mix.context))
 
 
 def _has_kernels(device: Device, dtype: str) -> bool:

@@ -120,6 +120,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     wide_in_float16: int = 0  # kept in float32 only if the dtype is float16
     windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, including the newest; None: all
     indexer_top_k: int = 0  # tokens that an indexer chooses for each row; 0: there is none
+    shared_choices: int = 0  # indexers whose choice the next layer shares
     narrowest: int | None = None  # the fewest tokens that any layer may see, even if the config does not say which
 
     @property
@@ -220,6 +221,10 @@ class BaseShape(msgspec.Struct, frozen=True):
             return 0
         choosing = sum(each.count for each in self.linears if each.within == "indexer" and each.name == "wq_b")
         return choosing * -(-context // 8)
+
+    def shared_bytes(self, context: int) -> int:
+        """Return the bytes of shared choices that transformers' modules keep in training: one per pair of tokens."""
+        return self.shared_choices * context**2 if self.is_sparse(context) else 0
 
     def bytes_in(self, files: Quantisation | None) -> int:
         """Return the weights' bytes with linears, also those `beside`, in this format and the rest in two bytes."""
