@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import ENGINE_OPTIONS, IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
@@ -255,9 +256,7 @@ class EngineServer:
         finished = await self._services.finish(timeout_s)
         self.stopping = True
         if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+            await end_tasks([self._watch])
         if self._services.parts is not None:
             await self._end_steps(self._services.parts.stepper)
             finished = await self._services.finish(_STOP_S) and finished

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from prometheus_client import REGISTRY
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
 from mint_engine.adapters.packed import Packed
@@ -165,9 +166,7 @@ class Engine:
         try:
             gaps = await asyncio.gather(*[self._streams(number, tokens, until) for number in range(TENANTS)])
         finally:
-            for task in training:
-                task.cancel()
-            await asyncio.gather(*training, return_exceptions=True)
+            await end_tasks(training)
         return {"gaps": [gap for each in gaps for gap in each], "updating": _updating_s() - before}
 
     async def _begin(self, number: int, tokens: int, prompts: int) -> Lessons:

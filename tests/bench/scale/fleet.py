@@ -9,11 +9,11 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 
 import structlog
 from redis.asyncio import Redis
 
+from mint_contracts.awaiting import end_tasks
 from mint_contracts.functions import connect
 from mint_contracts.records import Assignment, EngineRecord, Held, Tier
 from mint_engine.agent import Agent, Body
@@ -96,10 +96,7 @@ async def main(base: str, first: int, count: int) -> None:
         verb, _, name = line.strip().partition(" ")
         if verb == "kill" and name in running:
             running[name].cancel()
-    for task in running.values():
-        task.cancel()
-    with suppress(asyncio.CancelledError):
-        await asyncio.gather(*running.values(), return_exceptions=True)
+    await end_tasks(running.values())
 
 
 if __name__ == "__main__":
