@@ -65,13 +65,8 @@ class Answering:
 
         Yields its trail, of which the block may set the request's ID.
         """
-        trail, started_at = Trail(request_id=""), asyncio.get_running_loop().time()
-
-        def note(code: grpc.StatusCode, outcome: Fields) -> None:
-            if code is not grpc.StatusCode.OK:
-                self._note(trail, started_at, code, outcome)
-
-        with noting(note):
+        trail = Trail(request_id="")
+        with noting_failure(partial(self._note, trail, asyncio.get_running_loop().time())):
             yield trail
 
     def end_at(self, when: float) -> None:
@@ -138,3 +133,15 @@ def noting(note: Callable[[grpc.StatusCode, Fields], None]) -> Iterator[None]:
         if failure:
             outcome["error"] = failure[:LOGGED_ERROR_LENGTH]
         note(code, outcome)
+
+
+@contextmanager
+def noting_failure(note: Callable[[grpc.StatusCode, Fields], None]) -> Iterator[None]:
+    """As `noting`, but only if the block does not end well."""
+
+    def failed(code: grpc.StatusCode, outcome: Fields) -> None:
+        if code is not grpc.StatusCode.OK:
+            note(code, outcome)
+
+    with noting(failed):
+        yield

@@ -127,7 +127,8 @@ async def serve(
         partial(training_pb2_grpc.add_TrainerServicer_to_server, trainer),
     ]
     guards, http_guards = security.guards(metrics)
-    server = _server(services, healthy, [*guards, Arrivals({GENERATE: answering.receiving})], limits)
+    arrivals = Arrivals({GENERATE: answering.receiving, **trainer.receiving()})
+    server = _server(services, healthy, [*guards, arrivals], limits)
     await _be_alive(healthy)
     port = _listen(server, address, security.certificate)
     await server.start()

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from mint_contracts.errors import InvalidRequest, Overloaded, Unavailable
 from mint_contracts.sampling_pb2 import GenerateRequest
@@ -185,6 +186,17 @@ async def test_a_request_that_takes_too_long_can_be_sent_again(scene: Scene, mon
                 await client.answer(LONG, timeout_s=LIMIT_S)
     counted = scene.gateway.metrics.registry.get_sample_value
     assert counted("mint_gateway_requests_total", {"code": "UNAVAILABLE", "client": ""}) == 1, "as any other failure"
+
+
+async def test_a_trainer_call_refused_on_arrival_is_counted_and_logged_as_any_other(scene: Scene) -> None:
+    await scene.with_engine()
+    counted = scene.gateway.metrics.registry.get_sample_value
+    with capture_logs() as logs, pytest.raises(InvalidRequest, match="may have 65,536; shorten its texts"):
+        await scene.client.create_policy("a" * 70_000)
+    [line] = [line for line in logs if line["event"] == "training_call"]
+    assert (line["call"], line["code"]) == ("CreatePolicy", "INVALID_ARGUMENT")
+    labels = {"call": "CreatePolicy", "code": "INVALID_ARGUMENT", "client": ""}
+    assert counted("mint_gateway_training_calls_total", labels) == 1
 
 
 async def test_slow_requests_wait_for_those_before_them(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_contracts.records import Held, Tier
@@ -356,31 +355,6 @@ async def test_unknown_paths_are_answered_in_the_same_format(scene: Scene, engin
     status, answer, _ = await post(scene, TEXT, b"no gzip", Content_Encoding="gzip")
     assert (status, answer["error"]["code"]) == (400, "InvalidRequest")
     assert "body: is not encoded as its headers say" in answer["error"]["message"]
-
-
-async def test_requests_refused_before_they_are_parsed_are_counted_and_logged(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As any other: a person has only the log, and an alert compares the counts."""
-    monkeypatch.setattr(door, "MOST_ARRIVING", 1 << 10)  # beside each one's own allowance
-    await scene.with_engine()
-    counted = scene.gateway.metrics.registry.get_sample_value
-    with capture_logs() as logs:
-        _, _, headers = await post(scene, TEXT, b"{", X_Request_Id="r-1")
-        assert headers["X-Request-Id"] == "r-1"
-        assert (await post(scene, CHAT, b" " * 70_000, X_Request_Id="r-2"))[0] == 429
-        monkeypatch.setattr(door, "MOST_BYTES", 1000)
-        assert (await post(scene, TEXT, b" " * 2000, X_Request_Id="r-3"))[0] == 413
-    lines = [line for line in logs if line["event"] == "request"]
-    assert [(line["request_id"], line["code"]) for line in lines] == [
-        ("r-1", "INVALID_ARGUMENT"),
-        ("r-2", "RESOURCE_EXHAUSTED"),
-        ("r-3", "INVALID_ARGUMENT"),
-    ]
-    assert lines[1]["error"].startswith("Overloaded: gateway: ")
-    assert "body size 1000 exceeded" in lines[2]["error"]
-    for code, count in (("INVALID_ARGUMENT", 2), ("RESOURCE_EXHAUSTED", 1)):
-        assert counted("mint_gateway_requests_total", {"code": code, "client": ""}) == count
 
 
 async def test_a_request_that_does_not_come_whole_is_given_up(

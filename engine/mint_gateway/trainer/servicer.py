@@ -1,5 +1,7 @@
 """The gateway's gRPC service Trainer, over a Forwarding: one log line per call."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -12,7 +14,7 @@ from mint_contracts import training_pb2_grpc
 from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
-from mint_gateway.answering import TOKEN_BYTES, Fields, noting
+from mint_gateway.answering import TOKEN_BYTES, Fields, noting, noting_failure
 from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller, sharer
@@ -81,6 +83,13 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
     async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
         """Forward to the policy's engine, or to any engine if that one has ended."""
         return await self._forward("DropPolicy", pb.DropPolicyResponse, request, context)
+
+    def receiving(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+        """Return, by method, a context that counts and logs a call that ends within it, as by a refusal."""
+        service = pb.DESCRIPTOR.services_by_name["Trainer"]
+        calls = [each.name for each in service.methods if each.name != "ListPolicies"]
+        notes = {call: partial(self._note, CallTrail(call)) for call in calls}
+        return {f"/{service.full_name}/{call}": partial(noting_failure, note) for call, note in notes.items()}
 
     async def _forward(self, call: str, _: type[A], request: Request, context: _Context) -> A:
         trail, share = CallTrail(call), self._budget.share(0, sharer.get())
