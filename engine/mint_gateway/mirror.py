@@ -1,6 +1,6 @@
 """Following the placement map: one immutable MapView per base, replaced as a whole when the map changes.
 
-While Redis is away, the last views keep serving; nothing here ever blocks a request.
+While Redis is away, or takes no heartbeats, the last views keep serving; nothing here ever blocks a request.
 """
 
 import asyncio
@@ -148,11 +148,15 @@ class Mirror:
             self.first_read.set()
 
     async def _pulse(self, view: MapView) -> tuple[Pulse, Mapping[str, int]]:
-        """Return the base's pulse and, of the engines silent in it, those now reporting all their holdings again."""
+        """Return the base's pulse and, of the engines silent in it, those now reporting all their holdings again.
+
+        Raises MapUnavailable or ResponseError if engines are silent while Redis takes no writes.
+        """
         pulse = await self._reader.pulse(view.base)
         silent = [n for n, engine in view.engines.items() if engine.alive and pulse.engines.get(n) is None]
         rereporting = await self._reader.telling(view.base, silent)
         if len(rereporting) < len(silent):
+            await self._reader.confirm_writes(view.base)  # else their heartbeats may only not have been taken
             pulse = await self._reader.pulse(view.base)  # now has the engines that finished reporting in between
         return pulse, rereporting
 

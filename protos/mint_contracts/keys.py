@@ -44,6 +44,8 @@ that a cluster's node redirects reports that and does not follow.
 | mint:{ns/name}:catalog:roots:numbers, :labels:numbers   | the inverses of these two           | gateways |
 | mint:{ns/name}:catalog:parts      | zset   | manifest parts brought in lately      | gateways |
 | mint:{ns/name}:catalog:keeper     | string | the gateway that reads manifests now  | gateways |
+| mint:{ns/name}:catalog:nothing    |        | never there: deleting it shows whether| gateways |
+|                                   |        | Redis takes writes                    |          |
 | mint:{ns/name}:catalog:news       | pubsub | names that changed, or "*"            | gateways |
 
 Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory,

@@ -121,6 +121,10 @@ class MapReader:
         """Whether an operator has written every base here, if there are any; False: perhaps Redis has lost them."""
         return await bounded(lambda: self._redis.get(keys.LED)) is not None
 
+    async def confirm_writes(self, base: str) -> None:
+        """Raises MapUnavailable or ResponseError while Redis answers but takes no writes, as if its disk is full."""
+        await bounded(lambda: self._redis.unlink(keys.catalog(base, "nothing")))
+
     async def version(self, base: str) -> int | None:
         """Return the map's version; None if it was never completed or is lost."""
         text = await bounded(lambda: self._redis.get(keys.version(base)))

@@ -106,6 +106,23 @@ async def test_an_engine_is_dead_when_its_heartbeat_runs_out(scene: Scene) -> No
     await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
 
 
+async def test_answers_go_on_while_redis_takes_no_writes(fragile: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a full disk, Redis still answers, but refuses the heartbeats of engines that are well."""
+    monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
+    engine = await fragile.with_engine()
+    await engine.silence()
+    mirror = fragile.gateway.mirror
+    both = fragile.redis.pipeline(transaction=False)
+    both.pexpire(keys.engine(BASE, "e-0"), 20)
+    both.config_set("min-replicas-to-write", 1)
+    await both.execute()
+    await until(lambda: mirror.away)
+    assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-0"
+    await fragile.redis.config_set("min-replicas-to-write", 0)
+    await until(lambda: not mirror.away)
+    await until(lambda: not mirror.views[BASE].engines["e-0"].alive)
+
+
 async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, own_redis: RedisProcess) -> None:
     engine = await fragile.with_engine()
     own_redis.kill()
