@@ -86,12 +86,14 @@ def save(
 
 
 def _unstacked(held: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a model's tensors by name, with experts' gates and ups apart."""
+    """Yield a model's tensors by the names that the converter knows, with experts' gates and ups apart."""
     for key, weight in held.items():
         path, _, kind = key.rpartition(".")
         if kind == "gate_up_proj":
             gates, ups = weight.chunk(2, dim=1)
             yield from ((f"{path}.gate_proj.weight", gates), (f"{path}.up_proj.weight", ups))
+        elif kind == "e_score_correction_bias":
+            yield f"{path}.gate.e_score_correction.bias", weight
         else:
             yield f"{key}.weight" if kind == "down_proj" else key, weight
 

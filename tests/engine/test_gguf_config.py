@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, Phi3Config, PreTrainedModel, Qwen2Config, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    LlamaConfig,
+    MiniMaxM2Config,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import load_base
@@ -117,6 +125,20 @@ def test_experts_have_the_sizes_that_the_file_says(family: str, tmp_path: Path) 
     read = load_base(tmp_path, torch.float32, CPU).model
     torch.testing.assert_close(logits(read), logits(model))
     assert {each.dtype for each in load_base(tmp_path, torch.bfloat16, CPU).model.parameters()} == {torch.bfloat16}
+
+
+def test_what_corrects_the_choice_of_experts_is_not_rounded(tmp_path: Path) -> None:
+    """Numbers of about 8 that differ by hundredths would all be the same in bfloat16."""
+    model = make_model(MiniMaxM2Config(**PLAIN, num_local_experts=8, num_experts_per_tok=3, rotary_dim=16))  # type: ignore[call-arg]
+    corrections = {name: each for name, each in model.named_buffers() if name.endswith("e_score_correction_bias")}
+    for each in corrections.values():
+        each.mul_(0.01).add_(8.6)
+    told = {"expert_count": 8, "expert_used_count": 3, "attention.key_length": 16}
+    save(tmp_path / "tiny.gguf", model, "minimax-m2", {f"ARCH.{key}": value for key, value in told.items()})
+    read = dict(load_base(tmp_path, torch.bfloat16, CPU).model.named_buffers())
+    assert len(corrections) == PLAIN["num_hidden_layers"]
+    for name, each in corrections.items():
+        assert torch.equal(read[name], each)
 
 
 @pytest.mark.parametrize(

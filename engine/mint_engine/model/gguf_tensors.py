@@ -46,7 +46,7 @@ def load_gguf(
     `tensors` are those that transformers reads one by one, and otherwise empty.
     """
     found = load_weights(model, tensors, loading, device=device)
-    for some in _layers(path, model, loading.dtype, progress) if not tensors else ():
+    for some in _layers(path, model, progress) if not tensors else ():
         info = load_weights(model, some, loading, device=device)
         found.missing_keys &= info.missing_keys
         found.unexpected_keys |= info.unexpected_keys
@@ -55,12 +55,11 @@ def load_gguf(
     return found
 
 
-def _layers(
-    path: Path, model: PreTrainedModel, dtype: torch.dtype, progress: LoadProgress
-) -> Iterator[dict[str, Any]]:
-    """Yield each layer's tensors by their names in the model, and each tensor outside of layers.
+def _layers(path: Path, model: PreTrainedModel, progress: LoadProgress) -> Iterator[dict[str, Any]]:
+    """Yield each layer's tensors by their names in the model, and each tensor outside of layers, in float32.
 
-    Tensors of one layer may become one, such as experts' gates and ups.
+    Tensors of one layer may become one, such as experts' gates and ups. They are rounded to the model's dtype when
+    they are loaded, except those that stay in float32.
     """
     reader: Any = gguf.GGUFReader(path)
     architecture = _parts.read_field(reader, "general.architecture")[0]
@@ -76,7 +75,7 @@ def _layers(
                 weights=weights, name=each.name, tensor_key_mapping=names, parsed_parameters=parsed
             )
             if made.name in names:
-                parsed["tensors"][names[made.name]] = torch.from_numpy(made.weights.copy()).to(dtype)
+                parsed["tensors"][names[made.name]] = torch.from_numpy(made.weights.copy())
             progress.moved(each.data.nbytes)
         yield parsed["tensors"]
         parsed["tensors"].clear()  # before the next ones are read
