@@ -1,12 +1,13 @@
 """What the operator remembers of the placement map between looks, over a real Redis."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.errors import StaleEpoch
+from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
@@ -18,6 +19,7 @@ from mint_operator.observing.map_view import MapView
 from mint_operator.planning.sizes import Size
 from tests.contracts.placed import held, outlive, record
 from tests.operator.stage import PlayedEngine
+from tests.redis_process import RedisProcess, patient
 
 KEY = "team/smol"
 PLACEMENT = Placement("a/b", Source(uri="pvc://s/b"), ("team/w",), (Place("smol-0", Tier.DEVICE, "drawn"),))
@@ -75,6 +77,35 @@ async def test_an_engine_whose_next_start_reports_is_not_away_and_not_ready_befo
     assert (found.away_s, found.unready_s) == ({}, {"smol-1": 20.0})
     await again.report()
     assert (await view.look(engines))[KEY].unready_s == {}
+
+
+@pytest.mark.parametrize("outage", ["away", "full"])
+async def test_while_redis_takes_no_heartbeats_no_time_counts_as_an_engines(tmp_path: Path, outage: str) -> None:
+    """When Redis is back, engines report one after another: nothing is moved from those that come later."""
+    clock = Clock()
+    with RedisProcess(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as process:
+        redis = patient(process.url)
+        view, engines = seen_by(clock, redis), {KEY: ["smol-0", "smol-1"]}
+        for name in engines[KEY]:
+            await PlayedEngine(redis, KEY, name).report()
+        assert (await view.look(engines))[KEY].away_s == {}
+        await redis.delete(keys.engine(KEY, "smol-0"), keys.engine(KEY, "smol-1"))  # as if their time had passed
+        if outage == "away":
+            process.kill()
+        else:
+            await redis.config_set("min-replicas-to-write", 1)
+        clock.now += 40
+        with pytest.raises(MapUnavailable):
+            await view.look(engines)
+        clock.now += 40
+        if outage == "away":
+            process.start()
+        else:
+            await redis.config_set("min-replicas-to-write", 0)
+        await PlayedEngine(redis, KEY, "smol-0").report()
+        found = (await view.look(engines))[KEY]
+        assert (found.away_s, found.unready_s) == ({"smol-1": 0.0}, {"smol-1": 0.0})
+        await redis.aclose()
 
 
 @pytest.mark.parametrize("leaves", [False, True], ids=["it dies", "it leaves"])

@@ -100,12 +100,21 @@ class MapView:
             gate = asyncio.Semaphore(AT_ONCE)
             names = sorted({*known, *engines})
             maps = await asyncio.gather(*[self._look_at(base, engines.get(base, ()), gate) for base in names])
-        except ResponseError as error:  # Redis answers but is unusable: a read-only replica, or out of memory
+        except MapUnavailable:
+            self._pass_over()
+            raise
+        except ResponseError as error:  # Redis answers but is unusable: a read-only replica, or its disk is full
+            self._pass_over()
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
         for base in self._memory.keys() - set(names):
             del self._memory[base]
         found = {base: each for base, each in zip(names, maps, strict=True) if each is not None}
         return found | {base: _unlisted(found[base]) for base in found.keys() - set(known)}
+
+    def _pass_over(self) -> None:
+        """Count engines' absence anew: their heartbeats ran out unseen, and they come back one after another."""
+        for memory in self._memory.values():
+            memory.last_alive = {}
 
     def _watched(self, base: str) -> bool:
         """Whether a base is this operator's; bases of other namespaces belong to others that share this Redis."""
@@ -145,6 +154,8 @@ class MapView:
             views = await self._views(base, pulse, memory)
             silent = [name for name in engines if pulse.engines.get(name) is None]
             telling = await self._reader.telling(base, silent)
+            if len(telling) < len(silent):
+                await self._reader.confirm_writes(base)
             _forget_sizes(memory)
             _smooth(memory, pulse, now)
             memory.pulse = pulse
