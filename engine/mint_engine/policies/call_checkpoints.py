@@ -1,6 +1,9 @@
 """Checkpoints of Trainer API policies: those that clients ask for, and those that an engine leaves as it lets go.
 
 <store>/policies/<policy>/calls/<lease>-<sequence>      in the format of `checkpoints`
+
+What an engine leaves after call n has the number n + 1: a SaveState of that number may have been written although it
+failed, and nobody could resume that.
 """
 
 import asyncio
@@ -43,7 +46,7 @@ def checkpoints_of(store: Store, policy: str) -> Checkpoints:
 
 async def save(here: CallContext, policy: str, calls: Calls, sequence: int, *, resumable: bool = False) -> str:
     """Write a checkpoint and return its URI; it is durable when this returns."""
-    checkpoints, name = checkpoints_of(here.store, policy), Name(calls.lease, sequence)
+    checkpoints, name = checkpoints_of(here.store, policy), Name(calls.lease, sequence + resumable)
     async with here.copying(calls):
         copy = await here.training.step_thread.parts(lambda trainer: copying(trainer, policy))
         blob = await run_in_background(state.to_bytes, copy)
