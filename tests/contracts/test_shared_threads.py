@@ -131,4 +131,4 @@ async def test_a_thread_that_there_is_does_what_no_other_can_be_started_for(
         second = asyncio.create_task(threads.run("b", works.named("second")))
         await asyncio.sleep(0)
     works.may_end.set()
-    assert await asyncio.gather(first, second) == ("first", "second")
+    assert list(await asyncio.gather(first, second)) == ["first", "second"]
