@@ -1,15 +1,19 @@
 """A file of entries becomes messages that gateways accept, whatever it contains, or one clear error."""
 
+import io
 import re
 from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
+from rich.console import Console
+from rich.progress import Progress
 
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.transport import MOST_TOKEN_BYTES
+from mint_gateway.cli.catalog import columns
 from mint_gateway.cli.manifest_file import LONGEST_LINE, MESSAGE_BYTES, requests
 
 
@@ -40,3 +44,14 @@ async def test_a_row_too_long_for_an_entry_is_told_by_its_number(tmp_path: Path)
     parquet.write_table(pyarrow.table(rows), tmp_path / "rows.parquet")
     with pytest.raises(InvalidRequest, match=re.escape("rows.parquet': row 2 has 1 MiB or more")):
         await messages(tmp_path / "rows.parquet")
+
+
+def test_progress_is_told_in_bytes_only_where_bytes_are_counted() -> None:
+    for name, in_bytes in (("adapters.jsonl", True), ("adapters.parquet", False)):
+        progress = Progress(*columns(Path(name)), console=Console(file=io.StringIO(), width=120))
+        task = progress.add_task("registering", total=10_000)
+        for read in (1_000, 2_000):
+            progress.update(task, completed=read)
+        with progress.console.capture() as shown:
+            progress.console.print(progress.get_renderable())
+        assert ("/s" in shown.get()) is in_bytes, shown.get()

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
@@ -15,7 +22,7 @@ from mint_contracts.escaping import escape_controls
 from mint_contracts.listing import and_more
 from mint_gateway.cli.argument_types import positive
 from mint_gateway.cli.gateway_options import reach
-from mint_gateway.cli.manifest_file import requests, size_of
+from mint_gateway.cli.manifest_file import PARQUET, requests, size_of
 from mint_gateway.cli.purpose import purpose
 from mint_gateway.cli.showing import console, show, show_json
 from mint_gateway.cli.tables import entries_table, refusals_table
@@ -105,14 +112,8 @@ async def run_register(options: argparse.Namespace) -> int:
     """Register a file. Return 1 if any line was refused."""
     shown = console(sys.stderr)
     size = await asyncio.to_thread(size_of, options.file)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
     async with reach(options) as client:
-        with Progress(*columns, console=shown, disable=not shown.is_terminal) as progress:
+        with Progress(*columns(options.file), console=shown, disable=not shown.is_terminal) as progress:
             task = progress.add_task(f"registering {options.file.name}", total=size)
             response = await client.register(
                 requests(options.file, options.base, lambda read: progress.update(task, completed=read))
@@ -122,6 +123,12 @@ async def run_register(options: argparse.Namespace) -> int:
     else:
         _print_response(response)
     return 1 if response.refused else 0
+
+
+def columns(file: Path) -> list[ProgressColumn]:
+    """Return what is shown of a file's progress: of Parquet rows are counted, which have no speed in bytes."""
+    speed = [] if file.suffix == PARQUET else [TransferSpeedColumn()]
+    return [TextColumn("{task.description}", markup=False), BarColumn(), *speed, TimeRemainingColumn()]
 
 
 async def run_retire(options: argparse.Namespace) -> int:
