@@ -31,7 +31,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import prompt_logprobs, routed
 from mint_engine.requests.answers import Served, answer
-from mint_engine.requests.begun import base_source, read_begun
+from mint_engine.requests.begun import base_source, leave_out_prompt, read_begun
 from mint_engine.requests.channels import read_channels
 from mint_engine.requests.compiling import Compiling
 from mint_engine.requests.grammar import Grammars
@@ -237,6 +237,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             raise InvalidRequest("client", f"has more than {_LONGEST_CLIENT} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
         vocabulary = parts.base.vocab_size
+        leave_out_prompt(request)
         # Refused before the prompt costs anything.
         wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:

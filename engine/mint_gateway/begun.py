@@ -48,9 +48,7 @@ class Begun:
                 self._share.fill(self._request_bytes)
 
     def write(self, request: GenerateRequest) -> None:
-        """Write it into its request, for an engine to go on. What the client wanted of the prompt, it has."""
-        request.sampling.ClearField("prompt_logprobs")
-        request.sampling.ClearField("echo")
+        """Write it into its request, for an engine to go on."""
         request.begun.CopyFrom(
             sampling_pb2.Begun(
                 revision=self._revision,

@@ -165,7 +165,9 @@ class Router:
                 try:
                     candidate, source = await self._next(trail, retries, going_on=begun.lost != "")
                 except (MintError, grpc.aio.AioRpcError) as error:
-                    raise _ended_early(begun.lost) if begun.lost else error from error
+                    if not begun.lost:
+                        raise
+                    raise _ended_early(begun.lost) from error
                 trail.engine, trail.why, trail.tries = candidate.engine, candidate.why, retries.count
                 with self._in_flight.at(candidate.address):
                     _prepare(request, trail, source)
@@ -259,7 +261,7 @@ class Router:
             retries.failed[candidate.address] = None
             return
         self._on_retry(from_rpc_error(error))
-        retries.failed_with(candidate.address, error, trail.request_id)
+        retries.failed_with(candidate.address, error, trail.request_id, answering=True)
 
 
 def _may_ask(view: MapView, adapter: str) -> bool:

@@ -99,7 +99,8 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 @_typing.final
 class Begun(_message.Message):
     """What the client of a request has of its answer: an engine goes on from there. It sends a new Started, no token again,
-    and no completion that is finished. Refused (INVALID_ARGUMENT) together with `echo`, `prompt_logprobs` or `routes`.
+    no completion that is finished, and nothing of the prompt, whatever the request asks for. Refused (INVALID_ARGUMENT)
+    together with `routes`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

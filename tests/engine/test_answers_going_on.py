@@ -118,6 +118,17 @@ async def test_a_stop_string_is_found_across_the_break(base: Path, adapter: Path
             assert of_each(rest, 1) == of_each(whole[cut:], 1), cut
 
 
+async def test_nothing_of_the_prompt_is_told_again(base: Path, adapter: Path) -> None:
+    async with running(base, {"a": adapter}) as engine:
+        request = request_of(echo=True, logprobs=1, prompt_logprobs=True)
+        whole = await stream(engine, request)
+        assert len(whole[0].started.prompt) == len(PROMPT)
+        rest = await stream(engine, begun(request, whole[:3]))
+        assert not rest[0].started.prompt
+        assert not rest[0].started.prompt_logprobs
+        assert rounded(of_each(rest, 1)) == rounded(of_each(whole[3:], 1))
+
+
 async def test_what_cannot_go_on_here_is_refused(base: Path, adapter: Path) -> None:
     async with running(base, {"a": adapter}) as engine:
         request = request_of()
@@ -126,7 +137,7 @@ async def test_what_cannot_go_on_here_is_refused(base: Path, adapter: Path) -> N
         async def refusal(**changes: Any) -> MintError:
             asked = begun(request, whole[:4])
             for name, value in changes.items():
-                part = asked.sampling if name in {"echo", "n"} else asked.begun
+                part = asked.sampling if name in {"routes", "n"} else asked.begun
                 setattr(part, name, value)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stream(engine, asked)
@@ -134,7 +145,6 @@ async def test_what_cannot_go_on_here_is_refused(base: Path, adapter: Path) -> N
 
         assert isinstance(await refusal(revision="another"), EngineUnavailable)
         assert isinstance(await refusal(base_source="another"), EngineUnavailable)
-        assert "cannot be combined with echo" in str(await refusal(echo=True))
         assert "the request asks for 2" in str(await refusal(n=2))
         asked = begun(request, whole[:4])
         for tokens, problem in (([9999], "tokens that this base has not"), ([1] * 15, "15 tokens of at most 14")):

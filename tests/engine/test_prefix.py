@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.scheduling.pages import Pages
@@ -192,6 +193,19 @@ def test_siblings_wait_for_their_prompt() -> None:
             computed[share.completion] += share.length if share.completion in fresh else 0
     assert list(computed.values()) == [38, 38 - 32, 38 - 32]
     assert all(each.state is State.ENDED for each in computed)
+
+
+def test_siblings_wait_for_their_prompt_also_where_they_go_on_with_answers() -> None:
+    books = scheduler()
+    leader = completion(38, 5)
+    leader.request = replace(leader.request, begun=(7, 8))
+    leader.tokens += leader.request.begun
+    follower = completion(38, 5, leader=leader)
+    books.add(leader)
+    books.add(follower)
+    advance(books)
+    assert follower.state is State.PARKED
+    assert run(books) == [leader, follower]
 
 
 def test_siblings_of_a_leader_that_ended_compute_it_themselves() -> None:

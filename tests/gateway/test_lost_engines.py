@@ -29,16 +29,18 @@ from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 
 PIRATES = "demo/pirate"
+DRAINS = errors.Draining("engine", "ended before the request did")
+BREAKS = errors.EngineUnavailable("engine", "cannot compute any more; see its log")
 
 
 class Mortal(ScriptedEngine):
-    """Dies, or ends as one that drains, where others would hang."""
+    """Dies where others would hang, or says why it ends."""
 
-    drains = False
+    says: errors.MintError | None = None
 
     async def hang(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        if self.drains:
-            await context.abort_with_status(to_status(errors.Draining(self.name, "ended before the request did")))
+        if self.says:
+            await context.abort_with_status(to_status(self.says))
         self.dying = asyncio.create_task(self.deafen())
         await super().hang(context)
 
@@ -68,10 +70,10 @@ def words(events: list[GenerateEvent], index: int = 0) -> list[str]:
     return [event.chunk.text for event in events if event.HasField("chunk") and event.chunk.index == index]
 
 
-@pytest.mark.parametrize("drains", [False, True])
-async def test_another_goes_on_where_it_was_lost(scene: Scene, drains: bool) -> None:
+@pytest.mark.parametrize("says", [None, DRAINS, BREAKS])
+async def test_another_goes_on_where_it_was_lost(scene: Scene, says: errors.MintError | None) -> None:
     lost, other = await engines_of(scene)
-    lost.drains = drains
+    lost.says = says
     events = await events_of(scene)
     assert words(events) == ["Hello", " there", "."]
     assert [event.started.engine for event in events if event.HasField("started")] == ["e-0"]
@@ -97,7 +99,7 @@ async def test_completions_that_are_finished_are_not_generated_again(scene: Scen
 async def test_each_of_several_goes_on_in_turn(scene: Scene) -> None:
     first, second, third = await engines_of(scene, 3)
     await second.hold(PIRATES, PIRATE, Tier.HOST)
-    first.drains = second.drains = True  # or the request might be what kills them
+    first.says = second.says = DRAINS  # or the request might be what kills them
     second.hold_after = 2
     await scene.seen(second)
     assert words(await events_of(scene)) == ["Hello", " there", "."]
@@ -133,10 +135,15 @@ async def test_where_none_can_go_on_the_client_is_told_to_retry(scene: Scene, re
     assert other.seen
 
 
-async def test_a_request_that_kills_each_engine_while_they_answer_is_refused_for_good(scene: Scene) -> None:
+@pytest.mark.parametrize(("says", "most_words"), [(None, 2), (None, 6), (BREAKS, 6)])
+async def test_a_request_that_kills_each_engine_while_they_answer_is_refused_for_good(
+    scene: Scene, says: errors.MintError | None, most_words: int
+) -> None:
     engines = await engines_of(scene, 6)
     for number, engine in enumerate(engines):
-        engine.hold_after = min(number + 1, 2)
+        engine.words, engine.hold_after, engine.says = "abcdefgh", min(number + 1, most_words), says
+        await engine.hold(PIRATES, PIRATE, (Tier.DEVICE, Tier.HOST, Tier.DISK)[min(number, 2)])
+    await scene.seen(*engines)
     with pytest.raises(errors.Internal, match="it may be the cause and is not retried"):
         await events_of(scene)
     assert sum(bool(each.seen) for each in engines) == Patience().deaths
@@ -157,6 +164,15 @@ async def test_streams_over_http_go_on_as_well(scene: Scene) -> None:
         stream = await client.completions.create(model=PIRATES, prompt="Ahoy", stream=True)
         assert "".join([piece.choices[0].text async for piece in stream]) == "Hello there."
     assert lost.seen
+
+
+async def test_a_prompt_is_still_echoed_over_http(scene: Scene) -> None:
+    lost, other = await engines_of(scene)
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+        answer = await client.completions.create(model=PIRATES, prompt="Ahoy. ", echo=True)
+    assert answer.choices[0].text == "Ahoy. Hello there."
+    assert lost.seen
+    assert other.seen
 
 
 async def test_routes_which_come_in_parts_do_not(scene: Scene) -> None:

@@ -28,6 +28,13 @@ def base_source(source: Source) -> str:
     return hashlib.blake2b(f"{source.uri}\0{source.revision}".encode(), digest_size=16).hexdigest()
 
 
+def leave_out_prompt(request: GenerateRequest) -> None:
+    """Ask for nothing of the prompt if the answer goes on: its client has what it wanted of that."""
+    if request.HasField("begun"):
+        request.sampling.ClearField("echo")
+        request.sampling.ClearField("prompt_logprobs")
+
+
 def read_begun(request: GenerateRequest, sampling: Sampling, vocab_size: int, own_base: str) -> Begun | None:
     """Return what the request's client has of its answer, checked, or None if it begins here.
 
@@ -40,8 +47,8 @@ def read_begun(request: GenerateRequest, sampling: Sampling, vocab_size: int, ow
     begun = request.begun
     if begun.base_source != own_base:
         raise EngineUnavailable("base model", "was loaded from elsewhere by the engine that began the answer")
-    if request.sampling.echo or sampling.prompt_logprobs or request.sampling.routes:
-        raise InvalidRequest("begun", "cannot be combined with echo, prompt_logprobs or routes")
+    if request.sampling.routes:
+        raise InvalidRequest("begun", "cannot be combined with routes")
     if len(begun.completions) != sampling.n:
         raise InvalidRequest("begun", f"has {len(begun.completions)} completions; the request asks for {sampling.n}")
     if all(each.finished for each in begun.completions):

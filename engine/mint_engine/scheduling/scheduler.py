@@ -340,7 +340,7 @@ def _promise(promised: Counter[Sharer], completion: Completion, tokens: int) -> 
 def _follows(completion: Completion) -> bool:
     """Return whether to wait for the leader: it computes full pages of the prompt, or its scores, posted first."""
     leader = completion.leader
-    if leader is None or leader.state is State.ENDED or leader.generated:
+    if leader is None or leader.state is State.ENDED or leader.generated > len(leader.request.begun):
         return False
     shares = len(completion.request.prompt) > PAGE_TOKENS and completion.request.reuses
     return shares or leader.must_score

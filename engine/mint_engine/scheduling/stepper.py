@@ -99,7 +99,8 @@ class Stepper:
         completions: list[Completion] = []
         for request, sink in zip(requests, sinks, strict=True):
             completions.append(self._generation.begin(request, sink, leader))
-            leader = leader or completions[0]
+            if leader is None and completions[-1].ended is None:  # one that has ended computes no prompt
+                leader = completions[-1]
         return completions
 
     def enqueue(self, completions: list[Completion]) -> None:
