@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from e2e import release
 from e2e.asking import NAMES, lost, while_asking
 from e2e.cluster.kube import is_ready
@@ -61,32 +63,22 @@ def _kill_pods(world: World, component: str) -> None:
     until(f"{component} to be replaced", replaced)
 
 
-async def test_serving_goes_on_without_the_operator_and_state_is_right_afterwards(world: World, waves: Waves) -> None:
-    waves("steady", wave(NAMES))
-    world.kube.wait("adapterwave/steady", "Ready", NAMESPACE)
+@pytest.mark.parametrize(("component", "other"), [("operator", GOOD[3].name), ("redis", GOOD[4].name)])
+async def test_serving_goes_on_without_a_component_and_state_is_right_afterwards(
+    world: World, waves: Waves, component: str, other: str
+) -> None:
+    steady, after = f"steady-{component}", f"after-{component}"
+    waves(steady, wave(NAMES))
+    world.kube.wait(f"adapterwave/{steady}", "Ready", NAMESPACE)
 
     async def kill() -> None:
-        await asyncio.to_thread(_kill_pods, world, "operator")
+        await asyncio.to_thread(_kill_pods, world, component)
 
     outcomes = await while_asking(world, kill)
     assert lost(outcomes) == []
-    waves("after-operator", wave([GOOD[3].name]))
-    world.kube.wait("adapterwave/after-operator", "Ready", NAMESPACE)
-    world.kube.wait("adapterwave/steady", "Ready", NAMESPACE)
-
-
-async def test_serving_goes_on_without_redis_and_state_is_right_afterwards(world: World, waves: Waves) -> None:
-    waves("remembered", wave(NAMES))
-    world.kube.wait("adapterwave/remembered", "Ready", NAMESPACE)
-
-    async def kill() -> None:
-        await asyncio.to_thread(_kill_pods, world, "redis")
-
-    outcomes = await while_asking(world, kill)
-    assert lost(outcomes) == []
-    waves("after-redis", wave([GOOD[4].name]))
-    world.kube.wait("adapterwave/after-redis", "Ready", NAMESPACE)
-    world.kube.wait("adapterwave/remembered", "Ready", NAMESPACE)
+    waves(after, wave([other]))
+    world.kube.wait(f"adapterwave/{after}", "Ready", NAMESPACE)
+    world.kube.wait(f"adapterwave/{steady}", "Ready", NAMESPACE)
 
 
 def test_a_map_that_is_flushed_is_written_again(world: World, waves: Waves) -> None:
