@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from mint_contracts.sampling_pb2 import Chat, Chunk, Started
 from mint_gateway.http.calls import Call
 from mint_gateway.http.parsing import Parser, Parsing, Part, Piece, parsing, piece_of
+from mint_gateway.http.tags import MOST_SPACE
 from mint_gateway.http.thoughts import Separator, Thought
 from mint_gateway.http.tools import NONE, Function, Tools
 
 CALL = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
 SEA = Call("sea", '{"deep": true}')
+SPACE = " " * MOST_SPACE
 
 
 def joined(parts: Sequence[Part]) -> tuple[str, str]:
@@ -56,6 +58,9 @@ def separated(pieces: Sequence[str], *, begun: bool) -> tuple[str, str]:
         ("\n It is.", "", "\n It is."),
         ("It is. <think>Is it?</think>", "", "It is. <think>Is it?</think>"),
         ("Is it?</think>It is.", "", "Is it?</think>It is."),
+        # More white space than is held within bounds.
+        (f"{SPACE} <think>Is it?</think>It is.", "", f"{SPACE} <think>Is it?</think>It is."),
+        (f"{SPACE}<think>Is it?  {SPACE}</think>It is.", "Is it?  ", "It is."),
     ],
 )
 def test_a_thought_that_may_begin(text: str, thought: str, answer: str) -> None:
@@ -126,6 +131,14 @@ def test_text_is_told_as_soon_as_no_marker_can_begin_with_it(pieces: list[str], 
         kept = come[len(shown) :].lstrip()
         assert ("</think>" if begun else "<think>").startswith(kept)
         assert not kept or begun or not shown, "only what the answer begins with may begin a thought"
+
+
+@pytest.mark.parametrize("begins", ["", "<think>a"])
+def test_white_space_is_held_within_bounds(begins: str) -> None:
+    separator = Separator(begun=False)
+    separator.push(begins)
+    told = joined([part for _ in range(10) for part in separator.push(SPACE)])
+    assert len("".join(told)) >= 9 * MOST_SPACE
 
 
 def test_a_part_of_a_marker_is_never_told() -> None:

@@ -16,6 +16,7 @@ from mint_contracts.sampling_pb2 import Chat
 from mint_engine.requests.fitting import fit_messages
 from mint_gateway.http.call_forms import CALL_FORMS
 from mint_gateway.http.calls import Call
+from mint_gateway.http.tags import MOST_SPACE
 from mint_gateway.http.tools import Function, Tools
 from tests.engine.call_templates import TEMPLATES
 
@@ -158,6 +159,8 @@ CASES: list[tuple[int, str, Parts]] = [
         [CALL_FORMS[Chat.KIMI].opening + KIMI_SEA.replace("}", ""), SEA],
     ),
     (Chat.DEEPSEEK, section(Chat.DEEPSEEK_V31, NEW_SEA), [section(Chat.DEEPSEEK_V31, NEW_SEA)]),
+    (Chat.QWEN_CODER, f"I look.{' ' * MOST_SPACE}{QWEN_SEA}", ["I look.", SEA]),
+    (Chat.QWEN_CODER, f"I look.{' ' * (MOST_SPACE + 3)}{QWEN_SEA}", ["I look.   ", SEA]),
 ]
 
 
@@ -165,6 +168,16 @@ CASES: list[tuple[int, str, Parts]] = [
 def test_calls(form: int, text: str, parts: Parts) -> None:
     assert read(form, [text]) == parts
     assert read(form, list(text)) == parts
+
+
+@pytest.mark.parametrize("form", CALL_FORMS)
+def test_white_space_before_a_call_is_held_within_bounds(form: int) -> None:
+    """A model may write nothing else, and each token takes time for all that is held."""
+    reading = TOOLS.reading(Form(form))
+    assert reading
+    reader = reading.reader()
+    told = "".join(str(part) for _ in range(10) for part in reader.push(" " * MOST_SPACE))
+    assert len(told) == 9 * MOST_SPACE
 
 
 @pytest.mark.parametrize("form", TEMPLATES)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Generator, Mapping
 from mint_gateway.http.arguments import Types, argument, quoted
 from mint_gateway.http.call_forms import CallForm
 from mint_gateway.http.calls import NO_SPACE, Call, Object, decoded, is_object
-from mint_gateway.http.tags import may_begin
+from mint_gateway.http.tags import end_before, may_begin
 
 Functions = Mapping[str, Mapping[str, Types]]  # by name, with the types of each one's parameters
 
@@ -68,7 +68,7 @@ class Marked:
                     self._malformed = False
                     found += self._release(at + len(mark))
                     continue
-                found += self._release(len(self._held[:at].rstrip()))
+                found += self._release(end_before(self._held, at))
                 self._at = self._held.index(mark) + len(mark)
                 self._reading = self._call(mark)
             try:

@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from mint_gateway.http.tags import may_begin
+from mint_gateway.http.tags import MOST_SPACE, end_before, may_begin
 
 _BEGIN, _END = "<think>", "</think>"
 
@@ -78,9 +78,10 @@ class Separator:
     def _begin(self) -> None:
         """Find out whether there is a thought, if the text held is enough for that."""
         begun = self._held.lstrip()
-        if begun.startswith(_BEGIN):
+        spaced = len(self._held) - len(begun) > MOST_SPACE
+        if begun.startswith(_BEGIN) and not spaced:
             self._state, self._held, self.found = _State.THOUGHT, begun[len(_BEGIN) :], True
-        elif not _BEGIN.startswith(begun):
+        elif spaced or not _BEGIN.startswith(begun):
             self._state = _State.ANSWER
 
     def _think(self) -> list[str | Thought]:
@@ -92,7 +93,7 @@ class Separator:
             end = may_begin(_END, self._held)
             text, self._held = self._held[:end], self._held[end:]
         else:
-            text, self._held = self._held[:end].rstrip(), self._held[end + len(_END) :]
+            text, self._held = self._held[: end_before(self._held, end)], self._held[end + len(_END) :]
             self._state = _State.BETWEEN
         self._shown = self._shown or bool(text)
         return [Thought(text)] if text else []
