@@ -227,7 +227,7 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
     [line] = [line for line in out.splitlines() if "demo/idle" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["demo/idle", BASE, "rests", "2", "4"]
     _, out, _ = await mint(scene.target, "policy", "list", "-o", "json")
-    assert [each["life"] for each in json.loads(out)["policies"]] == ["5", "6"]
+    assert [each["life"] for each in json.loads(out)["policies"]] == [5, 6]
     assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
     assert not trainer.policies
     trainer.policies["demo/taught"] = state
@@ -327,7 +327,9 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     good.write_text("\n".join(lines) + "\n")
     bad.write_text(lines[0] + "\n\nnonsense\n")
     rows = tmp_path / "rows.parquet"
-    parquet.write_table(pyarrow.table({"name": ["acme/row"], "uri": ["s3://b/acme/row"], "rank": [4]}), rows)
+    parquet.write_table(
+        pyarrow.table({"name": ["acme/row"], "uri": ["s3://b/acme/row"], "rank": [4], "bytes": [1 << 40]}), rows
+    )
     assert await mint(scene.target, "catalog", "register", str(good)) == (0, "3 registered, 0 refused\n", "")
     assert (await mint(scene.target, "catalog", "register", str(rows)))[:2] == (0, "1 registered, 0 refused\n")
     code, out, err = await mint(scene.target, "catalog", "register", str(bad))
@@ -339,7 +341,11 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert "acme/bot-2" not in out
     assert out.endswith("2 shown; the whole catalog has 4; raise --limit for more\n")
     code, out, _ = await mint(scene.target, "catalog", "show", "acme/row", "-o", "json")
-    assert json.loads(out) == {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4}
+    known = {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4, "bytes": 1 << 40}
+    assert json.loads(out) == known | {"revision": "", "labels": {}, "retired": False}
+    rows = tmp_path / "shown.jsonl"
+    rows.write_text(json.dumps(json.loads(out)))
+    assert (await mint(scene.target, "catalog", "register", str(rows)))[:2] == (0, "1 registered, 0 refused\n")
     assert (await mint(scene.target, "catalog", "retire", "acme/row"))[:2] == (0, "1 retired\n")
     code, out, _ = await mint(scene.target, "catalog", "retire", "-o", "json", "acme/bot-0", "acme/bot-1")
     assert (code, json.loads(out)) == (0, {"retired": 2, "unknown": []})

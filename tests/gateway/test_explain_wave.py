@@ -1,5 +1,7 @@
 """A wave's explanation over the wire: admission, copies, and what is missing."""
 
+import json
+
 import pytest
 
 from mint_contracts import errors
@@ -140,6 +142,11 @@ async def test_the_command_line_shows_it(scene: Scene, capsys: pytest.CaptureFix
     assert "3 adapters by selector x 1 on Device" in out
     assert "3 of 8 slots held by 1 waves" in out
     assert "its engine has not reported" in out
+    options = parser().parse_args(["wave", "explain", "-o", "json", "demo/wave", "--gateway", scene.target])
+    await options.run(options)
+    why = json.loads(capsys.readouterr().out)
+    assert (why["wanted"], why["placed"], why["ready"], why["position"], why["admitted"]) == (3, 1, 0, 0, True)
+    assert why["engines"] == [{"engine": "e-0", "available": False, "wanted": 1, "ready": 0, "failed": 0}]
     options = parser().parse_args(["wave", "explain", "other/later", "--gateway", scene.target])
     await options.run(options)
     assert "position 1 of 1" in capsys.readouterr().out

@@ -175,7 +175,7 @@ async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
 
 async def test_a_wave_tells_why_it_stands_so_and_some_of_its_policies(served: Scene) -> None:
     why = await ask(served, "wave?name=demo/wave")
-    assert (why["progress"], why["explanation"]["ready"], why["explanation"]["wanted"]) == (None, "1", "2")
+    assert (why["progress"], why["explanation"]["ready"], why["explanation"]["wanted"]) == (None, 1, 2)
     training = Training(served)
     await training.declare(wave())
     history = [float(step) for step in range(1000)]

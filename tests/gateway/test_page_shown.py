@@ -140,7 +140,7 @@ async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, b
 
 
 async def test_a_wave_is_not_called_ready_before_all_of_its_copies_are(scene: Scene, browser: Browser) -> None:
-    """Two of ten: as texts, which 64-bit integers are in JSON, two comes after ten."""
+    """Two of ten: as texts, two would come after ten."""
     await scene.base()
     engine = await scene.engine("e-0")
     for name in ("demo/pirate", "demo/robot"):

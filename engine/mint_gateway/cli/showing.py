@@ -4,16 +4,15 @@ On a narrow terminal they wrap; in a pipe or a file each row is one line, howeve
 """
 
 import json
-from typing import Any, TextIO
+from typing import TextIO
 
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
 
 from mint_contracts.escaping import escape_controls
+from mint_gateway.as_json import as_json
 
 _ANY_WIDTH = 1 << 20
 
@@ -41,14 +40,9 @@ def show(what: RenderableType, file: TextIO | None = None) -> None:
     shown.print(what)
 
 
-def as_dict(message: Message) -> dict[str, Any]:
-    """Return a message as JSON's types, by its own fields' names."""
-    return dict(MessageToDict(message, preserving_proto_field_name=True))
-
-
 def show_json(what: object) -> None:
     """Print to stdout as JSON for programs; it may hold messages."""
-    print(json.dumps(what, indent=2, default=as_dict))
+    print(json.dumps(what, indent=2, default=as_json))
 
 
 def whole_width(what: RenderableType, console: Console) -> int:

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.live import Live
 
 from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.as_json import as_json
 from mint_gateway.cli import wave_orders
 from mint_gateway.cli.gateway_options import reach
 from mint_gateway.cli.purpose import purpose
-from mint_gateway.cli.showing import as_dict, console, show, show_json
+from mint_gateway.cli.showing import console, show, show_json
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import failures, line, progress_table, waves_table
@@ -82,7 +83,7 @@ async def watch(options: argparse.Namespace) -> int:
         shown = console()
         if options.output == "json":
             async for last in updates:
-                print(json.dumps(as_dict(last)), flush=True)
+                print(json.dumps(as_json(last)), flush=True)
         else:
             last = await (_live(shown, updates) if shown.is_terminal else _lines(updates))
     return 0 if last.phase in _FINE else 1

@@ -1,4 +1,4 @@
-"""The JSON that the page requests: its own lists, and the answers of gRPC calls in proto3's JSON mapping.
+"""The JSON that the page requests: its own lists, and the answers of gRPC calls.
 
 Each respects the key's scope as its gRPC counterpart does: mirror and watch show only what the key opens.
 """
@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 
 from mint_contracts.errors import InvalidRequest, MapUnavailable, NotFound
 from mint_contracts.names import check_wave
 from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.as_json import as_json
 from mint_gateway.explainer import Explainer
 from mint_gateway.http.error_middleware import reply
 from mint_gateway.inflight import InFlight
@@ -90,7 +89,7 @@ class Page:
             if isinstance(why, Exception) and isinstance(progress, Exception):
                 raise why
             return {
-                "explanation": None if isinstance(why, Exception) else _json(why),
+                "explanation": None if isinstance(why, Exception) else as_json(why),
                 "progress": None if isinstance(progress, Exception) else _progress(progress),
             }
 
@@ -101,7 +100,7 @@ class Page:
         query = http.query
 
         async def answer() -> dict[str, Any]:
-            return _json(await self._why.adapter(query.get("base_model", ""), query.get("name", "")))
+            return as_json(await self._why.adapter(query.get("base_model", ""), query.get("name", "")))
 
         return await self._answer(answer)
 
@@ -122,16 +121,12 @@ async def _if_any(asking: Awaitable[T]) -> T | NotFound | MapUnavailable:
         return error
 
 
-def _json(message: Message) -> dict[str, Any]:
-    return dict(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
-
-
 def _progress(progress: WaveProgress) -> dict[str, Any]:
     """Return the progress as JSON with thinned rewards: a point per `every` steps, the last at the last step."""
-    answer = _json(progress)
-    for policy, as_json in zip(progress.policies, answer["policies"], strict=True):
-        as_json["rewards"], as_json["every"] = thinned(policy.rewards, POINTS)
-        as_json["failure_message"] = policy.failure_message[:MOST_DETAIL]
+    answer = as_json(progress)
+    for policy, shown in zip(progress.policies, answer["policies"], strict=True):
+        shown["rewards"], shown["every"] = thinned(policy.rewards, POINTS)
+        shown["failure_message"] = policy.failure_message[:MOST_DETAIL]
     return answer
 
 

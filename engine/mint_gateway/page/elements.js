@@ -30,11 +30,11 @@ export function morph(old, fresh) {
   before.slice(after.length).forEach((each) => each.remove());
 }
 
-export const known = (n) => n !== null && n !== undefined && Number.isFinite(Number(n));
-export const count = (n) => Number(n).toLocaleString("en");
-export const compact = (n) => Number(n).toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
-export const plural = (n, one, many = `${one}s`) => `${count(n)} ${Number(n) === 1 ? one : many}`;
-export const reward = (n) => (known(n) ? Number(n).toFixed(3) : "–");
+export const known = Number.isFinite; // neither absent nor "NaN", as which JSON has it
+export const count = (n) => n.toLocaleString("en");
+export const compact = (n) => n.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+export const reward = (n) => (known(n) ? n.toFixed(3) : "–");
 export const digest = (revision) => revision.replace(/^sha256:/, "").slice(0, 12) || "–";
 export function span(n) {
   if (!known(n)) return "–";

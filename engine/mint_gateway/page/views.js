@@ -109,7 +109,7 @@ const SERVES = [
 ];
 
 export function wave({ explanation: why, progress: p }, name, start) {
-  const serves = why && why.chosen_by !== "train", copies = serves && why.admitted && [why.ready, why.wanted].map(Number);
+  const serves = why && why.chosen_by !== "train", copies = serves && why.admitted && [why.ready, why.wanted];
   const phase = p?.phase ?? (!why.admitted ? why.reason : copies && copies[0] >= copies[1] ? "Ready" : "Admitted");
   const message = serves || !why?.admitted ? why?.decided_by : p?.message;
   const head = [h("h1", { class: "name" }, name), pill(phase), dim("on ", baseLink((p ?? why).base_model))];
