@@ -1,6 +1,9 @@
 """An answer that another engine began goes on here, with the tokens, text and scores that it would have had there."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +130,22 @@ async def test_nothing_of_the_prompt_is_told_again(base: Path, adapter: Path) ->
         assert not rest[0].started.prompt
         assert not rest[0].started.prompt_logprobs
         assert rounded(of_each(rest, 1)) == rounded(of_each(whole[3:], 1))
+
+
+async def test_its_tokens_are_read_beside_what_else_runs_on_threads(base: Path, adapter: Path) -> None:
+    """As training's calls, many of which may come at once."""
+    loop, go_on = asyncio.get_running_loop(), threading.Event()
+    async with running(base, {"a": adapter}) as engine:
+        request = request_of()
+        whole = await stream(engine, request)
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        others = asyncio.ensure_future(asyncio.to_thread(go_on.wait))
+        try:
+            rest = await stream(engine, begun(request, whole[:4]))
+        finally:
+            go_on.set()
+            await others
+        assert of_each(rest, 1) == of_each(whole[4:], 1)
 
 
 async def test_what_cannot_go_on_here_is_refused(base: Path, adapter: Path) -> None:

@@ -1,6 +1,7 @@
 """One request's life in the engine: hold the adapter, run, and release it only when no step refers to its slot."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import structlog
@@ -13,6 +14,9 @@ from mint_engine.residency.holding import Holder, Pinned
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Completion, Request, siblings
 from mint_engine.scheduling.stepper import Stepper
+
+# Read what answers that go on have: all of a lost engine's may come at once, and each thread takes turns with steps.
+_threads = ThreadPoolExecutor(2, "begun")
 
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +84,7 @@ async def _begin(
     else:
         asked.begun.check_revision(asked.adapter, pinned.revision)
         # Reads the tokens that they have, which takes seconds if there are many.
-        completions = await asyncio.to_thread(stepper.begin, requests, sinks)
+        completions = await asyncio.get_running_loop().run_in_executor(_threads, stepper.begin, requests, sinks)
     unended = [each for each in completions if each.ended is None]
     if unended:
         stepper.enqueue(unended)
