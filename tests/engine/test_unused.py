@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
-from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from mint_contracts import errors
 from mint_engine.adapters import pack as command
@@ -200,6 +200,16 @@ def test_a_text_model_may_have_another_name() -> None:
     parts = {path.split(".")[1] for path in unused_linears(model)}
     assert parts == {"vision_model", "connector"}
     assert {path.split(".")[1] for path in find_modules(model)} == {"text_model"}
+
+
+def test_a_vision_tower_of_as_many_layers_is_not_taken_for_the_text_model() -> None:
+    """As of Janus-Pro-1B, DeepSeek-VL-1.3B and Ovis2-1B: 24 and 24, with linears of the same names."""
+    vision = {"hidden_size": 16, "num_hidden_layers": SIZES["num_hidden_layers"], "num_attention_heads": 2}
+    config = JanusConfig(vision_config=vision, text_config=SIZES | {"model_type": "llama"}, vq_config={})
+    with torch.device("meta"):
+        model = JanusForConditionalGeneration(config)
+    assert {path.split(".")[1] for path in find_modules(model)} == {"language_model"}
+    assert "language_model" not in {path.split(".")[1] for path in unused_linears(model)}
 
 
 def test_only_bases_that_see_have_linears_that_text_never_reaches() -> None:

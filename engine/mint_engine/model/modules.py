@@ -205,10 +205,15 @@ def _choose_pages(
 def layers_prefix(model: PreTrainedModel) -> str:
     """Return the path prefix of the decoder layers, e.g. "model.layers."."""
     count = model.config.get_text_config().num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers" and len(module) == count:
-            return f"{path}."
-    raise UnsupportedBase(type(model).__name__, "has no decoder layers that adapters could target")
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers" and len(module) == count
+    }
+    if not found:
+        raise UnsupportedBase(type(model).__name__, "has no decoder layers that adapters could target")
+    text = set(cast(Any, model).get_decoder().modules())  # a vision tower may have as many layers, and come first
+    return f"{min(found, key=lambda path: found[path] not in text)}."
 
 
 def decoder_of(model: PreTrainedModel) -> Any:
