@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.functions import connect
+from tests.waiting import until
 
 PORTS = range(16_000, 30_000)
 
@@ -65,6 +66,18 @@ async def without_replicas(redis: Redis) -> AsyncIterator[None]:
         yield
     finally:
         await redis.config_set("min-replicas-to-write", 0)
+
+
+async def fill_disk(redis: Redis, folder: Path) -> None:
+    """Let Redis fail to write its files in `folder`, as on a full disk, so that it refuses all writes, and PING."""
+    await redis.config_set("save", "3600 1000000")
+    shutil.rmtree(folder)
+    await redis.bgsave()
+
+    async def failed() -> bool:
+        return bool((await redis.info("persistence"))["rdb_last_bgsave_status"] == "err")
+
+    await until(failed)
 
 
 class RedisProcess:

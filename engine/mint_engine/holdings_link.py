@@ -123,8 +123,8 @@ class HoldingsLink:
 def _of_the_piece(error: ResponseError) -> bool:
     """Whether Redis refuses this piece in particular, rather than any write at the moment.
 
-    In the latter case its error begins with a code (MISCONF, NOREPLICAS, BUSY and others), for which redis-py may
-    have an error class of its own. redis-py removes the code ERR.
+    In the latter case its error begins with a code (BUSY and others), for which redis-py may have an error class of
+    its own. redis-py removes the code ERR.
     """
     code = str(error).partition(" ")[0]
     return type(error) is ResponseError and (not code.isupper() or code in ("ERR", "WRONGTYPE"))

@@ -150,7 +150,7 @@ class Mirror:
     async def _pulse(self, view: MapView) -> tuple[Pulse, Mapping[str, int]]:
         """Return the base's pulse and, of the engines silent in it, those now reporting all their holdings again.
 
-        Raises MapUnavailable or ResponseError if engines are silent while Redis takes no writes.
+        Raises MapUnavailable if engines are silent while Redis takes no writes.
         """
         pulse = await self._reader.pulse(view.base)
         silent = [n for n, engine in view.engines.items() if engine.alive and pulse.engines.get(n) is None]

@@ -31,6 +31,9 @@ from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL, RE
 
 CALL_TIMEOUT_S = 3.0
 _DENIED_INSIDE = re.compile("The user executing the script can't|ACL failure in script")  # Redis 7.0; later ones
+# With MISCONF, PING is refused, too, which the client sends over a connection that was idle: before a read as well.
+# In a pipeline redis-py puts words before it.
+_NO_WRITES = re.compile(r"(^|caused error: \(['\"])(MISCONF|NOREPLICAS) ")
 RETRY_AFTER_S = 1.0  # a Redis that was restarted is back within seconds
 
 Messages = AbstractAsyncContextManager[Callable[[float], Awaitable[str | None]]]  # see `listening`
@@ -149,8 +152,8 @@ async def run(
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     """Await one Redis command.
 
-    Raises MapUnavailable if Redis does not answer in time, refuses the password or writes (a demoted primary), denies
-    its user the command, or has only some of the keys (a node of a Redis Cluster).
+    Raises MapUnavailable if Redis does not answer in time, refuses the password or writes (a demoted primary, a full
+    disk), denies its user the command, or has only some of the keys (a node of a Redis Cluster).
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
@@ -192,7 +195,12 @@ async def listening(redis: Redis, channel: str) -> AsyncIterator[Callable[[float
 
 def _unavailable(failure: ResponseError) -> bool:
     """Whether this answer refuses whoever asks, or asks here, and not the command itself."""
-    return isinstance(failure, (ReadOnlyError, AskError)) or _denies(failure)
+    return isinstance(failure, (ReadOnlyError, AskError)) or _takes_no_writes(failure) or _denies(failure)
+
+
+def _takes_no_writes(failure: Exception) -> bool:
+    """Whether Redis refuses every write for now: its disk is full, or it lacks replicas that it requires."""
+    return _NO_WRITES.search(str(failure)) is not None
 
 
 def _denies(failure: Exception) -> bool:
@@ -208,6 +216,8 @@ def _message(failure: Exception) -> str:
         return f"{where}; MinT keeps all in one Redis: give it one without cluster mode"
     if isinstance(failure, AuthenticationError):  # processes read it only at start; Redis's text does not repeat it
         return f"Redis refuses the password ({failure}); restart whoever has an older one"
+    if _takes_no_writes(failure):
+        return f"Redis takes no writes ({failure}); retrying"
     if _denies(failure):
         return f"Redis denies this to its user ({failure}); docs/platform.md has the ACL rules that MinT needs"
     return f"Redis did not answer ({failure}); retrying"

@@ -122,7 +122,7 @@ class MapReader:
         return await bounded(lambda: self._redis.get(keys.LED)) is not None
 
     async def confirm_writes(self, base: str) -> None:
-        """Raises MapUnavailable or ResponseError while Redis answers but takes no writes, as if its disk is full."""
+        """Raises MapUnavailable if Redis answers but takes no writes, as with a full disk."""
         await bounded(lambda: self._redis.unlink(keys.catalog(base, "nothing")))
 
     async def version(self, base: str) -> int | None:

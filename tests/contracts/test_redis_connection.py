@@ -10,12 +10,12 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.functions import connect, load
+from mint_contracts.functions import bounded, connect, load
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
-from tests.redis_process import RedisProcess, free_port
+from tests.redis_process import RedisProcess, fill_disk, free_port
 
 BASE = "demo/smollm2"
 
@@ -104,6 +104,33 @@ async def test_a_password_that_redis_refuses_is_told_by_name_and_not_shown(
             with pytest.raises(MapUnavailable, match=message) as refused:
                 await attempt()
             assert not re.search("s3cret|outdated", str(refused.value))
+        await redis.aclose()
+
+
+async def test_a_redis_whose_disk_is_full_is_unavailable_and_still_read(tmp_path: Path) -> None:
+    """It refuses PING like a write, and so the first read over a connection that was idle."""
+    files = tmp_path / "files"
+    files.mkdir()
+    with RedisProcess(files) as process:
+        redis = connect(process.url)
+        await write(redis)
+        await fill_disk(redis, files)
+
+        async def by_pipeline() -> None:
+            pipeline = redis.pipeline(transaction=False)
+            pipeline.get("a")
+            pipeline.sadd("b", "c")
+            await bounded(pipeline.execute)
+
+        async def read_after_a_while() -> None:
+            for connection in redis.connection_pool._available_connections:
+                connection.next_health_check = 0.1
+            await MapReader(redis).bases()
+
+        for attempt in (lambda: write(redis), by_pipeline, read_after_a_while):
+            with pytest.raises(MapUnavailable, match=r"Redis takes no writes \(.*MISCONF"):
+                await attempt()
+        assert await MapReader(redis).bases() == [BASE]
         await redis.aclose()
 
 

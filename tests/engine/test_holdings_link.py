@@ -186,7 +186,7 @@ async def test_a_report_that_redis_refused_for_a_while_is_resumed(redis_client: 
     async with AsyncExitStack() as refusing:
         calls.befall(at, before=lambda: refusing.enter_async_context(without_replicas(redis_client)))
         for _ in range(2):
-            with pytest.raises(ResponseError, match="NOREPLICAS"):
+            with pytest.raises(MapUnavailable, match="NOREPLICAS"):
                 await telling.bring(HELD)
     calls.made.clear()
     await telling.bring(HELD)
