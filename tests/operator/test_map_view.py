@@ -108,6 +108,29 @@ async def test_while_redis_takes_no_heartbeats_no_time_counts_as_an_engines(tmp_
         await redis.aclose()
 
 
+async def test_a_dead_engines_absence_adds_up_although_redis_is_away_now_and_then(tmp_path: Path) -> None:
+    clock = Clock()
+    with RedisProcess(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as process:
+        redis = patient(process.url)
+        view, engines = seen_by(clock, redis), {KEY: ["smol-0", "smol-1"]}
+        await PlayedEngine(redis, KEY, "smol-0").report()
+        await redis.persist(keys.engine(KEY, "smol-0"))
+        assert (await view.look(engines))[KEY].away_s == {"smol-1": 0.0}
+        for times in (1, 2):
+            clock.now += 10
+            assert (await view.look(engines))[KEY].away_s == {"smol-1": times * 10.0}
+            process.kill()
+            for _ in range(2):
+                clock.now += 40
+                with pytest.raises(MapUnavailable):
+                    await view.look(engines)
+            process.start()
+            clock.now += 40
+            found = (await view.look(engines))[KEY]
+            assert (found.away_s, found.unready_s) == ({"smol-1": times * 10.0},) * 2
+        await redis.aclose()
+
+
 @pytest.mark.parametrize("leaves", [False, True], ids=["it dies", "it leaves"])
 async def test_an_engine_that_tells_a_map_that_lost_it_what_it_holds_is_not_away(
     redis_client: Redis, leaves: bool

@@ -48,6 +48,7 @@ class _Memory(msgspec.Struct):
     in_flight: float = 0.0
     demand: Mapping[str, float] = {}
     looked_at: float = 0.0
+    unwatched_s: float = 0.0  # for how long Redis was away: heartbeats ran out unseen, and no absence counts
     remembered: Mapping[str, Placement] = {}
     recorded: Mapping[str, WaveRecord] = {}
     lost_at: float | None = None
@@ -74,6 +75,7 @@ class MapView:
         self._namespaces = frozenset(namespaces)
         self._clock = clock
         self._memory: dict[str, _Memory] = {}
+        self._missed = False  # whether the last look failed
         self.led = False  # whether Redis already had the complete map at the last look
 
     def invalidate(self, base: str) -> None:
@@ -101,20 +103,16 @@ class MapView:
             names = sorted({*known, *engines})
             maps = await asyncio.gather(*[self._look_at(base, engines.get(base, ()), gate) for base in names])
         except MapUnavailable:
-            self._pass_over()
+            self._missed = True
             raise
-        except ResponseError as error:  # Redis answers but is unusable: a read-only replica, or its disk is full
-            self._pass_over()
+        except ResponseError as error:  # Redis answers but is unusable, as while a script keeps it busy
+            self._missed = True
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
+        self._missed = False
         for base in self._memory.keys() - set(names):
             del self._memory[base]
         found = {base: each for base, each in zip(names, maps, strict=True) if each is not None}
         return found | {base: _unlisted(found[base]) for base in found.keys() - set(known)}
-
-    def _pass_over(self) -> None:
-        """Count engines' absence anew: their heartbeats ran out unseen, and they come back one after another."""
-        for memory in self._memory.values():
-            memory.last_alive = {}
 
     def _watched(self, base: str) -> bool:
         """Whether a base is this operator's; bases of other namespaces belong to others that share this Redis."""
@@ -157,11 +155,13 @@ class MapView:
             if len(telling) < len(silent):
                 await self._reader.confirm_writes(base)
             _forget_sizes(memory)
+            if self._missed:
+                memory.unwatched_s += now - memory.looked_at
             _smooth(memory, pulse, now)
             memory.pulse = pulse
         state = memory.state
         assert state is not None  # noqa: S101 - read above
-        return self._base_map(memory, state, views, engines, now, telling)
+        return self._base_map(memory, state, views, engines, now - memory.unwatched_s, telling)
 
     def _named(self, memory: _Memory, engines: Sequence[str]) -> list[str]:
         """Return the engines that may have assignments even if they never reported."""
@@ -197,6 +197,7 @@ class MapView:
         now: float,
         telling: Collection[str],
     ) -> BaseMap:
+        """Return what a look has found. `now` is by a clock that stands still while Redis is away."""
         if state.version is None:
             memory.lost_at = now if memory.lost_at is None else memory.lost_at
         else:
