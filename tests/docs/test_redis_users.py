@@ -162,6 +162,7 @@ async def operator_works(redis: Redis) -> None:
     assert (await reader.pulse(BASE)).version == 1
     assert len((await reader.state(BASE, [ENGINE])).placements) == OPS_PER_CALL + 1
     await reader.telling(BASE, [ENGINE])
+    await reader.confirm_writes(BASE)
     await reader.holdings(BASE, [ENGINE])
     assert await trains.training(BASE) == {}
     assert len((await trains.trains(BASE, [ENGINE]))[ENGINE]) == 1
@@ -216,6 +217,7 @@ async def gateway_reads(redis: Redis) -> None:
         assert await reader.bases() == [BASE]
     assert list((await reader.pulse(BASE)).engines) == [ENGINE]
     await reader.telling(BASE, [ENGINE])
+    await reader.confirm_writes(BASE)
     assert await reader.base_record(BASE) is not None
     assert len(await reader.placements(BASE)) == OPS_PER_CALL + 1
     assert list(await reader.held(BASE, ENGINE)) == ["a"]
