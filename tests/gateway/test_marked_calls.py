@@ -71,6 +71,11 @@ def no_call(form: int, text: str) -> tuple[int, str, Parts]:
     return form, f"a {text} b", [f"a {text} b"]
 
 
+def noted(note: str) -> tuple[int, str, Parts]:
+    text = f"<function=sea>\n<parameter=note>\n{note}\n</parameter>\n</function>"
+    return Chat.QWEN_CODER, text, [Call("sea", json.dumps({"note": note}))]
+
+
 CASES: list[tuple[int, str, Parts]] = [
     # GLM: the name ends with a line or, since 4.7, with what comes next.
     (Chat.GLM, GLM_SEA, [SEA]),
@@ -107,6 +112,16 @@ CASES: list[tuple[int, str, Parts]] = [
         "</parameter>\n<parameter=where>\nNone\n</parameter>\n</function>\n</tool_call>",
         [Call("sea", '{"note": "\\n if a < b:\\n", "deep": true, "where": null}')],
     ),
+    # The end of a value may be missing before another argument, as in vLLM; any other text belongs to the value.
+    (
+        Chat.QWEN_CODER,
+        "<function=sea>\n<parameter=note>\na\n\n<parameter=depth>\n12\n</parameter>\n</function>",
+        [Call("sea", '{"note": "a\\n", "depth": 12}')],
+    ),
+    *[
+        noted(f"a{between}>\nb")
+        for between in (" <parameter=depth", "\n<parameter=note", "\n<parameter=width", "\n<parameter=")
+    ],
     # Kimi-K2.
     (Chat.KIMI, f"I look.{section(Chat.KIMI, KIMI_SEA)}", ["I look.", SEA]),
     (Chat.KIMI, section(Chat.KIMI, KIMI_SEA + KIMI_SEA.replace("sea:0", "sea:1")), [SEA, SEA]),

@@ -13,6 +13,7 @@ Functions = Mapping[str, Mapping[str, Types]]  # by name, with the types of each
 _NO_NAME = re.compile(r"[^\w.:-]")
 _NAME = re.compile(r"(?:functions\.)?([\w-]+)(?::\d+)?")  # Kimi-K2 names a function with its module, and its calls
 _SAYS = '" string="'  # between an argument's name and whether it is a text, as DeepSeek-V3.2 says
+_KEY_LINE = re.compile(r"(?<=\n)(<parameter=)([^>\n]+)>")  # in the form that has lines
 _LONGEST_NAME = 128  # with all that
 _PIECE = 4096  # characters read at a time: what is held is copied for each mark in it
 
@@ -149,24 +150,32 @@ class Marked:
     def _arguments(self, name: str) -> _Taking:
         """Read arguments that are written one by one, and the call's end. Return them as a JSON object."""
         form, types, values = self._form, self._functions.get(name, {}), dict[str, str]()
-        marks = [form.key, form.end]
+        marks, left = [form.key, form.end], set(types)
         mark = yield from self._mark(marks)
         while mark == form.key:
             key, _, says = (yield from self._until(form.keyed)).strip().partition(_SAYS)
             if form.value and not (yield from self._mark([form.value])):
                 raise _Malformed
-            value, mark = yield from self._value(marks)
+            left.discard(key)
+            value, mark = yield from self._value(marks, left)
             value = value.removeprefix("\n").removesuffix("\n") if form.has_lines else value
             values[key] = quoted(value) if says == "true" else argument(value, () if says else types.get(key, ()))
         if mark != form.end:
             raise _Malformed
         return "{" + ", ".join(f"{quoted(key)}: {value}" for key, value in values.items()) + "}"
 
-    def _value(self, marks: Collection[str]) -> Generator[None, None, tuple[str, str]]:
-        """Read a value, which may contain what ends it, and which of the marks comes then."""
+    def _value(self, marks: Collection[str], left: Collection[str]) -> Generator[None, None, tuple[str, str]]:
+        """Read a value, which may contain what ends it, and which of the marks comes then.
+
+        Where values have lines of their own, models may leave out a value's end before an argument that is `left`.
+        """
         begin = at = self._at
         while True:
             text = yield from self._until(self._form.ended)
+            lines = _KEY_LINE.finditer(text) if self._form.has_lines and at == begin else ()
+            if line := next((each for each in lines if each[2] in left), None):
+                self._at = begin + line.end(1)
+                return self._held[begin : begin + line.start(1)], self._form.key
             if at > begin and self._form.end in text:  # a malformed call, and another one
                 self._at = at
                 raise _Malformed
