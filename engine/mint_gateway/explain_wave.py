@@ -7,23 +7,12 @@ from the placements and the engines' reports, as for a single adapter.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
-
 from mint_contracts import placement_pb2
-from mint_contracts.records import EXPIRED, TRAIN, Failure, Placement, Tier, WaveRecord
+from mint_contracts.records import TRAIN, Placement, Tier, WaveRecord
 from mint_gateway.view import MapView
+from mint_gateway.wave_phase import Copies, Copy, phase, wanted_copies
 
 SHOWN = 20  # most missing copies listed by name
-
-
-class Copy(msgspec.Struct, frozen=True):
-    """One copy that the plan gave an engine. `lacks` says why it is not ready; empty if it is."""
-
-    adapter: str
-    engine: str
-    tier: Tier
-    failure: Failure | None
-    lacks: str
 
 
 def explain_wave(
@@ -31,7 +20,8 @@ def explain_wave(
 ) -> placement_pb2.WaveExplanation:
     """Explain one wave of the base; `others` are all of the base's waves, including this one."""
     own = [copy for _, each in copies(view, {record.wave: record}) for copy in each]
-    ready = sum(not copy.lacks for copy in own)
+    counts = Copies()
+    counts.count(own)
     missing = [copy for copy in own if copy.lacks]
     wanted = wanted_copies(record)
     return placement_pb2.WaveExplanation(
@@ -52,22 +42,18 @@ def explain_wave(
         capacity=_capacity(view, others),
         namespaces=_namespaces(others),
         wanted=wanted,
-        placed=len(own),
-        ready=ready,
+        placed=counts.placed,
+        ready=counts.ready,
         engines=_engines(view, own),
         missing=[
             placement_pb2.MissingCopy(adapter=copy.adapter, engine=copy.engine, why=copy.lacks)
             for copy in sorted(missing, key=lambda copy: (copy.failure is None, copy.adapter))[:SHOWN]
         ],
-        missing_count=max(0, wanted - ready) if record.admitted else 0,
+        missing_count=max(0, wanted - counts.ready) if record.admitted else 0,
         decided_by=_decided(record, view, wanted, own, missing),
         map_version=view.version or 0,
+        phase=phase(record, counts),
     )
-
-
-def wanted_copies(record: WaveRecord) -> int:
-    """Return how many copies the wave wants, counted as kubectl shows them: also before admission, 0 once expired."""
-    return 0 if record.reason == EXPIRED else record.adapters * record.replicas
 
 
 def copies(view: MapView, records: Mapping[str, WaveRecord]) -> Iterator[tuple[str, Sequence[Copy]]]:

@@ -232,6 +232,7 @@ class WaveExplanation(_message.Message):
     MISSING_COUNT_FIELD_NUMBER: _builtins.int
     DECIDED_BY_FIELD_NUMBER: _builtins.int
     MAP_VERSION_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     wave: _builtins.str
     base_model: _builtins.str
     chosen_by: _builtins.str
@@ -260,6 +261,8 @@ class WaveExplanation(_message.Message):
     decided_by: _builtins.str
     """What a person should look at first."""
     map_version: _builtins.int
+    phase: _builtins.str
+    """Its phase, as kubectl shows it. For a wave that trains: until its training starts; then WaveProgress has it."""
     @_builtins.property
     def allowed_engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The only engines that may hold its adapters; empty: all may."""
@@ -303,10 +306,11 @@ class WaveExplanation(_message.Message):
         missing_count: _builtins.int = ...,
         decided_by: _builtins.str = ...,
         map_version: _builtins.int = ...,
+        phase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "admitted", b"admitted", "allowed_engines", b"allowed_engines", "base_model", b"base_model", "capacity", b"capacity", "chosen_by", b"chosen_by", "decided_by", b"decided_by", "engines", b"engines", "map_version", b"map_version", "message", b"message", "missing", b"missing", "missing_count", b"missing_count", "namespaces", b"namespaces", "placed", b"placed", "position", b"position", "priority", b"priority", "queue", b"queue", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "residency", b"residency", "slots", b"slots", "wanted", b"wanted", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "admitted", b"admitted", "allowed_engines", b"allowed_engines", "base_model", b"base_model", "capacity", b"capacity", "chosen_by", b"chosen_by", "decided_by", b"decided_by", "engines", b"engines", "map_version", b"map_version", "message", b"message", "missing", b"missing", "missing_count", b"missing_count", "namespaces", b"namespaces", "phase", b"phase", "placed", b"placed", "position", b"position", "priority", b"priority", "queue", b"queue", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "residency", b"residency", "slots", b"slots", "wanted", b"wanted", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,6 +47,7 @@ async def test_an_admitted_wave_shows_where_its_copies_are_and_which_are_missing
     await scene.seen(*engines)
     why = await scene.client.explain_wave(WAVE)
     assert (why.base_model, why.chosen_by, why.admitted, why.priority) == (BASE, "selector", True, 5)
+    assert why.phase == "Failed", "one copy fails until its file changes"
     assert (why.wanted, why.placed, why.ready, why.missing_count) == (3, 2, 1, 2)
     assert [(each.engine, each.wanted, each.ready, each.failed) for each in why.engines] == [
         ("e-0", 1, 1, 0),

@@ -8,8 +8,9 @@ from mint_contracts.records import TRAIN, Bringing, Failure, Held, Tier, WaveRec
 from mint_contracts.source import Source
 from mint_gateway.page import bases, waves
 from mint_gateway.page.pages import Asked
-from mint_gateway.page.waves import Copies, thinned
+from mint_gateway.page.waves import thinned
 from mint_gateway.view import Engine, MapView
+from mint_gateway.wave_phase import Copies, phase
 from tests.gateway.scripted import ScriptedEngine
 
 WORDS = st.text("ab/", min_size=1, max_size=4)
@@ -99,7 +100,7 @@ ADMITTED = WaveRecord("a/w", "names", 2, 2, Tier.DEVICE, admitted=True)
 
 
 @pytest.mark.parametrize(
-    ("record", "copies", "phase"),
+    ("record", "copies", "word"),
     [
         (ADMITTED, Copies(placed=4, ready=4), "Ready"),
         (ADMITTED, Copies(placed=4, ready=3), "Placing"),
@@ -110,12 +111,13 @@ ADMITTED = WaveRecord("a/w", "names", 2, 2, Tier.DEVICE, admitted=True)
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="MapUnavailable"), Copies(), "Pending"),
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="SourceConflict"), Copies(), "Failed"),
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, position=1, reason="PolicyConflict"), Copies(), "Pending"),
-        (WaveRecord("a/w", TRAIN, 1, 1, Tier.DEVICE, reason="WaitingForCapacity"), Copies(), "Pending"),
+        (WaveRecord("a/w", TRAIN, 1, 1, Tier.DEVICE, reason="WaitingForCapacity"), Copies(), "Queued"),
+        (WaveRecord("a/w", TRAIN, 1, 1, Tier.DEVICE, admitted=True), Copies(), "Placing"),
         (WaveRecord("a/w", "names", 1, 1, Tier.DEVICE, reason="Expired"), Copies(), "Expired"),
     ],
 )
-def test_a_wave_s_phase_is_kubectl_s(record: WaveRecord, copies: Copies, phase: str) -> None:
-    assert waves.serving("a/base", record, copies).phase == phase
+def test_a_wave_s_phase_is_kubectl_s(record: WaveRecord, copies: Copies, word: str) -> None:
+    assert phase(record, copies) == word
 
 
 def test_a_wave_whose_training_is_not_written_yet_waits_in_the_words_of_training() -> None:

@@ -139,20 +139,36 @@ async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, b
     assert await browser.complaints() == []
 
 
-async def test_a_wave_is_not_called_ready_before_all_of_its_copies_are(scene: Scene, browser: Browser) -> None:
-    """Two of ten: as texts, two would come after ten."""
+PHASE = "return document.querySelector('h1 + .pill')?.textContent"
+IN_THE_LIST = "return document.querySelector(`tr[data-key='demo/wave'] .pill`).textContent"
+
+
+@pytest.mark.parametrize(
+    ("failure", "phase"), [(None, "Placing"), (Failure("StorageError", "no answer", terminal=False), "Degraded")]
+)
+async def test_a_wave_s_phase_is_the_same_in_its_list_and_on_its_own(
+    scene: Scene, browser: Browser, failure: Failure | None, phase: str
+) -> None:
     await scene.base()
     engine = await scene.engine("e-0")
-    for name in ("demo/pirate", "demo/robot"):
-        await engine.hold(name, f"{STORE}/{name}", Tier.DEVICE)
+    copies = (
+        ("demo/pirate", Tier.DEVICE, None),
+        ("demo/robot", Tier.DEVICE, None),
+        ("demo/shout", Tier.REMOTE, failure),
+    )
+    for name, tier, found in copies:
         await scene.place(name, "e-0")
+        await engine.hold(name, f"{STORE}/{name}", tier, found)
     serves = WaveRecord("demo/wave", "names", 10, 1, Tier.DEVICE, slots=10, admitted=True)
     await scene.writer.apply(BASE, MapChange(set_waves=(serves,)))
     await scene.open()
     await scene.seen(engine)
-    await browser.open(f"{scene.url}/#{urlencode({'wave': 'demo/wave'})}")
+    await browser.open(scene.url)
+    await browser.reads("demo/wave", "2 of 10")
+    assert await browser.run(IN_THE_LIST) == phase
+    await browser.run("document.querySelector(`a[href='#wave=demo%2Fwave']`).click()")
+    assert await until(lambda: browser.run(PHASE)) == phase
     await browser.reads("2 of 10")
-    assert await browser.run("return document.querySelector('h1 + .pill').textContent") == "Admitted"
 
 
 async def test_a_wave_that_trains_is_drawn(served: Scene, browser: Browser) -> None:

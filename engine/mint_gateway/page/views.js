@@ -110,9 +110,8 @@ const SERVES = [
 
 export function wave({ explanation: why, progress: p }, name, start) {
   const serves = why && why.chosen_by !== "train", copies = serves && why.admitted && [why.ready, why.wanted];
-  const phase = p?.phase ?? (!why.admitted ? why.reason : copies && copies[0] >= copies[1] ? "Ready" : "Admitted");
-  const message = serves || !why?.admitted ? why?.decided_by : p?.message;
-  const head = [h("h1", { class: "name" }, name), pill(phase), dim("on ", baseLink((p ?? why).base_model))];
+  const of = p ?? why, message = serves || !why?.admitted ? why?.decided_by : p?.message;
+  const head = [h("h1", { class: "name" }, name), pill(of.phase), dim("on ", baseLink(of.base_model))];
   return [h("section", {}, card(
     h("div", { class: "row" }, head),
     message && h("p", { class: "answer" }, message),

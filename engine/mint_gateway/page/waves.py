@@ -1,36 +1,16 @@
 """The page's lists of waves: pure, from the map's records and placements and the engines' reports on policies."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from mint_contracts.errors import by_reason
-from mint_contracts.records import EXPIRED, WaveRecord
+from mint_contracts.records import WaveRecord
 from mint_contracts.training_pb2 import WaveProgress
-from mint_gateway.explain_wave import Copy, wanted_copies
-
-_WAITING = frozenset(("WaitingForCapacity", "WaitingForQuota"))  # the operator's reasons
-
-
-class Copies(msgspec.Struct):
-    """Counts of a wave's copies that were placed on an engine, are ready there, or failed."""
-
-    placed: int = 0
-    ready: int = 0
-    failed: int = 0
-    hopeless: int = 0  # of those that failed, the ones that fail until their sources or permissions change
-
-    def count(self, copies: Iterable[Copy]) -> None:
-        """Add these copies to the counts."""
-        for copy in copies:
-            self.placed += 1
-            self.ready += not copy.lacks
-            self.failed += copy.failure is not None
-            self.hopeless += copy.failure is not None and copy.failure.terminal
+from mint_gateway.wave_phase import Copies, phase, wanted_copies
 
 
 class Serving(msgspec.Struct, frozen=True):
-    """A serving wave. `phase` is as in kubectl, except that the gateway does not know whether it was ready before."""
+    """A serving wave."""
 
     wave: str
     base_model: str
@@ -68,11 +48,10 @@ class Training(msgspec.Struct, frozen=True):
 
 def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
     """Return a serving wave as the page shows it."""
-    wanted = wanted_copies(record)
     return Serving(
         wave=record.wave,
         base_model=base,
-        phase=_phase(record, copies, wanted),
+        phase=phase(record, copies),
         message=record.message,
         chosen_by=record.chosen_by,
         adapters=record.adapters,
@@ -81,7 +60,7 @@ def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
         slots=record.slots,
         priority=record.priority,
         position=record.position,
-        wanted=wanted,
+        wanted=wanted_copies(record),
         placed=copies.placed,
         ready=copies.ready,
         failed=copies.failed,
@@ -118,31 +97,12 @@ def thinned(rewards: Sequence[float], most: int) -> tuple[list[float], int]:
     return [round(sum(share) / len(share), 6) for share in shares], every
 
 
-def _phase(record: WaveRecord, copies: Copies, wanted: int) -> str:
-    if not record.admitted:
-        if record.reason == EXPIRED:
-            return EXPIRED
-        return "Pending" if record.position or _waits(record.reason) else "Failed"
-    if copies.hopeless:
-        return "Failed"
-    if copies.failed:
-        return "Degraded"
-    return "Ready" if copies.ready >= wanted else "Placing"
-
-
-def _waits(reason: str) -> bool:
-    """Return whether a wave without a queue position waits: its error may pass, or it trains (other rules apply)."""
-    kind = by_reason(reason)
-    return reason in _WAITING if kind is None else not kind.terminal
-
-
 def not_training(base: str, record: WaveRecord) -> Training:
     """Return a wave that is to train, before the operator has written its training record."""
-    phase = _phase(record, Copies(), wanted=1)
     return Training(
         wave=record.wave,
         base_model=base,
-        phase="Queued" if phase == "Pending" else phase,
+        phase=phase(record, Copies()),
         message=record.message,
         policies=record.adapters,
         step=0,
