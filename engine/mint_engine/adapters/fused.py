@@ -64,17 +64,18 @@ def find_turned(
     """Return the parameters whose A and B are turned.
 
     Their shapes show it, and those of the others for square ones. Raises UnsupportedAdapter if nothing does, and the
-    version of peft that wrote them might have done either.
+    version of peft that wrote them might have done either; those before 0.18 do not say which they are.
     """
     sizes = {path: (parameters[path][0].in_features, _outputs(parameters[path])) for path in shapes}
     uneven = {path: shapes[path][0][1:] == (out,) for path, (wide, out) in sizes.items() if wide != out}
     turned, square = {path for path in uneven if uneven[path]}, sizes.keys() - uneven.keys()
-    if square and not uneven and () < config.version < SINCE:
+    if square and not uneven and config.version < SINCE:
+        named, since = (".".join(map(str, version)) for version in (config.version, SINCE))
         raise UnsupportedAdapter(
             subject,
-            f"was written by peft {'.'.join(map(str, config.version))}, which exchanged A and B of some parameters; "
-            f"{min(square)} has as many inputs as outputs, so that this does not show. Save it in the layout of peft "
-            f"{'.'.join(map(str, SINCE))} and set peft_version to that",
+            f"was written by peft {named or 'before 0.18 (it has no peft_version)'}, which exchanged A and B of some "
+            f"parameters; {min(square)} has as many inputs as outputs, so that this does not show. Save it in the "
+            f"layout of peft {since} and set peft_version to that",
         )
     return frozenset(turned | square if turned and all(uneven.values()) else turned)
 
