@@ -124,6 +124,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         scored = self._scored.share()
         try:
             parts = self._open()
+            leave_out_prompt(request)
             with self._reading():
                 asked = await self._read(request, parts, scored)
             unread = self._unread.share(OWN_UNREAD * asked.sampling.n, asked.client)
@@ -237,7 +238,6 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             raise InvalidRequest("client", f"has more than {_LONGEST_CLIENT} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
         vocabulary = parts.base.vocab_size
-        leave_out_prompt(request)
         # Refused before the prompt costs anything.
         wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:

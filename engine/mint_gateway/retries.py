@@ -41,17 +41,15 @@ class Retries:
         # Failed attempts of this round, by address; None: the error says nothing useful to the client.
         self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
 
-    def failed_with(
-        self, address: str, error: grpc.aio.AioRpcError, request_id: str, *, answering: bool = False
-    ) -> None:
+    def failed_with(self, address: str, error: grpc.aio.AioRpcError, request_id: str, *, begun: bool = False) -> None:
         """Record a failed attempt. Raises Internal once `Patience.deaths` engines have died with the request.
 
         The request may be what kills them, so it must not be passed on until none is left. Engines that could not be
         reached do not count, since they never had it, nor do those that fell silent, since they may still run. One
-        that was `answering` has also died if it says itself that it cannot go on, unless it drains.
+        that had `begun` the request has also died if it says itself that it cannot go on, unless it drains.
         """
         self.failed[address] = error
-        self.deaths += _died(error, answering=answering)
+        self.deaths += _died(error, begun=begun)
         if self.deaths >= self._patience.deaths:
             message = f"{self.deaths} engines in a row failed while processing it"
             why = "it may be the cause and is not retried. See the end of those engines' logs"
@@ -91,9 +89,9 @@ class Retries:
         return True
 
 
-def _died(error: grpc.aio.AioRpcError, *, answering: bool) -> bool:
-    """Return whether a running engine died, judging by the transport's error or, if it was answering, by its own."""
-    away = Draining if answering else Draining | EngineUnavailable | BaseModelNotFound
+def _died(error: grpc.aio.AioRpcError, *, begun: bool) -> bool:
+    """Return whether a running engine died, judging by the transport's error or, if it had begun, by its own."""
+    away = Draining if begun else Draining | EngineUnavailable | BaseModelNotFound
     own_word = isinstance(from_rpc_error(error), away)
     return may_have_it(error) and not own_word and "keepalive" not in (error.details() or "")
 

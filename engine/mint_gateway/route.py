@@ -215,11 +215,12 @@ class Router:
         trail: Trail,
     ) -> bool:
         """Try one engine. Return False if it failed and another may succeed, from where this one was."""
+        events: list[sampling_pb2.GenerateEvent] = []
         async with self._channels.use(candidate.address) as stubs:
             call = stubs.sampler.Generate(request, timeout=retries.remaining_s())
             try:
                 try:
-                    events = await _until_first_token(call, candidate)
+                    await _read_until_first_token(call, events, candidate)
                 except grpc.aio.AioRpcError as error:
                     failure = from_rpc_error(error)
                     # The adapter was placed just now: the engine has not read its part of the map yet.
@@ -231,7 +232,7 @@ class Router:
                     if too_early:
                         retries.failed[candidate.address] = None
                     else:
-                        retries.failed_with(candidate.address, error, trail.request_id)
+                        retries.failed_with(candidate.address, error, trail.request_id, begun=bool(events))
                     return False
                 if begun.lost:
                     if not events[0].started.goes_on:  # an engine of a version that would begin anew
@@ -261,7 +262,7 @@ class Router:
             retries.failed[candidate.address] = None
             return
         self._on_retry(from_rpc_error(error))
-        retries.failed_with(candidate.address, error, trail.request_id, answering=True)
+        retries.failed_with(candidate.address, error, trail.request_id, begun=True)
 
 
 def _may_ask(view: MapView, adapter: str) -> bool:
@@ -280,15 +281,15 @@ def _prepare(request: sampling_pb2.GenerateRequest, trail: Trail, source: Source
         request.whence.uri, request.whence.revision = source.uri, source.revision
 
 
-async def _until_first_token(call: "Call", candidate: Candidate) -> list[sampling_pb2.GenerateEvent]:
-    """Read events up to the first one other than `started`. Raises EngineUnavailable if the stream ends before."""
-    events: list[sampling_pb2.GenerateEvent] = []
+async def _read_until_first_token(
+    call: "Call", events: list[sampling_pb2.GenerateEvent], candidate: Candidate
+) -> None:
+    """Add events up to the first one other than `started`. Raises EngineUnavailable if the stream ends before."""
     while not events or events[-1].HasField("started"):
         event = await call.read()
         if not isinstance(event, sampling_pb2.GenerateEvent):
             raise _ended_early(candidate.engine)
         events.append(event)
-    return events
 
 
 async def _forward(

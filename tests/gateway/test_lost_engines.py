@@ -135,7 +135,7 @@ async def test_where_none_can_go_on_the_client_is_told_to_retry(scene: Scene, re
     assert other.seen
 
 
-@pytest.mark.parametrize(("says", "most_words"), [(None, 2), (None, 6), (BREAKS, 6)])
+@pytest.mark.parametrize(("says", "most_words"), [(None, 2), (None, 6), (BREAKS, 0), (BREAKS, 6)])
 async def test_a_request_that_kills_each_engine_while_they_answer_is_refused_for_good(
     scene: Scene, says: errors.MintError | None, most_words: int
 ) -> None:
