@@ -88,7 +88,8 @@ def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
     if refusal is not None:
         return Finding("Ready", "False", refusal.reason, refusal.message)
     if not facts.redis_ok:
-        message = f"Redis does not answer, so it is unknown what engines hold; {ready} of {desired} pods are ready"
+        why = "Redis does not answer, or takes no writes"
+        message = f"{why}, so it is unknown what engines hold; {ready} of {desired} pods are ready"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, message)
     if ready >= needed:
         return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))
