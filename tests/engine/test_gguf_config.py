@@ -155,6 +155,21 @@ def test_experts_of_no_possible_size_are_refused_by_the_head(key: str, size: int
         read_config(find_files(tmp_path))
 
 
+def test_a_head_of_far_more_than_the_file_holds_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
+    model = make_model(Qwen3MoeConfig(**PLAIN, **MOE, norm_topk_prob=True, rope_parameters=ROTATED))
+    told = {
+        "expert_count": 6,
+        "expert_used_count": 2,
+        "attention.key_length": 16,
+        "expert_feed_forward_length": 1 << 24,
+    }
+    save(tmp_path / "tiny.gguf", model, "qwen3moe", {f"ARCH.{key}": value for key, value in told.items()})
+    with pytest.raises(
+        UnsupportedBase, match=r"has metadata of [\d,]+ numbers, but weights of [\d,]+; one of them is"
+    ):
+        load_base(tmp_path, torch.float32, CPU)
+
+
 def test_a_part_of_a_base_is_refused_by_its_head(tmp_path: Path) -> None:
     """As llama.cpp splits large files; only the first part has all metadata."""
     save(tmp_path / "tiny.gguf", make_model(LLAMA), "llama", {"split.no": 0, "split.count": 3}, only="token_embd")

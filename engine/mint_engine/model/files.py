@@ -182,16 +182,21 @@ def _quantised(name: str, kind: str) -> str:
     return "integer" if name.endswith(".weight") and kind in _WHOLE else ""
 
 
-def check_enough(files: BaseFiles, model: torch.nn.Module, tensors: Mapping[str, Stored]) -> None:
-    """Check that the files hold about as much as the model of config.json needs. Raises UnsupportedBase.
+def check_enough(files: BaseFiles, model: torch.nn.Module, held: int) -> None:
+    """Check that the files hold about as many numbers as the model of their head needs. Raises UnsupportedBase.
 
     Missing weights would be allocated before they are reported by name, and might exceed the memory.
     """
     wanted = sum(each.numel() for each in model.parameters())
-    held = sum(prod(each.get_shape()) * _NUMBERS_IN.get(each.get_dtype(), 1) for each in tensors.values())
     if wanted > 2 * held:  # a head that is tied to the embedding may be stored once
-        message = f"has a config.json of {wanted:,} numbers, but weights of {held:,}; one of them is another base's"
+        head = "metadata" if files.gguf else "a config.json"
+        message = f"has {head} of {wanted:,} numbers, but weights of {held:,}; one of them is another base's"
         raise UnsupportedBase(files.subject, message)
+
+
+def numbers_in(tensors: Mapping[str, Stored]) -> int:
+    """Return how many numbers tensors hold."""
+    return sum(prod(each.get_shape()) * _NUMBERS_IN.get(each.get_dtype(), 1) for each in tensors.values())
 
 
 def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None]:

@@ -33,6 +33,12 @@ def _not_yet(quantizer: Any, path: str, model: PreTrainedModel) -> dict[str, Any
 GgufHfQuantizer.get_state_dict = _not_yet  # type: ignore[method-assign, assignment]
 
 
+def gguf_numbers(path: Path) -> int:
+    """Return how many numbers a file's tensors hold."""
+    reader: Any = gguf.GGUFReader(path)
+    return sum(int(each.n_elements) for each in reader.tensors)
+
+
 def load_gguf(
     model: PreTrainedModel,
     path: Path,
