@@ -36,6 +36,15 @@ window.fetch = async (...what) => {
 };
 """
 
+# Records what screen readers announce of the state.
+LISTENING = """
+window.announced = [];
+addEventListener("DOMContentLoaded", () => {
+  const status = document.querySelector("[role=status]"), tell = () => window.announced.push(status.textContent);
+  new MutationObserver(tell).observe(status, { subtree: true, childList: true, characterData: true });
+});
+"""
+
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
@@ -283,7 +292,7 @@ async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Sce
         leaving = Scene(scene.redis, stack)
         await leaving.open()
         url, port = leaving.url, leaving.gateway.http_port
-        await browser.begin_with(HURRIED)
+        await browser.begin_with(HURRIED + LISTENING)
         await browser.open(url)
         await browser.reads(BASE, "Live")
     await browser.reads("The gateway is not responding. The last known state is shown.", "Retrying in", BASE)
@@ -292,6 +301,7 @@ async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Sce
     async with serve(scene.redis, "127.0.0.1:0", listen("127.0.0.1", port), LIMITS):
         await browser.reads("Live")
         assert "is not responding" not in await browser.text()
+        assert await browser.run("return window.announced") == ["Live", "Retrying", "Live"], "and no seconds"
 
 
 async def test_a_link_that_is_followed_while_the_gateway_is_away_is_not_live_before_it_answers(

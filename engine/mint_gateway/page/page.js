@@ -116,12 +116,15 @@ function show() {
   tick();
 }
 
+// Screen readers announce changes of the first text only: the second changes every second.
 function tick() {
   const ago = (Date.now() - updated) / 1000, since = updated ? `, as of ${span(ago)} ago` : "";
-  let [style, text] = updated ? ["on", `Live${ago > 3 * EVERY_S ? since : ""}`] : ["", "Connecting…"];
-  if (failures) [style, text] = ["off", `Retrying in ${span(waitS)}${since}`];
-  if (!$("ask").hidden) [style, text] = ["", "Waiting for a key"];
-  [$("live").className, $("live").lastElementChild.textContent] = [style, text];
+  let [style, state, more] = updated ? ["on", "Live", ago > 3 * EVERY_S ? since : ""] : ["", "Connecting…", ""];
+  if (failures) [style, state, more] = ["off", "Retrying", ` in ${span(waitS)}${since}`];
+  if (!$("ask").hidden) [style, state, more] = ["", "Waiting for a key", ""];
+  const texts = h("span", {}, h("span", { role: "status" }, state), h("span", {}, more));
+  $("live").className = style;
+  morph($("live").lastElementChild, texts);
 }
 
 function highlight(i) {
