@@ -1,6 +1,7 @@
 """The operator's Prometheus metrics."""
 
 from collections import Counter as Tally
+from collections.abc import Container
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -18,7 +19,7 @@ for _outcome in ("done", "failed"):
     PASSES.labels(_outcome)  # from the start: Prometheus' increase() does not see the first value of a new series
 WRITES = Counter("mint_operator_writes_total", "Writes, by what was written and outcome", ["what", "outcome"])
 WAVES = Gauge("mint_operator_waves", "Waves by phase", ["phase"])
-BASES = Gauge("mint_operator_bases", "Base models by phase", ["phase"])
+BASES = Gauge("mint_operator_bases", "1 for the phase of a base model, otherwise 0", ["base", "phase"])
 COPIES = Gauge("mint_operator_copies", "Adapter copies over all waves, by state", ["state"])
 DIRTY = Gauge("mint_operator_dirty", "Parts of the observed state waiting to be re-read")
 NAMESPACES_LEFT_OUT = Gauge("mint_operator_namespaces_left_out", "Watched namespaces that the operator may not read")
@@ -26,7 +27,7 @@ LEADS = Gauge("mint_operator_leads", "1 while this operator holds the Lease and 
 LAST_PASS = Gauge(
     "mint_operator_last_pass_timestamp_seconds", "Unix time of the last pass of the loop, successful or not"
 )
-ENGINES = Gauge("mint_operator_engines", "Engines over all base models: desired, and ready", ["state"])
+ENGINES = Gauge("mint_operator_engines", "Engines of each base model: desired, and ready", ["base", "state"])
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
 
 PHASES = ("Pending", "Loading", "Placing", "Ready", "Rolling", "Degraded", "Failed")
@@ -38,18 +39,26 @@ def observe(snapshot: Snapshot, plan: Plan) -> None:
     """Set the gauges from one pass."""
     REDIS_UP.set(snapshot.redis_ok)
     waves = Tally(status.phase for status in plan.wave_statuses.values())
-    bases = Tally(status.phase for status in plan.base_statuses.values())
-    for phase in PHASES:
+    for phase in PHASES + WAVE_PHASES:
         WAVES.labels(phase).set(waves[phase])
-        BASES.labels(phase).set(bases[phase])
-    for phase in WAVE_PHASES:
-        WAVES.labels(phase).set(waves[phase])
+    for base, status in plan.base_statuses.items():
+        for phase in PHASES:
+            BASES.labels(base, phase).set(status.phase == phase)
+        for state in ("desired", "ready"):
+            ENGINES.labels(base, state).set(getattr(status.engines, state))
+    for gauge in (BASES, ENGINES):
+        _forget_others(gauge, plan.base_statuses)
     trained = [status.training.policies for status in plan.wave_statuses.values() if status.training]
     for stage in ("waiting", "running", "paused", "complete", "cancelled", "failed"):
         POLICIES.labels(stage).set(sum(getattr(each, stage) for each in trained))
-    engines = [status.engines for status in plan.base_statuses.values()]
-    for state in ("desired", "ready"):
-        ENGINES.labels(state).set(sum(getattr(each, state) for each in engines))
     counts = [status.counts for status in plan.wave_statuses.values()]
     for state in ("wanted", "placed", "ready", "failed"):
         COPIES.labels(state).set(sum(getattr(each, state) for each in counts))
+
+
+def _forget_others(gauge: Gauge, bases: Container[str]) -> None:
+    """Remove the series of bases that no longer exist. Others stay throughout: a scrape may come at any time."""
+    for metric in gauge.collect():
+        for sample in metric.samples:
+            if sample.labels["base"] not in bases:
+                gauge.remove(*sample.labels.values())

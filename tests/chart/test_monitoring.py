@@ -159,6 +159,20 @@ def test_the_alert_on_a_stuck_operator_fires_although_its_liveness_probe_restart
     assert (stuck["expr"], stuck["for"]) == (f"time() - {last} > 120 and {led} == 1", "5m")
 
 
+def test_alerts_on_bases_hold_for_each_base_alone() -> None:
+    """Summed up, bases whose engines start one after another would look like one that never becomes ready."""
+    found = {each["alert"]: each for each in alerts(render(EVERYTHING))}
+    of = f'namespace="{NAMESPACE}", service="mint-operator"'
+    base = f'sum by (base) (mint_operator_bases{{{of}, phase!~"Ready|Rolling"}})'
+    desired, ready = (
+        f'sum by (base) (mint_operator_engines{{{of}, state="{each}"}})' for each in ("desired", "ready")
+    )
+    assert found["MintBaseNotReady"]["expr"] == f"{base} > 0"
+    assert found["MintEnginesNotReady"]["expr"] == f"{desired} - {ready} > 0"
+    for alert in ("MintBaseNotReady", "MintEnginesNotReady"):
+        assert "{{ $labels.base }}" in found[alert]["annotations"]["description"]
+
+
 def test_alerts_on_requests_compare_those_that_clients_waited_for() -> None:
     """If one prompt of an HTTP request fails, its others end as cancelled, and may be a hundred."""
     found = {each["alert"]: each["expr"] for each in alerts(render(EVERYTHING))}

@@ -102,7 +102,8 @@ def arena(engines: int) -> Iterator[Arena]:
             first, last = fleet * engines // FLEETS, (fleet + 1) * engines // FLEETS
             found.fleets.append(stack.enter_context(_fleet(found, fleet, first, last - first)))
         apply(server, namespace, base_model(engines))
-        until("the base model to be ready", lambda: found.figures().get('mint_operator_bases{phase="Ready"}') == 1.0)
+        ready = f'mint_operator_bases{{base="{namespace}/smol",phase="Ready"}}'
+        until("the base model to be ready", lambda: found.figures().get(ready) == 1.0)
         until("all engines", lambda: _ready(found) == engines)
         yield found
 
