@@ -64,6 +64,21 @@ def test_a_pattern_that_knows_only_the_other_prefix_is_refused(tmp_path: Path) -
         read(base, alone)
 
 
+def test_patterns_are_matched_with_three_names_where_the_base_has_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    base = save_base("gemma3_seeing", tmp_path / "base")
+    now = save_adapter(base, tmp_path / "now", 4, **SERVED["gemma3_seeing"])
+    edit_config(now, alpha_pattern={f"other_{number}": 64 for number in range(9)})
+    alone = renamed(now, tmp_path / "alone", PREFIXES["model.language_model"], PREFIXES["model"])
+    linears = len(tensors(now)) // 2
+    monkeypatch.setattr("mint_engine.adapters.check.MOST_EFFORT", 9 * linears)
+    read(base, now)
+    with pytest.raises(errors.UnsupportedAdapter, match=f"too many patterns .* for {linears} linears; give fewer"):
+        read(base, alone)
+
+
 OLDER = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 

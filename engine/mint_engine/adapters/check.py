@@ -1,7 +1,7 @@
 """Checks whether an adapter fits a base: pure functions of its config, its file's header and the base's shapes."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mint_contracts.byte_counts import in_units
@@ -114,8 +114,8 @@ def check_tensors(config: LoraConfig, table: Tensors, fit: Fit, subject: str) ->
     unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
-    _check_effort(config, len(halves), subject)
     by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
+    names: list[tuple[str, str]] = []
     for (path, expert), found in sorted(halves.items()):
         if len(found) != 2:
             missing = f"lora_{next(iter(found))} of {_named(path, expert)}"
@@ -123,8 +123,9 @@ def check_tensors(config: LoraConfig, table: Tensors, fit: Fit, subject: str) ->
         theirs = found["A"].name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if path in parameters:
             theirs = renamed(path, text_model(theirs))
-        _check_patterns(config, theirs, _named(path, expert), subject)
+        names.append((theirs, _named(path, expert)))
         by_path.setdefault(path, {})[expert] = found
+    _check_patterns(config, names, subject)
     stacks = {path: by_path[path][PLAIN] for path in parameters if path in by_path}
     shapes = {path: (found["A"].shape, found["B"].shape) for path, found in stacks.items()}
     turned = find_turned(config, parameters, shapes, subject)
@@ -241,14 +242,17 @@ def _halves(
     return halves
 
 
-def _check_patterns(config: LoraConfig, theirs: str, path: str, subject: str) -> None:
-    """Raise UnsupportedAdapter if patterns tell an adapter's name of a linear from the base's."""
-    if theirs != path and _numbers(config, theirs) != _numbers(config, path):
-        raise UnsupportedAdapter(
-            subject,
-            f"gives {theirs[:200]} a rank or alpha by a pattern that does not match {path[:200]}, as this base names "
-            "it; change the pattern to match both",
-        )
+def _check_patterns(config: LoraConfig, names: Sequence[tuple[str, str]], subject: str) -> None:
+    """Raise UnsupportedAdapter if patterns are too many, or tell an adapter's name of a linear from the base's."""
+    renames = [(theirs, path) for theirs, path in names if theirs != path]
+    _check_effort(config, len(names), subject, names=3 if renames else 1)
+    for theirs, path in renames:
+        if _numbers(config, theirs) != _numbers(config, path):
+            raise UnsupportedAdapter(
+                subject,
+                f"gives {theirs[:200]} a rank or alpha by a pattern that does not match {path[:200]}, as this base "
+                "names it; change the pattern to match both",
+            )
 
 
 def _stacked(name: str, fit: Fit) -> tuple[str, int]:
@@ -292,9 +296,9 @@ def _part(
     return Part(module.path, rank, pairs, scaling)
 
 
-def _check_effort(config: LoraConfig, linears: int, subject: str) -> None:
-    """Raise UnsupportedAdapter if matching `linears` linears with the config's patterns would take too long."""
-    if config.effort * linears > MOST_EFFORT:
+def _check_effort(config: LoraConfig, linears: int, subject: str, names: int = 1) -> None:
+    """Raise UnsupportedAdapter if matching `names` of each of `linears` with all patterns would take too long."""
+    if config.effort * linears * names > MOST_EFFORT:
         raise UnsupportedAdapter(
             subject, f"has too many patterns in rank_pattern and alpha_pattern for {linears} linears; give fewer"
         )
