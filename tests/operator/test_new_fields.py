@@ -18,7 +18,7 @@ from mint_operator.observing.new_fields import without_new_defaults
 from mint_operator.observing.written import Written
 from tests.apiserver import ROOT, ApiServer
 from tests.crds.admission import resource
-from tests.waiting import until
+from tests.waiting import block_until, until
 
 TAPE = {"description": "Of a later version.", "type": "integer", "default": 60}
 REELS = {
@@ -70,6 +70,7 @@ def newer(api_server: ApiServer) -> Iterator[ApiServer]:
         api_server.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(definition))
     yield api_server
     api_server.apply_crds()
+    block_until(lambda: "tape" not in api_server.kubectl("get", "--raw", "/openapi/v3/apis/mint.dev/v1alpha1"))
 
 
 async def test_what_newer_crds_add_by_default_can_be_read_and_what_somebody_has_set_cannot(
