@@ -28,7 +28,7 @@ LAST_PASS = Gauge(
     "mint_operator_last_pass_timestamp_seconds", "Unix time of the last pass of the loop, successful or not"
 )
 ENGINES = Gauge("mint_operator_engines", "Engines of each base model: desired, and ready", ["base", "state"])
-REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
+REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers and takes writes")
 
 PHASES = ("Pending", "Loading", "Placing", "Ready", "Rolling", "Degraded", "Failed")
 WAVE_PHASES = ("Expired", "Queued", "Training", "Paused", "Complete", "Cancelled")
