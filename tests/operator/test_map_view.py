@@ -16,6 +16,7 @@ from mint_contracts.source import Source
 from mint_operator.observing import map_view
 from mint_operator.observing.dirt import EVERYTHING, RESYNC, Dirt, Part
 from mint_operator.observing.map_view import MapView
+from mint_operator.planning.engines import AWAY_GRACE_S
 from mint_operator.planning.sizes import Size
 from tests.contracts.placed import held, outlive, record
 from tests.operator.stage import PlayedEngine
@@ -106,6 +107,22 @@ async def test_while_redis_takes_no_heartbeats_no_time_counts_as_an_engines(tmp_
         found = (await view.look(engines))[KEY]
         assert (found.away_s, found.unready_s) == ({"smol-1": 0.0}, {"smol-1": 0.0})
         await redis.aclose()
+
+
+async def test_an_engine_that_is_silent_once_the_operator_looks_again_may_still_report(redis_client: Redis) -> None:
+    """While the API server is away, nobody looks; a Redis that was restarted meanwhile has lost heartbeats."""
+    clock = Clock()
+    view, engines = seen_by(clock, redis_client), {KEY: ["smol-0", "smol-1"]}
+    played = [PlayedEngine(redis_client, KEY, name) for name in engines[KEY]]
+    for engine in played:
+        await engine.report()
+    await view.look(engines)
+    await played[1].leave()
+    clock.now += 300
+    assert (await view.look(engines))[KEY].away_s == {"smol-1": map_view.MOST_UNSEEN_S}
+    assert map_view.MOST_UNSEEN_S < AWAY_GRACE_S
+    clock.now += 300
+    assert (await view.look(engines))[KEY].away_s == {"smol-1": 2 * map_view.MOST_UNSEEN_S}
 
 
 async def test_a_dead_engines_absence_adds_up_although_redis_is_away_now_and_then(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ FULL_READ_S = 30.0  # read fully this often whatever the pulse says, to notice a
 FULL_READ_SHARE = 0.02  # of the time, at most: a large map is fully read less often
 ENTRY_READ_S = 50e-6  # to read and decode a placement and its assignment: the operator logged 3.4 s for 64,000
 AT_ONCE = 16
+MOST_UNSEEN_S = 20.0  # of the time between two looks counts: nobody looks while the API server is away
 SMOOTHED_S = 30.0
 FULL_BATCH = 64  # requests that keep an engine busy: as many as one step decodes
 MOST_SIZES = 65_536  # adapter sizes remembered; those of adapters that are held or placed always are
@@ -48,7 +49,7 @@ class _Memory(msgspec.Struct):
     in_flight: float = 0.0
     demand: Mapping[str, float] = {}
     looked_at: float = 0.0
-    unwatched_s: float = 0.0  # for how long Redis was away: heartbeats ran out unseen, and no absence counts
+    unwatched_s: float = 0.0  # in which Redis was away, or nobody looked: heartbeats ran out unseen; not counted
     remembered: Mapping[str, Placement] = {}
     recorded: Mapping[str, WaveRecord] = {}
     lost_at: float | None = None
@@ -155,8 +156,8 @@ class MapView:
             if len(telling) < len(silent):
                 await self._reader.confirm_writes(base)
             _forget_sizes(memory)
-            if self._missed:
-                memory.unwatched_s += now - memory.looked_at
+            counted_s = 0.0 if self._missed else MOST_UNSEEN_S
+            memory.unwatched_s += max(0.0, now - memory.looked_at - counted_s)
             _smooth(memory, pulse, now)
             memory.pulse = pulse
         state = memory.state
@@ -197,7 +198,7 @@ class MapView:
         now: float,
         telling: Collection[str],
     ) -> BaseMap:
-        """Return what a look has found. `now` is by a clock that stands still while Redis is away."""
+        """Return what a look has found. `now` is by a clock that stands still while nothing is seen of engines."""
         if state.version is None:
             memory.lost_at = now if memory.lost_at is None else memory.lost_at
         else:
