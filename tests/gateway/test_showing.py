@@ -23,7 +23,7 @@ from mint_contracts.training_pb2 import PolicyState, WaveProgress
 from mint_gateway.answer import Answer
 from mint_gateway.cli import catalog, explain, tables, wave_tables
 from mint_gateway.cli.error_report import report_error
-from mint_gateway.cli.showing import console, show
+from mint_gateway.cli.showing import LONG, console, show
 from mint_gateway.cli.wave_explained import wave_explained
 from tests.gateway.command import mint
 from tests.gateway.scene import Scene
@@ -92,6 +92,19 @@ def test_a_text_like_the_name_of_an_emoji_is_shown_as_it_is(capsys: pytest.Captu
     show(tables.answers_table([tables.Column("", text="ports 80:100:443 :bug:")]))
     show(wave_tables.progress_table(WaveProgress(wave="demo/w", message="at 80:100:443 :bug:"), console()))
     assert capsys.readouterr().out.count("80:100:443 :bug:") == 2
+
+
+def test_a_long_table_has_a_line_for_each_row_and_gives_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [CatalogEntry(name=f"acme/{n}", uri=f"s3://b/{n}") for n in range(LONG)]
+    show(tables.entries_table(entries))
+    assert "│ acme/0 " in capsys.readouterr().out
+    odd = CatalogEntry(name="acme/[red]:bug:", uri=f"s3://日本/{ORDERS}\n", rank=4)
+    show(tables.entries_table([odd, *entries]))
+    heads, first, *others = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["adapter", "revision", "rank", "bytes", "labels", "source"]
+    assert first.split() == ["acme/[red]:bug:", "-", "4", "-", "-", f"s3://日本/{WRITTEN_OUT}"]
+    assert [line.split()[0] for line in others] == [entry.name for entry in entries]
+    assert {line.index("s3://") for line in (first, *others)} == {heads.index("source")}
 
 
 def test_lines_of_waves_and_lookups_give_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:

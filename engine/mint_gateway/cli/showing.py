@@ -1,19 +1,23 @@
 """Printing tables and JSON. Names are never cut, so that they can be copied and searched for.
 
-On a narrow terminal they wrap; in a pipe or a file each row is one line, however long.
+On a narrow terminal they wrap; in a pipe or a file each row is one line, however long. A table of many rows is always
+printed as plain lines: rich measures and wraps each cell, which takes seconds for thousands of rows.
 """
 
 import json
+from collections.abc import Iterator
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.markup import escape, render
 from rich.measure import Measurement
 from rich.table import Column, Table
 
 from mint_contracts.escaping import escape_controls
 from mint_gateway.as_json import as_json
 
+LONG = 1000  # rows
 _ANY_WIDTH = 1 << 20
 
 
@@ -35,9 +39,27 @@ def console(file: TextIO | None = None) -> Console:
 def show(what: RenderableType, file: TextIO | None = None) -> None:
     """Print to stdout, or to `file`."""
     shown = console(file)
+    if isinstance(what, Table) and what.row_count > LONG:
+        for line in aligned(what):
+            print(line, file=shown.file)
+        return
     if not shown.is_terminal:
         shown.width = max(shown.width, whole_width(what, shown))
     shown.print(what)
+
+
+def aligned(long: Table) -> Iterator[str]:
+    """Yield the heads and rows of a table, each as a line."""
+    columns = [[_plain(each) for each in (column.header, *column.cells)] for column in long.columns]
+    widths = [max(map(cell_len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        texts = (text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True))
+        yield "  ".join(texts).rstrip()
+
+
+def _plain(shown: RenderableType) -> str:
+    text = render(shown, emoji=False).plain if isinstance(shown, str) else str(shown)
+    return " ".join(text.split())
 
 
 def show_json(what: object) -> None:
