@@ -23,6 +23,7 @@ from mint_contracts.map_writer import OPS_PER_CALL, MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.settings import REDIS_PASSWORD, REDIS_USERNAME
 from mint_contracts.source import Source
+from mint_contracts.step_figures import StepFigures
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from mint_contracts.train_writer import TrainWriter
@@ -39,6 +40,7 @@ from tests.redis_process import RedisProcess, full_memory
 from tests.waiting import until
 
 ENGINE = "e-0"
+CURVE = (StepFigures(1, kl=0.5),)
 PARTS = ("operator", "engine", "gateway")
 # The functions that each part calls, by file.
 CALLED: dict[str, dict[str, Sequence[str]]] = {
@@ -197,7 +199,7 @@ async def engine_works(redis: Redis) -> None:
     progress, running = TrainReporter(redis, BASE, ENGINE), [Progress("a", "demo/wave", 7, Stage.RUNNING)]
     for first, full in ((0, True), (1, False)):
         rewards = {"a": (first, [0.1])}
-        assert await progress.report(1, running, [], rewards, full=full) == MissingRewards()
+        assert await progress.report(1, running, [], rewards, full=full, curves={"a": CURVE}) == MissingRewards()
     await reader.placement(BASE, "a")
     await reader.base_record(BASE)
     assert await CatalogReader(redis).find(BASE, "acme/a") is not None
@@ -226,6 +228,7 @@ async def gateway_reads(redis: Redis) -> None:
     assert await trains.known(BASE) == {}
     assert len((await trains.progress(BASE, [ENGINE]))[ENGINE]) == 1
     assert (await trains.rewards(BASE, {"a": 0}, 10))["a"].values
+    assert await trains.curves(BASE, ["a"]) == {"a": CURVE}
 
 
 async def keeps_catalog(users: Users, redis: Redis, folder: Path) -> None:
