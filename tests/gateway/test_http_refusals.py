@@ -20,7 +20,8 @@ async def test_requests_refused_before_they_are_parsed_are_counted_and_logged(
         assert headers["X-Request-Id"] == "r-1"
         assert (await post(scene, CHAT, b" " * 70_000, X_Request_Id="r-2"))[0] == 429
         monkeypatch.setattr(door, "MOST_BYTES", 1000)
-        assert (await post(scene, TEXT, b" " * 2000, X_Request_Id="r-3"))[0] == 413
+        status, _, headers = await post(scene, TEXT, b" " * 2000, X_Request_Id="r-3")
+        assert (status, headers["X-Request-Id"]) == (413, "r-3")
     lines = [line for line in logs if line["event"] == "request"]
     assert [(line["request_id"], line["code"]) for line in lines] == [
         ("r-1", "INVALID_ARGUMENT"),

@@ -29,7 +29,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     except web.HTTPException as error:  # unknown path or method, or a body that is too large
         refused = InvalidRequest(f"{request.method} {request.path[:200]}", error.text or error.reason)
         allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
-        return reply(openai_response.refusal(refused), status=error.status, headers=allowed)
+        return reply(openai_response.refusal(refused), status=error.status, headers=allowed | _named(request))
     except (MintError, grpc.aio.AioRpcError) as error:
         return _refused(request, ours(error))
     except ConnectionError:
@@ -46,17 +46,22 @@ def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
 
 def _refused(request: web.Request, error: MintError) -> web.Response:
     retry_s = error.retry_after_s
-    headers = {} if retry_s is None else {"Retry-After": str(math.ceil(retry_s))}
+    headers = _named(request)
+    if retry_s is not None:
+        headers["Retry-After"] = str(math.ceil(retry_s))
     if error.terminal and error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         headers["x-should-retry"] = "false"  # OpenAI's clients retry 5xx unless told not to
-    if NAMED in request:
-        headers[REQUEST_ID] = request[NAMED]
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     response = reply(openai_response.refusal(error), status=error.http_status, headers=headers)
     if isinstance(error, Unauthenticated):
         response.force_close()  # see `auth_middleware`
     return response
+
+
+def _named(request: web.Request) -> dict[str, str]:
+    """Return the header with the request's ID, once that is known."""
+    return {REQUEST_ID: request[NAMED]} if NAMED in request else {}
 
 
 def reply(
