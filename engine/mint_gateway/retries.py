@@ -38,6 +38,7 @@ class Retries:
         self._rounds = 0
         self.count = 0
         self.deaths = 0  # engines that died with the request
+        self._dead: set[str] = set()  # their addresses, without those that have answered since
         # Failed attempts of this round, by address; None: the error says nothing useful to the client.
         self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
 
@@ -46,18 +47,22 @@ class Retries:
 
         The request may be what kills them, so it must not be passed on until none is left. Engines that could not be
         reached do not count, since they never had it, nor do those that fell silent, since they may still run. One
-        that had `begun` the request has also died if it says itself that it cannot go on, unless it drains.
+        that had `begun` the request has also died if it says itself that it cannot go on, unless it drains. Until it
+        has ended it says so each time, which counts once.
         """
         self.failed[address] = error
-        self.deaths += _died(error, begun=begun)
+        if _died(error, begun=begun and address not in self._dead):
+            self.deaths += 1
+            self._dead.add(address)
         if self.deaths >= self._patience.deaths:
             message = f"{self.deaths} engines in a row failed while processing it"
             why = "it may be the cause and is not retried. See the end of those engines' logs"
             raise Internal(f"request {request_id}", f"{message}; {why}")
 
-    def begin_anew(self) -> None:
-        """Have the whole patience again, since an engine answered; those that died with the request still count."""
+    def begin_anew(self, address: str) -> None:
+        """Have the whole patience again, since this engine answered; those that died with the request still count."""
         self.count, self._rounds, self._give_up_at = 0, 0, None
+        self._dead.discard(address)
 
     def remaining_s(self) -> float | None:
         """Return the seconds until the client's deadline, or None without one."""

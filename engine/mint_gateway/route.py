@@ -251,7 +251,7 @@ class Router:
                 raise _ended_early(candidate.engine) from lost
             begun.lost = candidate.engine
             trail.lost += 1
-            retries.begin_anew()
+            retries.begin_anew(candidate.address)
             self._note_failure(candidate, lost, retries, trail)
         return begun.complete
 

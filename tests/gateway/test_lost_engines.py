@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import openai
 import pytest
+from msgspec.structs import replace
 
 from mint_contracts import errors
 from mint_contracts.byte_budget import ByteBudget
@@ -147,6 +148,16 @@ async def test_a_request_that_kills_each_engine_while_they_answer_is_refused_for
     with pytest.raises(errors.Internal, match="it may be the cause and is not retried"):
         await events_of(scene)
     assert sum(bool(each.seen) for each in engines) == Patience().deaths
+
+
+async def test_a_broken_engine_counts_once_however_often_it_says_so(scene: Scene) -> None:
+    """It may be the only engine, and another request may have broken it."""
+    tries = 2 * Patience().deaths
+    [only] = await engines_of(scene, 1, replace(PATIENT, patience=Patience(tries=tries)))
+    only.hold_after, only.says = 0, BREAKS
+    with pytest.raises(errors.EngineUnavailable):
+        await events_of(scene)
+    assert len(only.seen) == tries
 
 
 async def test_a_client_of_the_gateway_cannot_say_what_was_begun(scene: Scene) -> None:
