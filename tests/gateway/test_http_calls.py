@@ -34,7 +34,8 @@ def mistral() -> Reader:
 
 
 def form(of: "Chat.Calls.ValueType") -> Reader:
-    reading = Tools([Function("sea"), Function("ship")], "auto").reading(of)
+    tools = Tools([Function("sea"), Function("ship")], "auto")
+    reading = tools.reading(of, tools.functions_json)
     assert reading
     return reading.reader()
 

@@ -166,7 +166,8 @@ def test_no_text_is_lost(text: str) -> None:
 
 @given(text=_texts, cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_complete_and_streamed_answers_are_the_same(text: str, cuts: list[int]) -> None:
-    how = parsing(Tools([Function("sea")], "auto"), Started(calls=Chat.HARMONY, thought=Started.CHANNELS), shows=True)
+    started = Started(calls=Chat.HARMONY, thought=Started.CHANNELS)
+    how = parsing(Tools([Function("sea")], "auto"), "", started, shows=True)
     assert how
     pieces, streamed, whole = pieces_of(text, cuts), how.parser(), how.parser()
     assert joined([part for piece in pieces for part in streamed.push(piece)] + streamed.finish()) == joined(

@@ -96,7 +96,7 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
 
 def parser(thought: "Started.Thought.ValueType", *, tools: bool = False, shows: bool = True) -> Parser:
     calling = Tools([Function("sea")], "auto") if tools else NONE
-    found = parsing(calling, Started(calls=Chat.HERMES, thought=thought), shows=shows)
+    found = parsing(calling, calling.functions_json, Started(calls=Chat.HERMES, thought=thought), shows=shows)
     assert found
     return found.parser()
 
@@ -177,5 +177,7 @@ def test_a_piece_of_an_answer_does_not_keep_its_chunk() -> None:
 
 
 def test_nothing_is_parsed_where_there_is_neither_a_thought_nor_a_call() -> None:
-    assert parsing(NONE, Started(), shows=True) is None
-    assert parsing(NONE, Started(thought=Started.BEGUN), shows=False) == Parsing(thought=Started.BEGUN, shows=False)
+    assert parsing(NONE, "", Started(), shows=True) is None
+    assert parsing(NONE, "", Started(thought=Started.BEGUN), shows=False) == Parsing(
+        thought=Started.BEGUN, shows=False
+    )

@@ -12,7 +12,7 @@ from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
 from mint_contracts.transport import MOST_STOPS
 from mint_gateway.http import openai_request
-from mint_gateway.http.calls import Call, Leading, Listed, Single
+from mint_gateway.http.calls import Call, Leading, Listed, Reading, Single
 from mint_gateway.http.marked import Marked
 
 CHART = {"$ref": "#/$defs/Chart"}
@@ -37,6 +37,11 @@ def read(**fields: Any) -> tuple[openai_request.ChatRequest, GenerateRequest]:
     return wanted, openai_request.chat_request(wanted, ())
 
 
+def reading_of(wanted: openai_request.ChatRequest, form: "Chat.Calls.ValueType") -> Reading | None:
+    tools = wanted.called()
+    return tools.named.reading(form, tools.functions_json)
+
+
 def test_with_tool_choice_auto_calls_are_written_and_read_in_hermes_format() -> None:
     for fields in ({}, {"tool_choice": "auto"}, {"tool_choice": None}, {"parallel_tool_calls": True}):
         wanted, request = read(tools=TOOLS, **fields)
@@ -49,7 +54,7 @@ def test_with_tool_choice_auto_calls_are_written_and_read_in_hermes_format() -> 
         assert request.sampling.WhichOneof("shape") is None
         assert not request.sampling.stop
         for form, reader in ((0, Marked), (Chat.GLM, Marked), (Chat.LLAMA, Leading), (Chat.MISTRAL, Leading)):
-            reading = wanted.called().reading(Chat.Calls.ValueType(form))
+            reading = reading_of(wanted, Chat.Calls.ValueType(form))
             assert reading
             assert isinstance(reading.reader(), reader)
             assert reading.short_ids == (form == Chat.MISTRAL)
@@ -59,7 +64,7 @@ def test_one_call_at_most_ends_the_answer_with_it() -> None:
     """If the model does not end the line and continues, what follows the call is dropped."""
     wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
     assert (list(request.sampling.stop), list(request.sampling.answer_stop)) == (["\n\n"], ["\n</tool_call>"])
-    reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
+    reading, rest = reading_of(wanted, Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
     assert reading
     reader = reading.reader()
     assert reader.push(f"I rest. {rest}{rest}") == ["I rest.", Call("rest", "{}")]
@@ -70,7 +75,7 @@ def test_one_call_at_most_takes_none_of_the_stops_that_a_client_may_send() -> No
     stops = [f"end {number}" for number in range(MOST_STOPS)]
     wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop=stops)
     assert (list(request.sampling.stop), list(request.sampling.answer_stop)) == (stops, [])
-    reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}\n</tool_call>'
+    reading, rest = reading_of(wanted, Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}\n</tool_call>'
     assert reading
     assert reading.reader().push(f"{rest}{rest} So.") == [Call("rest", "{}")]
 
@@ -78,7 +83,7 @@ def test_one_call_at_most_takes_none_of_the_stops_that_a_client_may_send() -> No
 def test_tool_choice_none_calls_none_of_the_given_tools() -> None:
     wanted, request = read(tools=TOOLS, tool_choice="none", response_format={"type": "json_object"})
     assert len(json.loads(request.chat.tools)) == 2
-    assert (request.chat.calls, wanted.called().reading(Chat.HERMES)) == (Chat.CALLS_UNSPECIFIED, None)
+    assert (request.chat.calls, reading_of(wanted, Chat.HERMES)) == (Chat.CALLS_UNSPECIFIED, None)
     assert request.sampling.json_object
 
 
@@ -86,7 +91,7 @@ def test_tool_choice_none_calls_none_of_the_given_tools() -> None:
 def test_without_tools_nothing_is_called(fields: dict[str, Any]) -> None:
     wanted, request = read(**fields, parallel_tool_calls=False)
     assert request == read()[1]
-    assert wanted.called().reading(Chat.HERMES) is None
+    assert reading_of(wanted, Chat.HERMES) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_calls_that_must_come_are_held_to_an_array_of_them(calls: Any, parallel:
     validator = jsonschema.Draft202012Validator(json.loads(request.sampling.json_schema))
     assert validator.is_valid(calls) == sound
     assert request.chat.calls == Chat.CALLS_UNSPECIFIED, "whatever form the base's template has"
-    reading = wanted.called().reading(Chat.CALLS_UNSPECIFIED)
+    reading = reading_of(wanted, Chat.CALLS_UNSPECIFIED)
     assert reading
     assert isinstance(reading.reader(), Listed)
 
@@ -120,7 +125,7 @@ def test_one_function_that_must_be_called_is_held_to_its_arguments() -> None:
         wanted, request = read(tools=TOOLS, tool_choice=CHOSEN, parallel_tool_calls=parallel)
         assert json.loads(request.sampling.json_schema) == PLACED
         assert len(json.loads(request.chat.tools)) == 2
-        reading = wanted.called().reading(Chat.CALLS_UNSPECIFIED)
+        reading = reading_of(wanted, Chat.CALLS_UNSPECIFIED)
         assert reading
         assert isinstance(reading.reader(), Single)
 

@@ -30,7 +30,7 @@ PARAMETERS = {
         "where": {"anyOf": [{"type": "string"}, {"type": "null"}]},
     },
 }
-TOOLS = Tools([Function("sea", parameters=PARAMETERS), Function("ship")], "auto").named
+TOOLS = Tools([Function("sea", parameters=PARAMETERS), Function("ship")], "auto")
 
 GLM_SEA = "<tool_call>sea\n<arg_key>note</arg_key>\n<arg_value>12</arg_value>\n</tool_call>"
 QWEN_SEA = "<tool_call>\n<function=sea>\n<parameter=note>\n12\n</parameter>\n</function>\n</tool_call>"
@@ -55,7 +55,7 @@ def section(form: int, calls: str) -> str:
 
 def read(form: int, pieces: Sequence[str], *, parallel: bool = True) -> Parts:
     """Return everything that is read from an answer, with adjacent texts joined."""
-    reading = Tools(TOOLS.functions, "auto", parallel).reading(Form(form))
+    reading = Tools(TOOLS.functions, "auto", parallel).named.reading(Form(form), TOOLS.functions_json)
     assert reading
     reader = reading.reader()
     joined: Parts = []
@@ -188,7 +188,7 @@ def test_calls(form: int, text: str, parts: Parts) -> None:
 @pytest.mark.parametrize("form", CALL_FORMS)
 def test_white_space_before_a_call_is_held_within_bounds(form: int) -> None:
     """A model may write nothing else, and each token takes time for all that is held."""
-    reading = TOOLS.reading(Form(form))
+    reading = TOOLS.named.reading(Form(form), TOOLS.functions_json)
     assert reading
     reader = reading.reader()
     told = "".join(str(part) for _ in range(10) for part in reader.push(" " * MOST_SPACE))
@@ -346,8 +346,8 @@ def test_a_value_is_typed_by_its_schema(schema: Any, text: str, value: str) -> N
     }
     defs |= {str(at): {"$ref": f"#/$defs/{at + 1}"} for at in range(2000)}
     whole = {"type": "object", "properties": {"a": schema}, "$defs": defs}
-    tools = Tools([Function("sea", parameters=whole)], "auto").named
-    reading = tools.reading(Form(Chat.GLM))
+    tools = Tools([Function("sea", parameters=whole)], "auto")
+    reading = tools.named.reading(Form(Chat.GLM), tools.functions_json)
     assert reading
     reader = reading.reader()
     [call] = reader.push(f"<tool_call>sea<arg_key>a</arg_key><arg_value>{text}</arg_value></tool_call>")

@@ -33,11 +33,6 @@ def types_of(schema: Mapping[str, Any]) -> dict[str, Types]:
         return {}
 
 
-def typed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema that has only these types."""
-    return {"properties": {name: {"type": [*types]} for name, types in types_of(schema).items()}}
-
-
 def argument(text: str, types: Types) -> str:
     """Return a value that a model wrote as JSON. What is not valid JSON is a text, whatever the schema says."""
     bare = text.strip()

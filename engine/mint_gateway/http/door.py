@@ -161,7 +161,8 @@ class Door:
                 started = kept.started()
                 echoes = {prompt: openai_response.echo(requests[prompt], each) for prompt, each in started.items()}
                 found = openai_response.revision(started.values())
-                parsed = parsing(tools, started[0], shows=wanted.shows_thoughts)  # a chat is one prompt
+                written = requests[0].chat.tools  # a chat is one prompt
+                parsed = parsing(tools, written, started[0], shows=wanted.shows_thoughts)
                 nonce = secrets.token_hex()
                 head = openai_response.Head(form, request_id, wanted.model, created, found, parsed, nonce)
                 return msgspec.json.encode(openai_response.whole(head, echoes, kept.events(), wanted.n))

@@ -120,10 +120,12 @@ class Parsing(msgspec.Struct, frozen=True):
         return Parser(separator, calls.reader(), shows=self.shows)
 
 
-def parsing(tools: Tools, started: Started, *, shows: bool) -> Parsing | None:
+def parsing(tools: Tools, written: str, started: Started, *, shows: bool) -> Parsing | None:
     """Return how to parse the completions of a request that has started; None if their text is all there is.
+
+    `written` are its functions as in the request: what their schemas take in Python is not kept beside it.
 
     Engines of earlier versions do not say whether there may be a thought, and then its text is part of the answer.
     """
-    calls = tools.reading(started.calls)
+    calls = tools.reading(started.calls, written)
     return Parsing(calls, started.thought, shows=shows) if calls is not None or started.thought else None

@@ -86,7 +86,7 @@ class Stream:
                 self._form,
                 *made,
                 event.started.revision,
-                parsing(self._tools, event.started, shows=self._wanted.shows_thoughts),
+                parsing(self._tools, requests[prompt].chat.tools, event.started, shows=self._wanted.shows_thoughts),
                 secrets.token_hex(),
             )
             await self._prepare()

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat
-from mint_gateway.http.arguments import typed, types_of
+from mint_gateway.http.arguments import types_of
 from mint_gateway.http.call_forms import CALL_FORMS
 from mint_gateway.http.calls import Leading, Listed, Once, Reader, Reading, Single
 from mint_gateway.http.marked import Functions, Marked
@@ -90,8 +90,8 @@ class Tools(msgspec.Struct, frozen=True):
 
     @property
     def named(self) -> "Tools":
-        """The same with only the functions' names and their parameters' types: enough for reading calls."""
-        functions = tuple(Function(each.name, parameters=typed(each.parameters or {})) for each in self.functions)
+        """The same with only the functions' names, which with the request suffice for reading calls."""
+        functions = tuple(Function(each.name) for each in self.functions)
         return Tools(functions, self.choice, self.parallel) if functions else self
 
     @property
@@ -109,19 +109,22 @@ class Tools(msgspec.Struct, frozen=True):
         array: _Json = {"$defs": every, "type": "array", "items": {"anyOf": [_called(name) for name in schemas]}}
         return _written(array | {"minItems": 1} | ({} if self.parallel else {"maxItems": 1}))
 
-    def reading(self, form: "Chat.Calls.ValueType") -> Reading | None:
+    def reading(self, form: "Chat.Calls.ValueType", written: str) -> Reading | None:
         """Return how to read calls from an answer; None if it cannot have any.
 
         `form` is the format of the base's chat template, for calls in the model's own format. Engines of earlier
-        versions know only Hermes' and do not send it.
+        versions know only Hermes' and do not send it. `written` is the request's `functions_json`.
         """
         if self.choice == "none":
             return None
         if self.choice == "auto":
-            functions = {each.name: types_of(each.parameters or {}) for each in self.functions}
             if form == Chat.HARMONY:
-                return Reading(names=frozenset(functions), once=not self.parallel)
-            reader = _READERS[form or Chat.HERMES]
+                return Reading(names=frozenset(each.name for each in self.functions), once=not self.parallel)
+            form = form or Chat.HERMES
+            typed = form in CALL_FORMS and CALL_FORMS[form].key != ""  # others write all arguments as JSON
+            types = _types(written) if typed else {}
+            functions = {each.name: types.get(each.name, {}) for each in self.functions}
+            reader = _READERS[form]
             made = partial(reader, functions) if self.parallel else lambda: Once(reader(functions))
             return Reading(made, short_ids=form == Chat.MISTRAL)
         if self.choice == "required":
@@ -147,6 +150,12 @@ def checked(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> 
     if choice == "required" and not names:
         raise InvalidRequest("tool_choice", "is required, but there are no tools")
     return Tools(functions, choice or "auto", parallel) if functions else NONE
+
+
+def _types(written: str) -> Functions:
+    """Return the types of each function's parameters."""
+    every = [tool["function"] for tool in msgspec.json.decode(written)]
+    return {each["name"]: types_of(each["parameters"]) for each in every}
 
 
 def _called(name: str) -> _Json:
