@@ -262,7 +262,9 @@ class WaveExplanation(_message.Message):
     """What a person should look at first."""
     map_version: _builtins.int
     phase: _builtins.str
-    """Its phase, as kubectl shows it. For a wave that trains: until its training starts; then WaveProgress has it."""
+    """Its phase, as kubectl shows it, except that one which was ready before may be Placing. For a wave that trains: until
+    its training starts; then WaveProgress has it.
+    """
     @_builtins.property
     def allowed_engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The only engines that may hold its adapters; empty: all may."""
