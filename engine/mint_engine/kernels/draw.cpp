@@ -1,6 +1,6 @@
 // Draws a token from a row of logits: temperature, then top-k, top-p and min-p, then the distribution inverted at a
-// given number. Sums are double. Thresholds are found with a histogram of the weights' leading bits, which sort as the
-// weights do, so that only one bucket is ever sorted.
+// given number. Sums are double. Thresholds are found among the largest weights, with a histogram of their leading
+// bits, which sort as the weights do, so that only one bucket is ever sorted.
 #include <algorithm>
 #include <functional>
 #include <vector>
@@ -67,11 +67,8 @@ float kth(const Histogram& histogram, const float* weights, int64_t size, int64_
   return members(weights, size, bucket)[k - 1];
 }
 
-// The smallest of the fewest weights that together reach `share` of the mass of all weights of at least `least`.
-float nucleus(const Histogram& histogram, const float* weights, int64_t size, float share, float least) {
-  double mass = 0;
-  for (int64_t i = 0; i < size; ++i) mass += weights[i] >= least ? weights[i] : 0.0f;
-  const double target = share * mass;
+// The smallest of the fewest weights that together reach `target`, of those of at least `least`.
+float nucleus(const Histogram& histogram, const float* weights, int64_t size, double target, float least) {
   double reached = 0;
   for (int bucket = BUCKETS - 1; bucket >= bucket_of(least); --bucket) {
     if (reached + histogram.sums[bucket] < target) {
@@ -114,6 +111,43 @@ double mass_of(const float* weights, int64_t count, float least) {
   return mass;
 }
 
+// Copies the weights of at least `floor`, in their order, and returns how many they are.
+int64_t gather(const float* weights, int64_t size, float floor, float* found) {
+  int64_t count = 0, i = 0;
+#ifdef MINT_AVX512_BF16
+  for (; i + 16 <= size; i += 16) {
+    const __m512 all = _mm512_loadu_ps(weights + i);
+    const __mmask16 kept = _mm512_cmp_ps_mask(all, _mm512_set1_ps(floor), _CMP_GE_OQ);
+    if (!kept) continue;
+    _mm512_mask_compressstoreu_ps(found + count, kept, all);
+    count += __builtin_popcount(kept);
+  }
+#endif
+  for (; i < size; ++i) {  // without a branch, which would often be guessed wrongly
+    found[count] = weights[i];
+    count += weights[i] >= floor;
+  }
+  return count;
+}
+
+// The least weight that top-k and then top-p keep. It is sought among the largest first, which seldom are many: a
+// histogram of all weights takes ten times as long as everything else here. `found` has room for all.
+float least_kept(const float* weights, int64_t size, int64_t top_k, float top_p, float* found) {
+  const bool counted = top_k > 0 && top_k < size;
+  const double mass = counted ? 0 : mass_of(weights, size, 0);
+  for (const float floor : {0x1p-7f, 0x1p-14f, 0.0f}) {
+    const int64_t count = gather(weights, size, floor, found);
+    // Rounding must not keep the fewest from reaching their share before the floor.
+    if (floor > 0 && (counted ? count < top_k : mass_of(found, count, 0) * (1 - 1e-9) < top_p * mass)) continue;
+    const Histogram histogram(found, count);
+    const float least = counted ? kth(histogram, found, count, top_k) : 0;
+    if (top_p >= 1) return least;
+    const double target = top_p * (counted ? mass_of(found, count, least) : mass);
+    return std::max(least, nucleus(histogram, found, count, target, least));
+  }
+  return 0;  // never reached: nothing is below the last floor
+}
+
 // Index of the first of weights `at` to `end` whose running sum exceeds `sought`, or else of the last nonzero one.
 int64_t place_in(const float* weights, int64_t at, int64_t end, float least, double sought) {
   int64_t last = at;
@@ -129,15 +163,11 @@ int64_t place_in(const float* weights, int64_t at, int64_t end, float least, dou
 
 template <typename T>
 int64_t draw_row(const T* logits, int64_t size, float temperature, int64_t top_k, float top_p, float min_p,
-                 double number, float* weights) {
+                 double number, float* weights, float* found) {
   weigh_row(logits, size, temperature, weights);
-  float least = 0;
-  if ((top_k > 0 && top_k < size) || top_p < 1) {
-    const Histogram histogram(weights, size);
-    if (top_k > 0 && top_k < size) least = kth(histogram, weights, size, top_k);
-    if (top_p < 1) least = std::max(least, nucleus(histogram, weights, size, top_p, least));
-  }
-  least = std::max(least, min_p);  // the likeliest weighs 1
+  float least = min_p;  // the likeliest weighs 1
+  if ((top_k > 0 && top_k < size) || top_p < 1)
+    least = std::max(least, least_kept(weights, size, top_k, top_p, found));
   constexpr int64_t BLOCK = 256;
   std::vector<double> masses((size + BLOCK - 1) / BLOCK);
   double total = 0;
@@ -165,10 +195,11 @@ void draw(const T* logits, int64_t rows, int64_t size, const float* temperatures
           const float* top_p, const float* min_p, const double* numbers, int64_t* tokens) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t row = 0; row < rows; ++row) {
-    static thread_local Aligned<float> weights;
+    static thread_local Aligned<float> weights, found;
     weights.resize(size);
+    found.resize(size);
     tokens[row] = draw_row(logits + row * size, size, temperatures[row], top_k[row], top_p[row], min_p[row],
-                           numbers[row], weights.data());
+                           numbers[row], weights.data(), found.data());
   }
 }
 }  // namespace
