@@ -326,10 +326,8 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text("\n".join(lines) + "\n")
     bad.write_text(lines[0] + "\n\nnonsense\n")
-    rows = tmp_path / "rows.parquet"
-    parquet.write_table(
-        pyarrow.table({"name": ["acme/row"], "uri": ["s3://b/acme/row"], "rank": [4], "bytes": [1 << 40]}), rows
-    )
+    rows, row = tmp_path / "rows.parquet", {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4, "bytes": 1 << 40}
+    parquet.write_table(pyarrow.table({name: [value] for name, value in row.items()}), rows)
     assert await mint(scene.target, "catalog", "register", str(good)) == (0, "3 registered, 0 refused\n", "")
     assert (await mint(scene.target, "catalog", "register", str(rows)))[:2] == (0, "1 registered, 0 refused\n")
     code, out, err = await mint(scene.target, "catalog", "register", str(bad))
@@ -341,8 +339,7 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert "acme/bot-2" not in out
     assert out.endswith("2 shown; the whole catalog has 4; raise --limit for more\n")
     code, out, _ = await mint(scene.target, "catalog", "show", "acme/row", "-o", "json")
-    known = {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4, "bytes": 1 << 40}
-    assert json.loads(out) == known | {"revision": "", "labels": {}, "retired": False}
+    assert json.loads(out) == row | {"revision": "", "labels": {}, "retired": False}
     rows = tmp_path / "shown.jsonl"
     rows.write_text(json.dumps(json.loads(out)))
     assert (await mint(scene.target, "catalog", "register", str(rows)))[:2] == (0, "1 registered, 0 refused\n")
