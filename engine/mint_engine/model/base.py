@@ -32,7 +32,7 @@ from mint_engine.model.files import (
     read_tokenizer,
 )
 from mint_engine.model.gguf_config import supply
-from mint_engine.model.gguf_tensors import gguf_numbers, load_gguf
+from mint_engine.model.gguf_tensors import load_gguf
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.quantised_experts import every_weight, keep_experts, move, nothing_to_keep
@@ -185,8 +185,7 @@ def _read_model(
 
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         if files.gguf is not None:  # completely: a part of it is cut when all is there
-            check_enough(files, model, gguf_numbers(files.folder / files.gguf))
-            return load_gguf(model, files.folder / files.gguf, tensors, loading, device, progress)
+            return load_gguf(model, files, tensors, loading, device, progress)
         check_enough(files, model, numbers_in(tensors))
         tensors = counted(tensors, progress)
         if quantisation is not None:

@@ -15,6 +15,7 @@ from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.records import LOADING
+from mint_engine.model.files import BaseFiles, check_enough
 from mint_engine.model.stored import Stored
 from mint_engine.model.weight_loader import load_weights
 from mint_engine.sources.load_progress import LoadProgress
@@ -33,15 +34,9 @@ def _not_yet(quantizer: Any, path: str, model: PreTrainedModel) -> dict[str, Any
 GgufHfQuantizer.get_state_dict = _not_yet  # type: ignore[method-assign, assignment]
 
 
-def gguf_numbers(path: Path) -> int:
-    """Return how many numbers a file's tensors hold."""
-    reader: Any = gguf.GGUFReader(path)
-    return sum(int(each.n_elements) for each in reader.tensors)
-
-
 def load_gguf(
     model: PreTrainedModel,
-    path: Path,
+    files: BaseFiles,
     tensors: dict[str, Stored],
     loading: Any,
     device: torch.device,
@@ -49,10 +44,15 @@ def load_gguf(
 ) -> LoadStateDictInfo:
     """Read a file into a model on the device; return what of the model it does not fill.
 
-    `tensors` are those that transformers reads one by one, and otherwise empty.
+    `tensors` are those that transformers reads one by one, and otherwise empty. Raises UnsupportedBase if the file
+    holds too little.
     """
+    assert files.gguf is not None  # noqa: S101 - for the type checker
+    path = files.folder / files.gguf
+    reader: Any = gguf.GGUFReader(path)  # a head with a large vocabulary takes a tenth of a second to read
+    check_enough(files, model, sum(int(each.n_elements) for each in reader.tensors))
     found = load_weights(model, tensors, loading, device=device)
-    for some in _layers(path, model, progress) if not tensors else ():
+    for some in _layers(reader, path, model, progress) if not tensors else ():
         info = load_weights(model, some, loading, device=device)
         found.missing_keys &= info.missing_keys
         found.unexpected_keys |= info.unexpected_keys
@@ -61,13 +61,12 @@ def load_gguf(
     return found
 
 
-def _layers(path: Path, model: PreTrainedModel, progress: LoadProgress) -> Iterator[dict[str, Any]]:
+def _layers(reader: Any, path: Path, model: PreTrainedModel, progress: LoadProgress) -> Iterator[dict[str, Any]]:
     """Yield each layer's tensors by their names in the model, and each tensor outside of layers, in float32.
 
     Tensors of one layer may become one, such as experts' gates and ups. They are rounded to the model's dtype when
     they are loaded, except those that stay in float32.
     """
-    reader: Any = gguf.GGUFReader(path)
     architecture = _parts.read_field(reader, "general.architecture")[0]
     make = _parts.TENSOR_PROCESSORS.get(architecture, _parts.TensorProcessor)
     processor = make(config=_parts.load_gguf_checkpoint(str(path))["config"])
