@@ -30,7 +30,7 @@ class Begun:
     @property
     def may_go_on(self) -> bool:
         """Whether another engine can go on with it. Engines of versions that cannot name no source of their base."""
-        return self._kept and self._base_source != "" and not self.complete
+        return self._kept and self._base_source != ""
 
     def note(self, event: GenerateEvent) -> None:
         """Note an event that the client gets. If there is no memory for its tokens, the answer cannot go on."""
