@@ -16,6 +16,7 @@ from mint_contracts.sampling_pb2 import Chat
 from mint_gateway.http.calls import Call, Listed, Once, Reader, Single
 from mint_gateway.http.runs import Runs
 from mint_gateway.http.tools import Function, Tools
+from tests.gateway.call_readers import read
 
 SEA = Call("sea", '{"deep": true}')
 TAGGED = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
@@ -38,17 +39,6 @@ def form(of: "Chat.Calls.ValueType") -> Reader:
     reading = tools.reading(of, tools.functions_json)
     assert reading
     return reading.reader()
-
-
-def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
-    """Return everything that a reader returns, with adjacent texts joined."""
-    joined: list[str | Call] = []
-    for part in [part for piece in pieces for part in reader.push(piece)] + reader.finish():
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
 
 
 @pytest.mark.parametrize(

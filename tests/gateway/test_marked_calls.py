@@ -19,6 +19,7 @@ from mint_gateway.http.calls import Call
 from mint_gateway.http.tags import MOST_SPACE
 from mint_gateway.http.tools import Function, Tools
 from tests.engine.call_templates import TEMPLATES
+from tests.gateway import call_readers
 
 PARAMETERS = {
     "type": "object",
@@ -54,17 +55,10 @@ def section(form: int, calls: str) -> str:
 
 
 def read(form: int, pieces: Sequence[str], *, parallel: bool = True) -> Parts:
-    """Return everything that is read from an answer, with adjacent texts joined."""
+    """Return everything that is read from an answer in this form, with adjacent texts joined."""
     reading = Tools(TOOLS.functions, "auto", parallel).named.reading(Form(form), TOOLS.functions_json)
     assert reading
-    reader = reading.reader()
-    joined: Parts = []
-    for part in [part for piece in pieces for part in reader.push(piece)] + reader.finish():
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
+    return call_readers.read(reading.reader(), pieces)
 
 
 def no_call(form: int, text: str) -> tuple[int, str, Parts]:

@@ -14,8 +14,9 @@ from mint_contracts.errors import MintError, SourceUnavailable
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies.announcement_cache import AnnouncementCache
 from mint_engine.policies.call_context import CallContext
+from mint_engine.policies.checkpoints import RECORD
 from mint_engine.policies.resting import RestingPolicies
-from mint_engine.policies.store import store_of
+from mint_engine.policies.store import Content, LocalStore, store_of
 from tests.engine.training.training_engine import Scene, training
 
 BASE = "tests/tiny"
@@ -72,6 +73,18 @@ def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
 def away(*_: object) -> None:
     """Fail as a method of a store that does not answer."""
     raise SourceUnavailable("store", "does not answer")
+
+
+def fail_after_records(patch: pytest.MonkeyPatch) -> None:
+    """Have stores write policies' records and then fail, as if only the answer were lost."""
+    write = LocalStore.write
+
+    def half_way(self: LocalStore, path: str, content: Content) -> None:
+        write(self, path, content)
+        if path.endswith(RECORD):
+            away()
+
+    patch.setattr(LocalStore, "write", half_way)
 
 
 async def refused(call: Any) -> MintError:

@@ -9,10 +9,8 @@ from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Overloaded
-from mint_engine.policies.checkpoints import RECORD
-from mint_engine.policies.store import Content, LocalStore
 from mint_engine.residency.policy_memory import PolicyMemory
-from tests.engine.training.calling import away, called, lesson, refused, resume, step, taught
+from tests.engine.training.calling import called, fail_after_records, lesson, refused, resume, step, taught
 from tests.engine.training.training_engine import Gate, hold_updates
 
 LIMIT_S = 60.0  # only a failing test waits this long
@@ -110,18 +108,11 @@ async def test_what_is_left_comes_after_a_save_that_failed_although_it_was_writt
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client sends that call again, to another engine by then."""
-    write = LocalStore.write
-
-    def half_way(self: LocalStore, path: str, content: Content) -> None:
-        write(self, path, content)
-        if path.endswith(RECORD):
-            away()
-
     again = pb.SaveStateRequest(policy="one", sequence=4)
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "write", half_way)
+            fail_after_records(patch)
             assert (await refused(stub.SaveState(again))).reason == "SourceUnavailable"
         await scene.server.register.drain(LIMIT_S)
     async with called(base, tmp_path) as (_, stub):

@@ -15,7 +15,7 @@ from mint_engine.policies import claims, lease_check
 from mint_engine.policies.checkpoints import RECORD, Checkpoints
 from mint_engine.policies.series import Series
 from mint_engine.policies.store import Content, LocalStore, store_of
-from tests.engine.training.calling import away, called, lesson, refused, step
+from tests.engine.training.calling import away, called, fail_after_records, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene
 
 
@@ -266,17 +266,10 @@ async def test_what_could_not_be_let_go_of_and_was_gone_on_with_elsewhere_takes_
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store wrote the record that says it was left, but reported a failure to the engine."""
-    write = LocalStore.write
-
-    def half_way(self: LocalStore, path: str, content: Content) -> None:
-        write(self, path, content)
-        if path.endswith(RECORD):
-            away()
-
     async with called(base, tmp_path) as (scene, stub):
         made = await saved(stub)
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "write", half_way)
+            fail_after_records(patch)
             patch.setattr(LocalStore, "delete", away)
             await scene.server.register.rest(0.0)
         assert not is_free(scene)
