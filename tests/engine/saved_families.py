@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPTNeoXConfig, MixtralConfig
+from transformers import AfmoeConfig, GPTNeoXConfig, MixtralConfig
 
 from mint_engine.model.base import Base
 from tests.engine.copies import digest, put
-from tests.engine.families import FAMILIES, SEEING, SIZES, make_model, read_model
+from tests.engine.families import FAMILIES, MOE, SEEING, SIZES, make_model, read_model
 from tests.engine.made import edit_config, fill
 from tests.engine.running import save_tokenizer
 
 # In their files, mixtral's experts and all layers of vision bases have other names than in the model.
-BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)} | SEEING
+BASES = FAMILIES | SEEING | {
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=6), "afmoe": AfmoeConfig(**SIZES, **MOE, sliding_window=9),
+}  # fmt: skip
 _OLD = {name: size for name, size in SIZES.items() if name not in ("head_dim", "num_key_value_heads")}
 WHOLE = {"gpt_neox": GPTNeoXConfig(**_OLD)}  # by one rank only
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

@@ -83,19 +83,21 @@ def _cut_stack(experts: nn.Module, held: Cut) -> None:
 
 
 def _cut_heads(attention: Any, path: str, share: Share) -> None:
-    """Cut what attention has for every head beside its linears, which are cut on their own: sinks, and wide norms."""
+    """Cut what attention has for every head beside its linears, which are cut on their own: sinks, and wide norms.
+
+    Norms of a single head, and of latents, stay as they are.
+    """
     for name, weight in attention.named_parameters(recurse=False):
         if name != "sinks":
             raise not_shared(f"{path}.{name}")
         attention.sinks = _part(weight, share.heads)
-    for name in ("q_norm", "k_norm"):
-        norm: Any = getattr(attention, name, None)
-        if norm is None:
-            continue
+    uncut = {getattr(attention, size, None) for size in ("head_dim", "q_lora_rank", "kv_lora_rank")}
+    norms = [each for each in attention.named_children() if not is_linear(each[1]) and hasattr(each[1], "weight")]
+    for name, norm in norms:
         size = int(norm.weight.shape[0])
         if held := share.of_norm(f"{path}.{name}", size):
             setattr(attention, name, SharedNorm(norm, held, counted=name == "q_norm" or share.counts_keys))
-        elif size != attention.head_dim:  # over more than one head, in an unknown way
+        elif size not in uncut:  # over more than one head, in an unknown way
             raise not_shared(f"{path}.{name}")
     if hasattr(attention, "num_heads"):  # latent attention
         attention.num_heads = share.heads.size

@@ -96,7 +96,8 @@ class Share:
         if name in _WHOLE:
             return ModuleCut()
         if name in _CUT_BY_OUTPUTS:
-            return ModuleCut(outputs=self._part(_CUT_BY_OUTPUTS[name], module.out_features, module.path))
+            by = _By.HEADS if module.path.endswith(_GATE_OF_HEADS) else _CUT_BY_OUTPUTS[name]
+            return ModuleCut(outputs=self._part(by, module.out_features, module.path))
         if name in _CUT_BY_INPUTS:
             return ModuleCut(inputs=self._part(_CUT_BY_INPUTS[name], module.in_features, module.path))
         if name in _FUSED:
@@ -138,11 +139,14 @@ _CUT_BY_OUTPUTS = {
     "k_proj": _By.KV_HEADS, "v_proj": _By.KV_HEADS,
     "gate_proj": _By.INNER, "up_proj": _By.INNER,
 }  # fmt: skip
+_GATE_OF_HEADS = ".self_attn.gate_proj"  # AFMoE's: each head's output is multiplied by a gate
 _FUSED = {"qkv_proj": (_By.HEADS, _By.KV_HEADS, _By.KV_HEADS), "gate_up_proj": (_By.INNER, _By.INNER)}  # Phi-3's
 _CUT_BY_INPUTS = {"o_proj": _By.HEADS, "down_proj": _By.INNER}
 _WIDE_NORMS = {"q_norm": _By.HEADS, "k_norm": _By.KV_HEADS}  # OLMo 2's
-# Latent attention's way down, its indexer, Qwen2-MoE's gate of a shared expert, and Hunyuan's router.
-_WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate", "wg"})
+# Latent attention's way down, its indexer, Qwen2-MoE's gate of a shared expert, and Hunyuan's and AFMoE's routers.
+_WHOLE = frozenset(
+    {"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate", "wg", "gate"}
+)
 
 
 def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:

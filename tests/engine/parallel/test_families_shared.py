@@ -31,7 +31,7 @@ def shared_weights(base: Base) -> int:
     return sum(parameter.numel() for path, parameter in named if any(part in path for part in shared))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe", "kimi_k2", "glm_5", "olmo2", "minimax_m2"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe", "kimi_k2", "glm_5", "olmo2", "minimax_m2", "afmoe"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six or eight experts over three ranks."""
     base = save_base(family, tmp_path / "base", num_key_value_heads=4)

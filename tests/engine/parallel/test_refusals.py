@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import FlexOlmoConfig, PreTrainedConfig
+from transformers import BitNetConfig, FlexOlmoConfig, NanoChatConfig, PreTrainedConfig
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import Base
@@ -25,10 +25,26 @@ NAMED: dict[str, Any] = {key: value for key, value in SIZES.items() if key != "h
             2,
             "is more than 1, and the base has model.layers.0.self_attn.q_norm, which cannot be split",
         ),
+        (
+            BitNetConfig(**NAMED),
+            2,
+            "is more than 1, and the base has model.layers.0.self_attn.attn_sub_norm, which cannot be split",
+        ),
+        (
+            NanoChatConfig(**NAMED),
+            2,
+            "is more than 1, and the base has model.layers.0.mlp.fc1, which cannot be split",
+        ),
         (FAMILIES["qwen3_moe"], 8, "is 8, but 4 query heads over 2 key/value heads"),
         (FAMILIES["deepseek_v3"], 5, "is 5, but 4 query heads over 4 key/value heads"),
     ],
-    ids=["a norm over all heads of a family that is not known", "few heads", "few heads over latents"],
+    ids=[
+        "a norm over all heads of a family that is not known",
+        "a norm of what ranks have parts of",
+        "other linears",
+        "few heads",
+        "few heads over latents",
+    ],
 )
 def test_bases(config: PreTrainedConfig, ranks: int, why: str) -> None:
     model = make_model(config)
