@@ -148,6 +148,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "deepseek_v32": DeepseekV32Config(**SPARSE),
     "glm_5": GlmMoeDsaConfig(**(SPARSE | {"indexer_types": ["full", "shared", "full"]})),
 }
+NONE_SHARED = DeepseekV3Config(**(LATENT | {"n_shared_experts": 0}))
 VISION = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
 # Like Gemma 3 of 4B and more: its decoder layers are in a model within the model, beside one for images.
 GEMMA3_SEEING = Gemma3Config(
@@ -249,7 +250,7 @@ def merge(model: PreTrainedModel, slots: Slots, slot: int) -> PreTrainedModel:
         if part is None or slots.places[at, slot] == ABSENT:
             continue
         count = slots.experts[at]
-        a, b = (each.view(count, -1, each.shape[1]).float() for each in part)
+        a, b = (each.view(count, len(each) // count, each.shape[1]).float() for each in part)
         delta = torch.einsum("eri,ero->eoi", a, b) * float(slots.scalings[at, slot])  # [E, out, in]
         if not module.experts:
             model.get_parameter(f"{path}.weight").add_(delta[0])

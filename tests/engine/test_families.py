@@ -15,7 +15,17 @@ from mint_engine.model.span import Span
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
-from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits, span
+from tests.engine.families import (
+    CPU,
+    FAMILIES,
+    NONE_SHARED,
+    fill,
+    make_forward,
+    make_model,
+    merge,
+    plain_logits,
+    span,
+)
 from tests.engine.turns import LENGTH, TURNS, play, text
 
 KERNELS = find_kernels(torch.bfloat16, CPU)
@@ -51,6 +61,14 @@ def test_adapters_in_one_batch_equal_merged_weights(
         model = make_model(FAMILIES[name])
         reference = model if slot == NO_SLOT else merge(model, forward.slots, slot)
         check(found, plain_logits(reference, text(who)))
+
+
+def test_an_adapter_where_shared_experts_have_no_columns() -> None:
+    """`n_shared_experts: 0`: transformers has them all the same, of linears without any weights."""
+    forward = make_forward(NONE_SHARED)
+    fill(forward.slots, 0, 4)
+    [found] = play(forward, [[(0, LENGTH)]], [0])
+    check(found, plain_logits(merge(make_model(NONE_SHARED), forward.slots, 0), text(0)))
 
 
 def test_a_step_that_fails_before_it_is_computed_leaves_no_adapter_to_the_next(

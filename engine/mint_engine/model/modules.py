@@ -74,12 +74,12 @@ class LoraLinear(nn.Module):
         y, rows = functional.linear(x, self.weight, self.bias), self._current.rows
         if rows is None:
             return y
-        slots, own = self._slots, x.reshape(-1, self.in_features)
+        slots, own = self._slots, x.flatten(0, -2)  # which suits shared experts of no columns, too
         if y.dtype == slots.dtype:
-            rows.add(y.view(-1, self.out_features), own, slots, self._module)
+            rows.add(y.view(own.shape[0], self.out_features), own, slots, self._module)
             return y
         added = torch.zeros_like(y, dtype=slots.dtype)  # the base keeps this module in float32
-        rows.add(added.view(-1, self.out_features), own.to(slots.dtype), slots, self._module)
+        rows.add(added.view(own.shape[0], self.out_features), own.to(slots.dtype), slots, self._module)
         return y + added
 
 

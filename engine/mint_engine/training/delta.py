@@ -36,11 +36,11 @@ class TrainedLinear(nn.Module):
         owned = [(each, each.parts[self._path]) for each in self._current.segments if self._path in each.parts]
         if not owned:
             return y
-        dtype, x = owned[0][1].a.dtype, x.reshape(-1, x.shape[-1])
+        dtype, x = owned[0][1].a.dtype, x.flatten(0, -2)
         if y.dtype != dtype:  # the base keeps this module in float32
             apart: torch.Tensor = AddDelta.apply(torch.zeros_like(y, dtype=dtype).flatten(0, -2), x.to(dtype), owned)
             return y + apart.view(y.shape)
-        delta: torch.Tensor = AddDelta.apply(y.view(-1, y.shape[-1]), x, owned)
+        delta: torch.Tensor = AddDelta.apply(y.view(x.shape[0], y.shape[-1]), x, owned)
         return delta.view(y.shape)
 
 

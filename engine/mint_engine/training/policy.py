@@ -156,7 +156,7 @@ def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
     weights = vector(form.layout.elements, torch.device("cpu"))
     draw = torch.Generator().manual_seed(seed)
     for place, a, _ in halves(form.layout, weights):
-        bound = place.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5)
+        bound = max(1, place.in_features) ** -0.5  # kaiming_uniform_ with a = sqrt(5)
         a.uniform_(-bound, bound, generator=draw)
     return _without_moments(name, form, moved(weights, device))
 

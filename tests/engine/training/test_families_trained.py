@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AfmoeConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mint_contracts.errors import UnknownTargetModules
 from mint_engine.adapters.check import Fit
@@ -25,7 +25,7 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.expert_adapters import BOTH, save
-from tests.engine.families import FAMILIES, MOE, ROUTED, SEEING, SIZES, make_model
+from tests.engine.families import FAMILIES, NONE_SHARED, ROUTED, SEEING, make_model
 from tests.engine.saved_families import BASES
 from tests.engine.training.at_once import create, packed_of, step_all
 from tests.engine.training.frontier_families import LEAN, SUMS, Merged, base_over, examples_of, reference, trainer_of
@@ -57,11 +57,15 @@ def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
 
 def test_gradients_where_a_router_holds_a_linear_and_attentions_output_is_viewed() -> None:
     """In AFMoE, whose router is left alone like any other."""
-    config = AfmoeConfig(**SIZES, **MOE, sliding_window=9)
-    base = base_over(make_model(config))
+    base = base_over(make_model(BASES["afmoe"]))
     modules = find_modules(base.model)
     assert not [path for path in modules if ".router." in path]
-    check_gradients(Trainer(base, modules, max_rank=16, lean=False), config)
+    check_gradients(Trainer(base, modules, max_rank=16, lean=False), BASES["afmoe"])
+
+
+def test_gradients_where_shared_experts_have_no_columns() -> None:
+    base = base_over(make_model(NONE_SHARED))
+    check_gradients(Trainer(base, find_modules(base.model), max_rank=16, lean=False), NONE_SHARED)
 
 
 def check_gradients(trainer: Trainer, config: PreTrainedConfig) -> None:
