@@ -26,6 +26,10 @@ class Allowance:
         spare = max(SHARE * own - (step_s - own), LEAST * step_s)
         self._left = min(self._left, 0.0) + spare
 
+    def halve(self, step_s: float) -> None:
+        """Grant as much time as one step took, which served only rollouts."""
+        self._left = min(self._left, 0.0) + step_s
+
     @property
     def open(self) -> bool:
         """Whether a piece may be computed now."""

@@ -6,6 +6,7 @@ the same outcome.
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class Lessons:
         """
         if self.terms.supervised:
             return await self._study(step, steps, next_label)
-        train = self.terms.train
+        train, began = self.terms.train, time.monotonic()
         examples = await asyncio.to_thread(self._drawn, step)
         seeds = [
             tuple(rollout_seed(self.terms.form.seed, step, prompt, place) for place in range(train.group_size))
@@ -105,7 +106,7 @@ class Lessons:
         if batch is None:
             metrics.SKIPPED.labels("no signal").inc()
             return Taken(reward, 0, None, figures)
-        learnt = await self._learn(batch, step, steps, next_label)
+        learnt = await self._learn(batch, step, steps, next_label, time.monotonic() - began)
         drift = learnt.outcome.metrics["drift"]
         if math.isfinite(drift):  # otherwise the metric's sum over all policies would never be finite again
             metrics.DRIFT.observe(drift)
@@ -195,7 +196,9 @@ class Lessons:
 
         return await self.patiently(score, "reward")
 
-    async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
+    async def _learn(
+        self, batch: PolicyBatch, step: int, steps: int, next_label: str, taken_s: float = 0.0
+    ) -> Learnt:
         terms, slots = self.terms, self.context.slots
         room, longest = self.context.residency.room, longest_of(batch)
 
@@ -206,6 +209,7 @@ class Lessons:
                     with_rate(terms.optimizer, step, steps),
                     epochs=terms.train.inner_epochs,
                     finish=lambda trainer: hand_off(slots, self.slot, trainer.policy(terms.policy), next_label),
+                    taken_s=taken_s,
                 )
 
         with _timed("update"):

@@ -106,6 +106,7 @@ class StepThread:
         *,
         epochs: int = 1,
         finish: Callable[[Trainer], None] = lambda _: None,
+        taken_s: float = 0.0,
     ) -> Learnt:
         """Update a policy, together with others that are ready. Raises what a job may (see `Job`).
 
@@ -122,7 +123,7 @@ class StepThread:
         def gone() -> bool:
             return task is not None and task.cancelling() > 0
 
-        self._updates.put(Job(batch, optimizer, finish, resolve, epochs, gone))
+        self._updates.put(Job(batch, optimizer, finish, resolve, epochs, gone, taken_s))
         self._wake()
         try:
             return await wait_uncancelled(answer)

@@ -22,6 +22,7 @@ class Due:
     policy: str
     optimizer: Optimizer
     resolve: Callable[[StepOutcome | MintError], None]
+    draws: bool = False  # whether its policy draws rollouts
 
 
 class Steps:
@@ -36,6 +37,11 @@ class Steps:
     def busy(self) -> bool:
         """Whether any step is due."""
         return bool(self._due)
+
+    @property
+    def draws(self) -> bool:
+        """Whether any is due of a policy that draws rollouts."""
+        return any(due.draws for due in [*self._due])  # a copy, since other threads may `put`
 
     def put(self, due: Due) -> None:
         """Queue a step. Callable from any thread."""

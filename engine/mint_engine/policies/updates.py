@@ -2,8 +2,9 @@
 
 Updates that are ready at the same time share one forward and backward pass; which ones do so changes no policy's
 numbers, and neither do the turns of long ones (see `turns`): a policy stays as it was until its update ends. While no
-tenant is served, updates go first, and the rollouts that wait meanwhile then decode in fuller batches. While tenants
-are served, updates take a bounded share of the time, in pieces that are short beside a step (see `allowance`).
+tenant is served, updates go first, and the rollouts that wait meanwhile then decode in fuller batches; but those of
+policies that draw no rollouts leave half of the time to others' rollouts. While tenants are served, updates take a
+bounded share of the time, in pieces that are short beside a step (see `allowance`).
 """
 
 import threading
@@ -35,7 +36,9 @@ FULL_ROWS = 1024  # tokens that fill the matrix products: waiting for more polic
 TURN_ROWS = 8 * FULL_ROWS  # of one job per turn; a single example may have more
 MOST_ROWS = 64 * FULL_ROWS  # of all jobs in one turn, whose end all of them wait for
 MOST_BYTES = 4 << 30  # of gradients, in memory from a job's first turn to its end; a single job's may take more
-MOST_WAIT_S = 5.0  # for other policies' rollouts: those without a signal are followed by more, not by an update
+# How long an update waits for those of policies whose rollouts are in flight: at most this share of what its step has
+# taken so far, so that policies in step learn together and no policy is held up by slower ones.
+WAIT_SHARE, MOST_WAIT_S = 1 / 8, 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -63,6 +66,8 @@ class Job:
     resolve: Callable[[Learnt | MintError], None]
     epochs: int = 1
     gone: Callable[[], bool] = lambda: False
+    taken_s: float = 0.0  # seconds that the policy's step has taken so far; 0: it draws no rollouts
+    due: float = 0.0  # when it begins even without others
     stepped: bool = False  # has taken a step, which a retry of the job would repeat
     alone: bool = False  # must be computed without others, since work with them failed
     left: Share | None = None  # the remainder of this epoch after a turn; None before its first turn
@@ -92,7 +97,6 @@ class Updates:
         self._unchecked: deque[Job] = deque()
         self._checking: Iterator[None] | None = None  # of the first unchecked job
         self._ready: list[Job] = []
-        self._ready_since = 0.0  # when the first unchecked or ready job came
         self._work: Work | None = None
         self._jobs: list[Job] = []  # computed by `_work`
         self._postponed: list[Job] = []  # have taken their last step; `finish` will be retried
@@ -111,7 +115,7 @@ class Updates:
         """Queue a job."""
         with self._lock:
             if not self._closed:
-                self._note_first()
+                job.due = self._clock() + min(MOST_WAIT_S, WAIT_SHARE * job.taken_s)
                 self._unchecked.append(job)
                 return
         self._fail([job], _ending())
@@ -137,14 +141,26 @@ class Updates:
         rollouts = self.rollouts()
         self._alone = requests <= rollouts
         if not self._alone:
-            self._beside(requests - rollouts, rollouts, step_s)
+            self._allowance.grant(step_s, requests - rollouts, rollouts)
+        elif step_s and not self._go_first:
+            self._allowance.halve(step_s)
+        else:
+            until = self._clock() + ALONE_S
+            while self._piece() and self._clock() < until:
+                pass
             return
-        until = self._clock() + ALONE_S
-        while self._piece() and self._clock() < until:
-            pass
+        self._spend()
 
-    def _beside(self, tenants: int, rollouts: int, step_s: float) -> None:
-        self._allowance.grant(step_s, tenants, rollouts)
+    @property
+    def _go_first(self) -> bool:
+        """Whether rollouts wait for updates: those of policies that draw more rollouts then, which decode with them.
+
+        For updates of policies that draw none, they might wait without end.
+        """
+        jobs = [*self._jobs, *self._ready, *self._unchecked]
+        return self._steps.draws or any(job.taken_s for job in jobs) or not (jobs or self._steps.busy)
+
+    def _spend(self) -> None:
         began = self._clock()
         called = bool(self._calls)  # one call follows each step, even if earlier pieces are not paid for yet
         while (called or self._allowance.open) and self._piece():
@@ -175,17 +191,16 @@ class Updates:
             due.resolve(_ending())
 
     def _ripe(self) -> bool:
-        """Whether to begin now: enough is ready, no rollouts are worth waiting for, or the wait was long enough.
+        """Whether to begin now: enough is ready, no rollouts are worth waiting for, or a job has waited long enough.
 
-        A job that has begun keeps its gradient in memory, so it waits for nothing. Nor does a call's: waiting makes
-        policies of waves step together from then on, but not a program that has rollouts of its own.
+        A job that has begun keeps its gradient in memory, so it waits for nothing.
         """
         if not self._ready:
             return False
-        urgent = any(job.left is not None or job.optimizer is None for job in self._ready)
-        if urgent or not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
+        if not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
             return True
-        return self._clock() - self._ready_since >= MOST_WAIT_S
+        now = self._clock()
+        return any(job.left is not None or job.due <= now for job in self._ready)
 
     def _piece(self) -> bool:
         """Run the first call, or one piece of a step, check or update; returns whether there was anything to do."""
@@ -221,10 +236,6 @@ class Updates:
             self._fail([job], found)
         else:
             self._ready.append(job)
-
-    def _note_first(self) -> None:
-        if not (self._ready or self._unchecked):
-            self._ready_since = self._clock()
 
     def _begin(self) -> None:
         taken = next_turn([self._waiting(job) for job in self._ready], MOST_ROWS, MOST_BYTES)
@@ -282,7 +293,6 @@ class Updates:
         jobs, self._work, self._jobs = self._jobs, None, []
         for job in jobs:
             job.alone, job.left = True, None
-        self._note_first()
         self._ready[:0] = jobs
 
     def _end(self, work: Work) -> None:
@@ -296,7 +306,8 @@ class Updates:
             elif job.optimizer is None:
                 self._stepped(job, outcomes[name], None)
             else:
-                self._steps.put(Due(name, job.optimizer, partial(self._stepped, job, outcomes[name])))
+                stepped = partial(self._stepped, job, outcomes[name])
+                self._steps.put(Due(name, job.optimizer, stepped, draws=job.taken_s > 0.0))
 
     def _stepped(self, job: Job, outcome: LossOutcome, step: StepOutcome | MintError | None) -> None:
         """Handle the end of a job's epoch or step; with epochs left, the job is queued again."""
@@ -310,7 +321,6 @@ class Updates:
         if job.epochs > 0:
             if job.batch.loss.reads_old:
                 job.batch = with_old(job.batch, outcome.logprobs)
-            self._note_first()
             self._ready.append(job)
             return
         self._hand_off(job, Learnt(outcome, step), 1)

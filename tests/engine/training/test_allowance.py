@@ -2,17 +2,20 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.training import Optimizer
 from mint_engine.policies.allowance import LEAST, Allowance
-from mint_engine.policies.updates import MOST_WAIT_S, Job, Learnt, Updates
+from mint_engine.policies.updates import MOST_WAIT_S, WAIT_SHARE, Job, Learnt, Updates
 from mint_engine.scheduling.background import SHARE
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
+from mint_engine.training.work import Share, Work
 from tests.engine.training.at_once import create
 from tests.engine.training.scene import DAPO, groups, trainer_of
 
@@ -68,6 +71,32 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     assert sum(pieces) > 15
 
 
+@pytest.mark.parametrize(("taken_s", "shares"), [(0.0, True), (1.0, False)], ids=["SFT", "GRPO"])
+def test_updates_of_policies_that_draw_none_leave_half_of_the_time_to_rollouts(
+    taken_s: float, *, shares: bool
+) -> None:
+    """Such policies have the next update ready at once, so that rollouts of others would hardly get on."""
+    ticks, decoded_s = itertools.count(), 0.0
+    trainer = trainer_of()
+    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)
+    updates.rollouts = lambda: 8
+    create(trainer, "a", PolicySettings(4, 8.0, (), 0))
+    batch, left = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16), [10]
+
+    def again(_: object) -> None:
+        left[0] -= 1
+        if left[0]:
+            updates.put(Job(batch, Optimizer(), lambda _: None, again, taken_s=taken_s))
+
+    updates.put(Job(batch, Optimizer(), lambda _: None, again, taken_s=taken_s))
+    began = next(ticks)
+    while left[0]:
+        updates.advance(8, 0.005)
+        decoded_s += 0.005
+    updated_s = (next(ticks) - began) * 0.003
+    assert (decoded_s > 0.5 * updated_s) is shares
+
+
 def test_calls_use_the_share_too_and_one_follows_every_step() -> None:
     now, done = [0.0], list[int]()
     updates = Updates(trainer_of(), clock=lambda: now[0])
@@ -85,7 +114,11 @@ def test_calls_use_the_share_too_and_one_follows_every_step() -> None:
     assert not updates.busy
 
 
-def test_a_ready_update_waits_a_bounded_time_for_others_whose_rollouts_never_end() -> None:
+@pytest.mark.parametrize(("taken_s", "waits_s"), [(8.0, 8.0 * WAIT_SHARE), (3600.0, MOST_WAIT_S), (0.0, 0.0)])
+def test_a_ready_update_waits_a_share_of_its_steps_time_for_others_whose_rollouts_never_end(
+    taken_s: float, waits_s: float
+) -> None:
+    """Else a policy of quick steps would be as slow as those of others that share its engine."""
     now = [0.0]
     trainer = trainer_of()
     updates = Updates(trainer, clock=lambda: now[0])
@@ -93,29 +126,38 @@ def test_a_ready_update_waits_a_bounded_time_for_others_whose_rollouts_never_end
     create(trainer, "a", PolicySettings(4, 8.0, (), 0))
     learnt: list[object] = []
     batch = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16)
-    updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append))
+    updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append, epochs=2, taken_s=taken_s))
 
+    now[0] += 0.99 * waits_s
     updates.advance(5, 0.01)
-    assert not learnt, "others would be learnt from in the same products"
-    now[0] += MOST_WAIT_S
+    assert waits_s == 0.0 or not learnt, "others would be learnt from in the same products"
+    now[0] += 0.02 * waits_s
     while updates.busy:
         updates.advance(5, 0.01)
-    assert isinstance(learnt[0], Learnt)
+    assert isinstance(learnt[0], Learnt), "also by the second epoch, which waits no second time"
 
 
-def test_a_programs_call_waits_for_no_rollouts() -> None:
-    """Such as those of a wave on the same engine, which never end: each call would take as long as may be waited."""
-    trainer = trainer_of()
-    updates = Updates(trainer, clock=lambda: 0.0)
+def test_policies_whose_rollouts_end_at_about_the_same_time_learn_together() -> None:
+    now, trainer = [0.0], trainer_of()
+    updates, learnt, together = Updates(trainer, clock=lambda: now[0]), list[object](), list[int]()
     updates.rollouts = lambda: 5
-    create(trainer, "a", PolicySettings(4, 8.0, (), 0))
-    learnt: list[object] = []
-    updates.put(Job(PolicyBatch("a", tuple(groups(1)), DAPO), None, lambda _: None, learnt.append))
+    begin = trainer.begin
 
+    def noted(batches: Sequence[PolicyBatch | Share], *, checked: bool = False, most: int = 0) -> Work:
+        together.append(len(batches))
+        return begin(batches, checked=checked, most=most)
+
+    trainer.begin = noted  # type: ignore[method-assign]
+    for name in ("a", "b", "c"):
+        create(trainer, name, PolicySettings(4, 8.0, (), 0))
+        batch = PolicyBatch(name, tuple(groups(1)), DAPO, completion_tokens=16)
+        updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append, taken_s=8.0 + now[0]))
+        updates.advance(5, 0.01)
+        now[0] += 0.4 * 8.0 * WAIT_SHARE
     while updates.busy:
         updates.advance(5, 0.01)
-    assert len(learnt) == 1
-    assert isinstance(learnt[0], Learnt)
+    assert all(isinstance(each, Learnt) for each in learnt)
+    assert together == [3]
 
 
 def test_two_jobs_of_one_policy_run_in_order_and_delay_nobody_else() -> None:

@@ -14,7 +14,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Draining, MintError, Overloaded
 from mint_contracts.training import Optimizer
 from mint_engine.policies import updates as update
-from mint_engine.policies.updates import MOST_WAIT_S, Job, Learnt, Updates
+from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import work as works
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import plan_pieces
@@ -206,10 +206,10 @@ def test_an_update_that_began_does_not_wait_for_rollouts() -> None:
     now, trainer = [0.0], trainer_of()
     policies(trainer, 1)
     updates = Updates(trainer, clock=lambda: now[0])
-    told = put(updates, "p/0", LONG)
+    told: Told = []
+    updates.put(Job(PolicyBatch("p/0", LONG, DAPO), OPTIMIZER, lambda _: None, told.append, taken_s=3600.0))
     after_turns(updates, 1)
     updates.rollouts = lambda: 5
-    updates._ready_since = now[0] + MOST_WAIT_S
     finish(updates)
     assert isinstance(told[0], Learnt)
 
