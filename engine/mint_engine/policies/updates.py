@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import structlog
@@ -56,8 +56,9 @@ class Job:
     """One policy's update: `epochs` times over a batch, each with a step by `optimizer` (None: gradients only).
 
     `finish` runs right after the last step, before any other work of the step thread. After a transient error it is
-    retried a little later, without repeating a step, unless the caller is `gone` by then. Then `resolve` gets the
-    outcome. After the step thread has ended, whoever closes the queue resolves the remaining jobs.
+    retried a little later, as is an epoch after the first, without repeating a step, unless the caller is `gone` by
+    then. Then `resolve` gets the outcome: the last epoch's, but with the first one's `drift`, from before any step.
+    After the step thread has ended, whoever closes the queue resolves the remaining jobs.
     """
 
     batch: PolicyBatch
@@ -71,6 +72,8 @@ class Job:
     stepped: bool = False  # has taken a step, which a retry of the job would repeat
     alone: bool = False  # must be computed without others, since work with them failed
     left: Share | None = None  # the remainder of this epoch after a turn; None before its first turn
+    failures: int = 0  # transient ones, after which it was retried
+    drift: dict[str, float] = field(default_factory=dict)  # that metric of the first epoch, once known
 
     @cached_property
     def rows(self) -> int:
@@ -99,7 +102,7 @@ class Updates:
         self._ready: list[Job] = []
         self._work: Work | None = None
         self._jobs: list[Job] = []  # computed by `_work`
-        self._postponed: list[Job] = []  # have taken their last step; `finish` will be retried
+        self._postponed: list[Job] = []  # have taken a step; what follows it will be retried
         self._steps = Steps(trainer, self.defects)  # of jobs whose gradients are computed, and of calls
         self._closed = False
         self._allowance = Allowance()
@@ -316,6 +319,7 @@ class Updates:
             self._fail([job], step)
             return
         job.epochs -= 1
+        job.drift = job.drift or {name: found for name, found in outcome.metrics.items() if name == "drift"}
         if step is not None:
             job.stepped = self.trainer.policy(job.batch.policy).halfway = True
         if job.epochs > 0:
@@ -323,36 +327,47 @@ class Updates:
                 job.batch = with_old(job.batch, outcome.logprobs)
             self._ready.append(job)
             return
-        self._hand_off(job, Learnt(outcome, step), 1)
+        self._hand_off(job, Learnt(replace(outcome, metrics=outcome.metrics | job.drift), step))
 
-    def _hand_off(self, job: Job, learnt: Learnt, attempt: int) -> None:
-        """Run `finish` for a job that has taken all of its steps; `attempt` counts from 1."""
+    def _hand_off(self, job: Job, learnt: Learnt) -> None:
+        """Run `finish` for a job that has taken all of its steps."""
         found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed off")
-        if isinstance(found, AWAY) and attempt < ATTEMPTS and not job.gone():
-            wait_s = wait_after(found, attempt)
-            _log.warning("handed_off_later", policy=job.batch.policy, error=str(found), in_s=round(wait_s, 2))
-            self._postponed.append(job)
-            self.later(wait_s, lambda: self.call(partial(self._hand_off_again, job, learnt, attempt + 1)))
-        elif isinstance(found, MintError):
-            self._fail([job], found)
-        else:
+        if not isinstance(found, MintError):
             if learnt.step is not None:
                 self.trainer.policy(job.batch.policy).halfway = False
             job.resolve(learnt)
+        elif not self._postpone(job, found, partial(self._hand_off, job, learnt)):
+            self._fail([job], found)
 
-    def _hand_off_again(self, job: Job, learnt: Learnt, attempt: int) -> None:
+    def _postpone(self, job: Job, error: MintError, work: Callable[[], None]) -> bool:
+        """Run `work`, which has failed for a job, a little later; return whether that is worth trying."""
+        job.failures += 1
+        if not isinstance(error, AWAY) or job.failures >= ATTEMPTS or job.gone():
+            return False
+        wait_s = wait_after(error, job.failures)
+        _log.warning("update_postponed", policy=job.batch.policy, error=str(error), in_s=round(wait_s, 2))
+        self._postponed.append(job)
+        self.later(wait_s, lambda: self.call(partial(self._go_on, job, work)))
+        return True
+
+    def _go_on(self, job: Job, work: Callable[[], None]) -> None:
         if job in self._postponed:  # unless `close` has resolved it
             self._postponed.remove(job)
-            self._hand_off(job, learnt, attempt)
+            work()
+
+    def _restart(self, job: Job) -> None:
+        """Begin a job's epoch again: the steps of earlier ones are taken, and this one has changed nothing."""
+        job.alone, job.left = True, None
+        self._ready.append(job)
 
     def _fail(self, jobs: list[Job], error: MintError) -> None:
         if jobs is self._jobs:
             self._work, self._jobs = None, []
         for job in jobs:
-            if job.stepped and isinstance(error, AWAY):
-                job.resolve(Internal(error.subject, f"{_without_advice(error)}; given up"))
-            else:
+            if not (job.stepped and isinstance(error, AWAY)):
                 job.resolve(fresh_error(error, error.retry_after_s))
+            elif not (job.epochs and self._postpone(job, error, partial(self._restart, job))):
+                job.resolve(Internal(error.subject, f"{_without_advice(error)}; given up"))
 
 
 def _without_advice(error: MintError) -> str:

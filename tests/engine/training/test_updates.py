@@ -115,6 +115,25 @@ def test_later_epochs_have_log_probabilities_of_the_first_one_only_if_the_loss_r
     assert {len(each.old_logprobs) > 0 for each in job.batch.examples} == {kept}
 
 
+def test_drift_is_told_of_the_first_epoch_and_the_ratio_of_the_last_one() -> None:
+    """How far trainer and sampler are apart is not what the policy has learnt since."""
+    trainer, by_hand, told = trainer_of(), trainer_of(), list[Learnt | MintError]()
+    for each in (trainer, by_hand):
+        policies(each, 1)
+    updates = Updates(trainer)
+    updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda _: None, told.append, epochs=3))
+    while updates.busy:
+        updates.advance(0, 0.0)
+    found = []
+    for _ in range(3):
+        found.append(learn(by_hand, [PolicyBatch("p/0", groups(1), DAPO)])["p/0"].metrics)
+        step_all(by_hand, {"p/0": OPTIMIZER})
+    (learnt,) = told
+    assert isinstance(learnt, Learnt)
+    assert found[0]["drift"] != found[2]["drift"]
+    assert learnt.outcome.metrics == found[2] | {"drift": found[0]["drift"]}
+
+
 def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> None:
     trainer = trainer_of()
     policies(trainer, 3)
@@ -301,6 +320,62 @@ def test_a_step_that_finds_no_memory_is_tried_again_with_the_gradient_of_one_att
     learn(other, [batch])
     step_all(other, {"p/0": unclipped})
     assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
+
+
+@pytest.mark.parametrize("place", ["gradient", "step"])
+def test_an_epoch_after_the_first_that_finds_no_memory_is_tried_again_by_itself(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of earlier epochs are not taken twice, and the policy ends as if there had been memory at once."""
+    trainer, other, told = trainer_of(), trainer_of(), list[Learnt | MintError]()
+    for each in (trainer, other):
+        policies(each, 1)
+    failures, waits = [2], list[float]()
+
+    def full_in_the_second(work: Any) -> Any:
+        def attempt(*given: Any, **named: Any) -> Any:
+            if trainer.policy("p/0").step == 1 and failures[0]:
+                failures[0] -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return work(*given, **named)
+
+        return attempt
+
+    if place == "gradient":
+        monkeypatch.setattr(trainer._ranks, "run", full_in_the_second(trainer._ranks.run))
+    else:
+        monkeypatch.setattr(trainer, "begin_step", full_in_the_second(trainer.begin_step))
+    updates = Updates(trainer)
+    updates.later = lambda wait_s, work: waits.append(wait_s) or work()  # type: ignore[func-returns-value]
+    loss = Loss(ratio_low=0.2, ratio_high=1.0)
+    updates.put(Job(PolicyBatch("p/0", groups(1), loss), OPTIMIZER, lambda _: None, told.append, epochs=3))
+    with capture_logs():
+        while updates.busy:
+            updates.advance(0, 0.0)
+    assert isinstance(told[0], Learnt)
+    assert waits[0] < waits[1]
+    assert saved_of(trainer, "p/0") == taken(other, 3, loss)
+
+
+def test_an_epoch_that_never_finds_memory_fails_its_policy_in_the_end() -> None:
+    trainer, told = trainer_of(), list[Learnt | MintError]()
+    policies(trainer, 1)
+    run = trainer._ranks.run
+
+    def full_after_the_first(*given: Any, **named: Any) -> Any:
+        if trainer.policy("p/0").step:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(*given, **named)
+
+    trainer._ranks.run = full_after_the_first  # type: ignore[method-assign]
+    updates = Updates(trainer)
+    updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda _: None, told.append, epochs=2))
+    with capture_logs():
+        while updates.busy:
+            updates.advance(0, 0.0)
+    (failed,) = told
+    assert isinstance(failed, Internal), "to be tried again, the first epoch's step would be taken twice"
+    assert trainer.policy("p/0").halfway
 
 
 def test_a_callers_error_says_when_to_retry() -> None:
