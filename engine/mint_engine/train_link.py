@@ -57,7 +57,8 @@ class TrainLink:
         reported, progress = {} if full else self._reported, self._body.progress()
         changed = [each for policy, each in progress.items() if reported.get(policy) != each]
         gone = [policy for policy in reported if policy not in progress]
-        rewards = {policy: list(values) for policy, values in self._body.rewards().items()}
+        rewards = self._body.rewards()  # may grow while this is sent
+        counts = {policy: len(values) for policy, values in rewards.items()}
         sent = {policy: 0 if full or policy in again else self._sent.get(policy, 0) for policy in rewards}
         lists = {policy: (sent[policy], values[sent[policy] :]) for policy, values in rewards.items()}
         curves = self._body.curves()
@@ -71,7 +72,7 @@ class TrainLink:
             if lacking is None:
                 return  # the next report after the engine's own will be a full one
             if lacking.short:
-                whole = {policy: (0, rewards[policy]) for policy in lacking.short}
+                whole = {policy: (0, rewards[policy][: counts[policy]]) for policy in lacking.short}
                 await self._reporter.report(incarnation, (), (), whole, full=False)
             left = {
                 policy: before
@@ -80,4 +81,4 @@ class TrainLink:
             }
             self._untaken = left | dict.fromkeys(lacking.unleased, pulls)
         self._reported, self._curves, self._full = progress, curves, False
-        self._sent = {policy: len(values) for policy, values in rewards.items()}
+        self._sent = counts

@@ -63,6 +63,7 @@ class Course:
         self._order = assignment.order
         self.stage = Stage.LOADING
         self.rewards: list[float] = []
+        self._best: float | None = None  # of these
         self.curve: Curve = ()
         self._standing = Standing()
         self._failure: Failure | None = None
@@ -106,6 +107,7 @@ class Course:
         """Show, until loaded, the progress of an earlier course under the same lease."""
         progress = before.progress
         self.rewards, self.curve, self._tokens = list(before.rewards), before.curve, progress.tokens
+        self._best = progress.reward_best
         self._evaluation, self._published = progress.evaluation, progress.published
         self._standing = Standing(progress.saved, progress.saved)
 
@@ -122,7 +124,7 @@ class Course:
             step=self._standing.step,
             steps=self.train.steps,
             reward_mean=rewards[-1] if rewards else None,
-            reward_best=max(rewards) if rewards else None,
+            reward_best=self._best,
             reward_recent=fmean(rewards[-RECENT:]) if rewards else None,
             evaluation=self._evaluation,
             tokens=self._tokens,
@@ -141,8 +143,7 @@ class Course:
         error = next(iter(self._patience.trouble.values()), None)
         return Failure(reason=error.reason, message=str(error), terminal=False) if error is not None else None
 
-    @property
-    def _record(self) -> Record:
+    def _record(self, keeping: Keeping) -> Record:
         """The record of a checkpoint of the last finished step, without the blob's digest and size."""
         assignment = self.assignment
         return Record(
@@ -157,7 +158,7 @@ class Course:
             curve=self.curve,
             evaluation=self._evaluation,
             evaluated=self._standing.evaluated,
-            published=self._kept().published,
+            published=keeping.published,
         )
 
     async def run(self) -> None:
@@ -167,7 +168,8 @@ class Course:
         except asyncio.CancelledError:
             if self.draining and self._keeping is not None:
                 unsaved = self._standing.saved < self._standing.step
-                await self._keeping.save_last(self._standing.step, self._record if unsaved else None)
+                record = self._record(self._keeping) if unsaved else None
+                await self._keeping.save_last(self._standing.step, record)
             raise
         except MintError as error:
             if self.order is Order.CANCEL and isinstance(error, AWAY):
@@ -197,8 +199,8 @@ class Course:
         moves: dict[Move, Callable[[], Awaitable[None]]] = {
             Move.STEP: self._step,
             Move.EVALUATE: self._evaluate,
-            Move.SAVE: self._save,
-            Move.PUBLISH: self._publish,
+            Move.SAVE: partial(self._save, keeping),
+            Move.PUBLISH: partial(self._publish, keeping),
             Move.SETTLE: keeping.settle,
             Move.WAIT: partial(asyncio.sleep, UNSURE_S),
         }
@@ -300,6 +302,7 @@ class Course:
 
     def _take_up(self, record: Record) -> None:
         self.rewards, self.curve, self._tokens = list(record.rewards), record.curve, record.tokens
+        self._best = max(self.rewards, default=None)
         self._evaluation = record.evaluation
         self._standing = Standing(record.step, record.step, evaluated=record.evaluated)
 
@@ -311,6 +314,7 @@ class Course:
             self._label = next_label
             self._count_skipped(taken.learnt.step is not None and taken.learnt.step.skipped)
         self.rewards.append(taken.reward)
+        self._best = taken.reward if self._best is None else max(self._best, taken.reward)
         self.curve = followed_by(self.curve, figures_of_step(step + 1, taken.figures))
         self._tokens += taken.tokens
         self._standing = msgspec.structs.replace(self._standing, step=step + 1)
@@ -334,14 +338,16 @@ class Course:
         with metrics.SECONDS.labels("evaluate").time():
             self._evaluation = await self._running().evaluate(self._standing.step, self._label)
         self.curve = evaluated(self.curve, self._standing.step, self._evaluation)
-        self._standing = msgspec.structs.replace(self._standing, evaluated=self._standing.step)
+        step = self._standing.step
+        saved = min(self._standing.saved, step - 1)  # a checkpoint of this step lacks the evaluation
+        self._standing = msgspec.structs.replace(self._standing, evaluated=step, saved=saved)
 
-    async def _save(self) -> None:
-        await self._kept().save(self._record)
+    async def _save(self, keeping: Keeping) -> None:
+        await keeping.save(self._record(keeping))
         self._standing = msgspec.structs.replace(self._standing, saved=self._standing.step)
 
-    async def _publish(self) -> None:
-        await self._kept().publish(self._standing.step)
+    async def _publish(self, keeping: Keeping) -> None:
+        await keeping.publish(self._standing.step)
         self._standing = msgspec.structs.replace(self._standing, published=self._standing.step)
 
     def _offer(self, source: Source, packed: Packed) -> None:
@@ -361,11 +367,6 @@ class Course:
         if self._lessons is None:
             raise Internal(f"policy {self.assignment.policy!r}", "has not been loaded")
         return self._lessons
-
-    def _kept(self) -> Keeping:
-        if self._keeping is None:
-            raise Internal(f"policy {self.assignment.policy!r}", "has not been loaded")
-        return self._keeping
 
     def _set_stage(self, stage: Stage) -> None:
         self.stage = stage

@@ -12,6 +12,8 @@ from mint_contracts import sampling_pb2, sampling_pb2_grpc
 from mint_contracts.training import Algorithm, Dataset, Evaluation, Length, Reward
 from mint_engine.examples import held
 from mint_engine.examples.example import Example, read_line
+from mint_engine.policies.checkpoints import Checkpoints
+from mint_engine.policies.store import store_of
 from tests.engine.training.training_engine import LINES, assignment, train, training
 
 
@@ -64,4 +66,8 @@ async def test_an_evaluation_that_a_pause_or_an_end_cut_off_is_made_up_for(base:
         assert (await scene.ended("acme/one"))["acme/one"].evaluation is None
     async with training(base, tmp_path, train(steps=2, evaluation=Evaluation(every_steps=2, prompts=3))) as scene:
         scene.want(assignment("acme/one", lease=2))
-        assert (await scene.ended("acme/one"))["acme/one"].evaluation is not None
+        made_up = (await scene.ended("acme/one"))["acme/one"].evaluation
+        record = Checkpoints(store_of(scene.store), "acme/one").newest_record()
+    assert made_up is not None
+    assert record is not None
+    assert (record.step, record.evaluated, record.evaluation) == (2, 2, made_up), "a longer course starts there"
