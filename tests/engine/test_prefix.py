@@ -1,5 +1,7 @@
 """Reference-counted pages, and full ones found again by what they were computed from."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,8 @@ from msgspec.structs import replace
 from mint_contracts.layer_groups import PAGE_TOKENS, first_seen, pages_for
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
-from mint_engine.scheduling.request import State
+from mint_engine.scheduling.request import Completion, State
+from mint_engine.scheduling.scheduler import Scheduler
 from tests.engine.scheduled import TOTAL_PAGES, advance, completion, run, scheduler
 
 
@@ -218,6 +221,76 @@ def test_siblings_of_a_leader_that_ended_compute_it_themselves() -> None:
     assert follower.state is State.PARKED
     books.remove(leader)
     assert run(books) == [follower]
+
+
+def looked_up(books: Scheduler, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths, in pages, of the prompts that are looked up from now on."""
+    share, lengths = books.prefix.share, list[int]()
+
+    def counted(keys: Sequence[bytes], windows: Sequence[int | None]) -> tuple[list[int], ...]:
+        lengths.append(len(keys))
+        return share(keys, windows)
+
+    monkeypatch.setattr(books.prefix, "share", counted)
+    return lengths
+
+
+def test_a_cached_prompt_that_waits_for_pages_is_looked_up_again_once_some_were_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    books = scheduler()
+    books.add(completion(80, 1, "a"))
+    run(books)
+    books.add(completion(range(100, 196), 3, "b"))
+    advance(books)
+    waiting = completion(81, 1, "a")
+    books.add(waiting)
+    lookups = looked_up(books, monkeypatch)
+    ended: list[Completion] = []
+    while not ended:
+        ended = advance(books)[1]
+    assert lookups == [5]
+    advance(books)
+    assert lookups == [5, 5]
+    assert waiting.found == 80
+
+
+def test_a_prompt_that_waits_for_pages_gets_them_as_soon_as_another_has_computed_its_beginning() -> None:
+    books = scheduler()
+    first, second = completion(100, 30), completion(100, 30)
+    for each in (first, second):
+        books.add(each)
+    while second.state is State.WAITING:
+        advance(books)
+    assert second.found == 48, "so it needs four of the five pages, and one is left for the first"
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.integers(0, 8), st.integers(1, 100), st.integers(1, 60), st.sampled_from(["", "a"])), max_size=8
+)
+
+
+@given(ARRIVALS, st.sampled_from([(None,), (None, 20), (7,)]))
+def test_no_request_waits_longer_for_not_being_looked_up_in_each_step(
+    arrivals: list[tuple[int, int, int, str]], windows: tuple[int | None, ...]
+) -> None:
+    """Each comes a number of steps after the one before it."""
+
+    def steps(*, each_step: bool) -> list[list[tuple[int, int]]]:
+        books, left, found, pause = scheduler(pages=20, windows=windows), list(arrivals), [], 0
+        while left or books.busy:
+            while left and left[0][0] <= pause:
+                _, prompt, new, adapter = left.pop(0)
+                books.add(completion(prompt, new, adapter))
+                pause = 0
+            if each_step:
+                for waiting in books.waiting:
+                    waiting.lacked = None
+            found.append([(share.completion.arrival, share.length) for share in advance(books, check=False)[0]])
+            pause += 1
+        return found
+
+    assert steps(each_step=False) == steps(each_step=True)
 
 
 PARTS = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 7)))

@@ -57,6 +57,7 @@ class PrefixCache:
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # all have keys
+        self.released = 0  # pages that lost their last reference since the beginning
 
     @property
     def available(self) -> int:
@@ -71,6 +72,10 @@ class PrefixCache:
     def key_of(self, page: int) -> bytes | None:
         """Return the key under which a page can be found, or None."""
         return self._key_of.get(page)
+
+    def has(self, key: bytes) -> bool:
+        """Return whether a page can be found under a key."""
+        return key in self._page_of
 
     def share(self, keys: Sequence[bytes], windows: Sequence[int | None] = (None,)) -> tuple[list[int], ...]:
         """Return the cached pages of the longest prefix of `keys`, by group, adding a reference to each.
@@ -130,6 +135,7 @@ class PrefixCache:
         """Drop one completion's references. Its last page becomes idle first, being useless without the others."""
         for page in reversed(list(pages)):
             if page != NULL_PAGE and self.pages.drop(page):
+                self.released += 1
                 if page in self._key_of:
                     self._idle[page] = None
                 else:

@@ -142,6 +142,7 @@ class Completion:
     waited: dict[Sharer, int] = field(default_factory=dict)  # of its path, who had no place until then: since when
     found_first: int = 0  # the same when it got its first place: all of them are the prompt's
     reached: int = 0  # tokens that had been computed when it lost its previous place
+    lacked: tuple[int, int, bytes] | None = None  # what it waits to change (see `Scheduler._lacks_still`)
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)
