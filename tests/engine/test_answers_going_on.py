@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from mint_contracts.sampling_pb2 import (
     TokenIds,
 )
 from mint_contracts.wire import from_rpc_error
+from mint_engine.requests.parameters import Sampling
+from mint_engine.scheduling.request import Request
 from tests.engine.running import Running, running, save_adapter
 
 PROMPT = list(range(5, 45))
@@ -146,6 +149,17 @@ async def test_its_tokens_are_read_beside_what_else_runs_on_threads(base: Path, 
             go_on.set()
             await others
         assert of_each(rest, 1) == of_each(whole[4:], 1)
+
+
+async def test_its_tokens_are_counted_for_penalties_before_its_first_step(base: Path) -> None:
+    """In the threads that read them: all others' step would wait for it."""
+    said = (7, 8, 7, 9)
+    sampling = Sampling(max_tokens=9, seed=0, presence_penalty=0.5, ignore_eos=True)
+    async with running(base) as engine:
+        [going_on] = engine.stepper.begin([Request(tuple(PROMPT), sampling, begun=said)], [lambda event: None])
+    counts = going_on.token_counts
+    assert counts is not None
+    assert dict(zip(counts.chosen.tolist(), counts.times.tolist(), strict=True)) == Counter(said)
 
 
 async def test_what_cannot_go_on_here_is_refused(base: Path, adapter: Path) -> None:
