@@ -17,6 +17,7 @@ from mint_operator.placing.hot import hot, spread_hot
 from mint_operator.placing.keep import keep, keep_spare, keep_within
 from mint_operator.placing.lost import leave_lost
 from mint_operator.placing.pack import pack
+from mint_operator.placing.precedence import put_first
 from mint_operator.placing.table import Policy, Table, Warmth, lacking, warmth
 from mint_operator.planning.adapters import Want
 from mint_operator.planning.asking import Ask
@@ -24,7 +25,7 @@ from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import Shards, differing, flat, shards
 from mint_operator.planning.sizes import Size
 
-POLICIES: tuple[Policy, ...] = (leave_lost, pack, spread_hot)
+POLICIES: tuple[Policy, ...] = (leave_lost, pack, put_first, spread_hot)
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -180,7 +181,7 @@ def _finish(
         records=_merged(task, settled, placed, names or ()),
         loads=board.loads,
         given=board.given,
-        pending=frozenset(_lacking(board, task, placed, needy)),
+        pending=frozenset(_lacking(board, task, placed, table.needy)),
         changed=None if names is None else frozenset(names) | placed.keys(),
     )
 

@@ -21,7 +21,7 @@ class Table(msgspec.Struct):
 
     board: Board
     wants: Mapping[str, Want]
-    needy: Sequence[str]
+    needy: list[str]
     placed: dict[str, list[Place]]
     settled: Mapping[str, Placement]
     warmth: Warmth
