@@ -1,8 +1,9 @@
 """Finds which of the configured namespaces the operator may read.
 
 Deleting a namespace also deletes the operator's Role in it. Namespaces that cannot be read are left out, as if they
-were not configured, so that work goes on in the others; their bases' records in Redis stay. The watch and the views
-are made for one set of namespaces: when the set changes, the process ends, and its Deployment restarts it.
+were not configured, so that work goes on in the others; their bases' records in Redis stay as long as engines of
+theirs report (see leftovers). The watch and the views are made for one set of namespaces: when the set changes, the
+process ends, and its Deployment restarts it.
 """
 
 import asyncio

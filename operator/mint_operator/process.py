@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from mint_contracts.map_writer import MapWriter
 from mint_contracts.scraping import expose
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import crds, kube, metrics, namespaces, settings
+from mint_operator import crds, kube, leftovers, metrics, namespaces, settings
 from mint_operator.apply import Applier, Maps
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.handlers import children
@@ -73,6 +73,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     dirt, feed, loops = Dirt(), Feed(), list[Loop]()
     running, named = asyncio.get_running_loop(), config.namespaces
     config = msgspec.structs.replace(config, namespaces=await namespaces.readable(api, named))
+    left_out = set(named) - set(config.namespaces)
     everywhere = kube.namespaced(config.namespaces)
     kinds = await children.watchable(api, everywhere)
 
@@ -93,7 +94,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
             await asyncio.to_thread(watch.stop)
             kinds = await children.watchable(api, everywhere)  # perhaps nobody answered before
             watch = begin()
-        work = [_lead(config, api, dirt, feed, loops)]
+        work = [_lead(config, left_out, api, dirt, feed, loops)]
         if named:
             work.append(namespaces.changed(api, named, config.namespaces))
         await first(*work)
@@ -101,7 +102,14 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
         watch.stop()
 
 
-async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, feed: Feed, loops: list[Loop]) -> None:
+async def _lead(
+    config: settings.OperatorSettings,
+    left_out: Collection[str],
+    api: kube.Kube,
+    dirt: Dirt,
+    feed: Feed,
+    loops: list[Loop],
+) -> None:
     """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
     lease_api = kube.connect()  # a separate connection, so that no queue of other calls delays a renewal
     leadership = Leadership(lease_api, config.namespace, config.lease, config.identity)
@@ -120,8 +128,11 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     adapters = WaveAdapters(Lists(CatalogReader(redis), dirt.wake))
     loop = Loop(Observer(cluster, view, training, inputs, adapters, config.release), applier, dirt)
     loops.append(loop)
+    work = [leadership.renew_forever(), hints.follow(redis, dirt), loop.run()]
+    if left_out:
+        work.append(leftovers.forget(MapReader(redis), writer, left_out))
     try:
-        await first(leadership.renew_forever(), hints.follow(redis, dirt), loop.run())
+        await first(*work)
     except asyncio.CancelledError:
         await leadership.release()
         raise

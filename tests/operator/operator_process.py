@@ -67,6 +67,8 @@ def running(
 ) -> Iterator[Process]:
     """Start `mint-operator` over the stage's namespace, or others, whose permissions it checks every `look_s`.
 
+    After as long it forgets a base of one that it may not read, if no engine of it is left.
+
     It learns what its watch does not report only by resyncs.
     """
     port, metrics_port, log = free_port(), free_port(), folder / f"{name}.log"
@@ -84,7 +86,8 @@ def running(
     }
     command = [sys.executable, "-m", "mint_operator.main"]
     if look_s is not None:
-        begin = f"from mint_operator import main, namespaces; namespaces.LOOK_S = {look_s}; main.main()"
+        begin = f"from mint_operator import leftovers, main, namespaces; namespaces.LOOK_S = {look_s}; "
+        begin += f"leftovers.LOOK_S = leftovers.GONE_S = {look_s}; main.main()"
         command = [sys.executable, "-c", begin]
     if not resyncs:
         begin = "from mint_operator import main, process; process.Dirt.__init__.__defaults__ = (1e9,); main.main()"

@@ -181,24 +181,25 @@ async def test_a_namespace_that_may_not_be_read_is_left_out_and_taken_in_again(
     kept, other = stage.namespace, stage.server.namespace(f"{stage.namespace}-other")
     start = partial(launch, kubeconfig=stage.account(tmp_path), namespaces=[kept, other], look_s=0.5)
     stage.let_in(kept, other)
+    of_other = json.dumps(base_model())
     operator = start("over-both")
-    await until("it to lead", lambda: _logged(operator, "leading"))
+    stage.server.kubectl("apply", "-n", other, "-f", "-", stdin=of_other)
+    await until("the other's base in the map", lambda: _known(stage, f"{other}/smol"))
     stage.server.kubectl("delete", "rolebinding/operator", "-n", other)  # as the namespace's deletion does
     await operator.ended()
+    assert await _known(stage, f"{other}/smol")
 
     operator = start("over-one")
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     await until("placements", lambda: _placed(stage, ADAPTERS[0]))
     assert [each["namespace"] for each in operator.events("namespace left out")] == [other]
+    await until("the other's base to be forgotten", lambda: _forgotten(stage, f"{other}/smol"))
     await until("its probe to answer", operator.healthy)
     stage.let_in(other)
     assert await operator.ended() == 0
 
     operator = start("over-both-again")
-    stage.server.kubectl(
-        "apply", "-n", other, "-f", "-", stdin=json.dumps(base_model() | {"metadata": {"name": "smol"}})
-    )
-    await until("the other's base in the map", lambda: _known(stage, f"{other}/smol"))
+    await until("the other's base in the map again", lambda: _known(stage, f"{other}/smol"))
     assert not operator.events("namespace left out")
 
 
@@ -210,6 +211,10 @@ async def test_an_operator_that_may_read_no_namespace_says_so(stage: Stage, laun
 
 async def _known(stage: Stage, base: str) -> bool:
     return base in await MapReader(stage.redis).bases()
+
+
+async def _forgotten(stage: Stage, base: str) -> bool:
+    return not await _known(stage, base)
 
 
 async def _logged(process: Process, event: str) -> bool:
