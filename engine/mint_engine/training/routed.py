@@ -13,16 +13,19 @@ Letters in shapes: T tokens, k experts per token, P = T k pairs, R rows, E exper
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_contracts.cuts import Cut
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.expert_product import add_bias, multiply_each
 from mint_engine.model.quantised_experts import Product, QuantisedWeight, by_expert
+from mint_engine.training.attend import cuts
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
 
@@ -113,15 +116,35 @@ def prepare(experts: Any, modules: Sequence[Module], current: Current, held: Cut
 
 
 def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H]."""
+    """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H].
+
+    Tokens beyond a piece's rows are computed some at a time, which the backward computes again: an example's pairs
+    would take more memory than all that is kept of it.
+    """
     batch: Batch = experts.mint_current.batch
+    compute, parts = partial(_compute, experts, batch.segments), []
+    for some in cuts(hidden.shape[0]):
+        rows = slice(some.start, some.stop)
+        given = hidden[rows], routes[rows], weights[rows], batch.owners[rows]
+        whole = len(some) == hidden.shape[0] or not torch.is_grad_enabled()
+        parts.append(
+            compute(*given) if whole else checkpoint(compute, *given, use_reentrant=False, preserve_rng_state=False)
+        )
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _compute(
+    experts: Any, segments: Sequence[Segment], hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor,
+    owners: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """`forward` for some tokens, of segments `owners` [T]."""
     tokens, each = routes.shape
-    routing = sort_routes(routes, batch.owners, experts.mint_held, len(batch.segments))
+    routing = sort_routes(routes, owners, experts.mint_held, len(segments))
     spread = hidden.unsqueeze(1).expand(-1, each, -1).reshape(tokens * each, -1)
     x = _Spread.apply(spread, routing)
     stacks: dict[str, Stack] = experts.mint_trained
-    inner = experts._apply_gate(_multiply(x, stacks["gate_up_proj"], routing, batch.segments))
-    out = _multiply(inner, stacks["down_proj"], routing, batch.segments)
+    inner = experts._apply_gate(_multiply(x, stacks["gate_up_proj"], routing, segments))
+    out = _multiply(inner, stacks["down_proj"], routing, segments)
     out = _Collect.apply(out, routing).view(tokens, each, -1)
     mixed: torch.Tensor = (out * weights.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
     return mixed

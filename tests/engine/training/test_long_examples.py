@@ -1,4 +1,4 @@
-"""Attention over examples longer than a piece: same result as at once, in memory that grows linearly with length."""
+"""Attention and routed experts of examples longer than a piece: the same results as at once, in less memory."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mint_engine.training import attend
+from mint_contracts.cuts import Cut
+from mint_engine.model.modules import find_modules
+from mint_engine.training import attend, routed
+from mint_engine.training.batch import Batch, Part, Segment
+from mint_engine.training.delta import Current
 from mint_engine.training.pieces import Tree
+from tests.engine.families import FAMILIES, make_model
 
 ROWS = 16  # rows computed together in these tests
 TREES = (Tree(0, 23, (70, 1, 40)), Tree(134, 9, (3,)), Tree(146, 100, ()))
@@ -72,6 +77,51 @@ def test_rows_that_are_computed_some_at_a_time_get_what_all_at_once_give(
     assert most >= longest**2, "in one go there is a number for each two rows"
     rows = TREES[-1].row + TREES[-1].rows
     assert least <= max(HEADS * ROWS * longest, HEADS * rows * SIZE)
+
+
+LONG, EXPERTS, EACH, HIDDEN = 1008, 6, 2, 48  # rows, experts, experts of a row
+
+
+def _experts(family: str) -> tuple[list[torch.Tensor], int]:
+    """As `_run`, of a layer's experts with two policies' adapters, whose gradients come last."""
+    model, chance = make_model(FAMILIES[family]).requires_grad_(False), torch.Generator().manual_seed(8)
+    path, experts = next((path, each) for path, each in model.named_modules() if path.endswith(".experts"))
+    modules = [each for each in find_modules(model).values() if each.path.startswith(f"{path}.")]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance) / 4
+
+    def part(inputs: int, outputs: int) -> Part:
+        a, b = draw(EXPERTS, 3, inputs), draw(EXPERTS, 3, outputs)
+        return Part(a, b, 0.5, torch.zeros_like(a), torch.zeros_like(b))
+
+    parts = [{each.path: part(each.in_features, each.out_features) for each in modules} for _ in range(2)]
+    segments = Segment(0, 350, 1, parts[0]), Segment(350, 1000, 2, parts[1])
+    current, tokens = Current(), torch.zeros(LONG, dtype=torch.int64)
+    current.batch = Batch(tokens, tokens, (), segments, None)
+    routed.prepare(experts, modules, current, Cut(0, EXPERTS))
+    hidden, weights = draw(LONG, HIDDEN).requires_grad_(), draw(LONG, EACH).requires_grad_()
+    routes = torch.rand(LONG, EXPERTS, generator=chance).topk(EACH).indices
+    with _Largest() as largest:
+        out = routed.forward(experts, hidden, routes, weights)
+        current.batch = None  # as in the backward
+        gradients = torch.autograd.grad(out, (hidden, weights), draw(LONG, HIDDEN))
+    learnt = [each for own in parts for part in own.values() for each in (part.a_gradient, part.b_gradient)]
+    return [out.detach(), *gradients, *learnt], largest.found
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_of_rows_that_are_computed_some_at_a_time_give_what_all_at_once_do(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, most = _experts(family)
+    monkeypatch.setattr(attend, "PIECE_ROWS", ROWS)
+    cut, least = _experts(family)
+    for ours, theirs in zip(cut, whole, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert most >= LONG * EACH * HIDDEN, "in one go there is a row for each expert of each row"
+    assert least <= LONG * HIDDEN
 
 
 def test_without_gradients_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
