@@ -1,6 +1,8 @@
 """What a client has of an answer, so that another engine can go on with it if the one that began it is lost."""
 
 from array import array
+from collections import defaultdict
+from functools import partial
 
 from mint_contracts import sampling_pb2
 from mint_contracts.byte_budget import ByteShare
@@ -16,7 +18,8 @@ class Begun:
     def __init__(self, request: GenerateRequest, share: ByteShare, request_bytes: int) -> None:
         """`share` is what the request takes of the gateway's memory, `request_bytes` of it for itself."""
         self._share, self._request_bytes = share, request_bytes
-        self._tokens = [array("i") for _ in range(max(1, request.sampling.n))]
+        self._count = max(1, request.sampling.n)  # of completions; any number, until an engine has checked it
+        self._tokens: defaultdict[int, array[int]] = defaultdict(partial(array, "i"))  # by completion
         self._finished: set[int] = set()
         self._revision = self._base_source = ""
         self._kept = _may_be_kept(request.sampling)
@@ -25,7 +28,7 @@ class Begun:
     @property
     def complete(self) -> bool:
         """Whether every completion has its Finished."""
-        return len(self._finished) == len(self._tokens)
+        return len(self._finished) == self._count
 
     @property
     def may_go_on(self) -> bool:
@@ -41,10 +44,10 @@ class Begun:
         elif event.HasField("chunk") and self._kept:
             self._tokens[event.chunk.index].extend(event.chunk.token_ids)
             try:
-                self._share.fill(self._request_bytes + _TOKEN_BYTES * sum(map(len, self._tokens)))
+                self._share.fill(self._request_bytes + _TOKEN_BYTES * sum(map(len, self._tokens.values())))
             except (CapacityExceeded, Overloaded):
                 self._kept = False
-                self._tokens = [array("i") for _ in self._tokens]
+                self._tokens.clear()
                 self._share.fill(self._request_bytes)
 
     def write(self, request: GenerateRequest) -> None:
@@ -54,8 +57,8 @@ class Begun:
                 revision=self._revision,
                 base_source=self._base_source,
                 completions=[
-                    sampling_pb2.BegunCompletion(token_ids=tokens, finished=index in self._finished)
-                    for index, tokens in enumerate(self._tokens)
+                    sampling_pb2.BegunCompletion(token_ids=self._tokens[index], finished=index in self._finished)
+                    for index in range(self._count)
                 ],
             )
         )

@@ -1,6 +1,7 @@
 """An engine is lost after the first token of an answer: another one goes on with it, and the client sees nothing."""
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import grpc
@@ -205,3 +206,15 @@ def test_an_answer_for_whose_tokens_there_is_no_memory_cannot_go_on() -> None:
             begun.note(GenerateEvent(chunk=Chunk(token_ids=range(100), index=1)))
             found.append((begun.may_go_on, budget.taken))
         assert found == [(True, 1_500), (True, 2_000), (False, 1_900)], "the tokens that it had are given back"
+
+
+def test_a_number_of_completions_that_no_engine_has_checked_takes_no_memory() -> None:
+    """A gateway must outlive it: an engine refuses it, with the most that it makes."""
+    request = GenerateRequest(sampling=SamplingParams(n=100_000))
+    with ByteBudget(0, "gateway", "is full").share() as share:
+        tracemalloc.start()
+        try:
+            Begun(request, share, 0)
+            assert tracemalloc.get_traced_memory()[1] < 100_000
+        finally:
+            tracemalloc.stop()
