@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
+from mint_gateway.http.receiver import Receiver
+
 HELLO_S = 10.0  # for a client to complete the TLS handshake
 FIRST_S = 20.0  # for it to send a complete request's head, if its place is needed
 PARTING_S = 2.0  # for a client to end TLS, too, once its connection is closed
@@ -18,6 +20,14 @@ PAUSE_S = 0.2  # when accepting fails, for example for lack of file descriptors
 _Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A server's limit of connections, and how long one may carry nothing after a request."""
+
+    most: int
+    idle_s: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Connections:
     at most as many as it leaves places, and they give way to others after FIRST_S: silent ones do not shut the door.
     """
 
-    def __init__(self, limits: Mapping[web.Server, int], context: ssl.SSLContext | None) -> None:
+    def __init__(self, limits: Mapping[web.Server, Limit], context: ssl.SSLContext | None) -> None:
         self._limits = limits
         self._arriving: dict[web.Server, set[web.RequestHandler]] = {server: set() for server in limits}
         self._silent: dict[web.RequestHandler, _Silent] = {}
@@ -59,7 +69,7 @@ class Connections:
                 if server is None:
                     arrived.close()
                 else:
-                    handler = server()
+                    handler = Receiver(server, self._limits[server].idle_s)
                     self._arriving[server].add(handler)
                     self._silent[handler] = _Silent(host, time.monotonic())
                     arrivals.create_task(self._receive(arrived, server, handler))
@@ -72,7 +82,7 @@ class Connections:
         self._silent = {each: one for each, one in self._silent.items() if each in everyone}
         for server, there in present.items():
             silent = [(each, self._silent[each]) for each in there if each in self._silent]
-            if len(there) + sum(one.host == host for _, one in silent) < self._limits[server]:
+            if len(there) + sum(one.host == host for _, one in silent) < self._limits[server].most:
                 return server
             for each, one in silent:
                 if time.monotonic() - one.since > FIRST_S:
@@ -82,7 +92,9 @@ class Connections:
     def _noting(self, handle: _Handle) -> _Handle:
         async def noted(request: web.BaseRequest) -> web.StreamResponse:
             self._silent.pop(request.protocol, None)
-            return await handle(request)
+            assert isinstance(request.protocol, Receiver)  # noqa: S101 - made by `accept`
+            with request.protocol.answering(request):
+                return await handle(request)
 
         return noted
 

@@ -25,7 +25,7 @@ from mint_gateway.field_count import elements, elements_of
 from mint_gateway.http import models, openai_request, openai_response, prompt_batch
 from mint_gateway.http.auth_middleware import HEALTH, LIVE
 from mint_gateway.http.buffered_answer import BufferedAnswer
-from mint_gateway.http.connections import Connections
+from mint_gateway.http.connections import Connections, Limit
 from mint_gateway.http.error_middleware import NAMED, REQUEST_ID, Handler, error_middleware, reply
 from mint_gateway.http.offload import Offload
 from mint_gateway.http.parsing import parsing
@@ -227,20 +227,18 @@ class Opened:
 
 async def opened(door: Door, listening: socket.socket, bounds: Bounds, context: ssl.SSLContext | None) -> Opened:
     """Open the door on a listening socket, with TLS if `context` is given."""
-    inside = await _serving(door.application(), bounds.idle_s, bounds.grace_s)
-    outside = await _serving(door.outside(), OUTSIDE_S, bounds.grace_s)
-    places = ((inside, bounds.most), (outside, MOST_OUTSIDE))
-    connections = Connections({runner.server: most for runner, most in places if runner.server}, context)
+    inside = await _serving(door.application(), bounds.grace_s)
+    outside = await _serving(door.outside(), bounds.grace_s)
+    places = ((inside, Limit(bounds.most, bounds.idle_s)), (outside, Limit(MOST_OUTSIDE, OUTSIDE_S)))
+    connections = Connections({runner.server: limit for runner, limit in places if runner.server}, context)
     return Opened(asyncio.create_task(connections.accept(listening)), listening, (inside, outside))
 
 
-async def _serving(application: web.Application, idle_s: float, grace_s: float) -> web.AppRunner:
+async def _serving(application: web.Application, grace_s: float) -> web.AppRunner:
     # A client that goes away ends its handler, and with it the engine's work.
     runner = web.AppRunner(
         application,
-        access_log=None,
         handler_cancellation=True,
-        keepalive_timeout=idle_s,
         shutdown_timeout=grace_s / 2,  # aiohttp waits for this long twice
     )
     await runner.setup()
