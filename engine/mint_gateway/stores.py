@@ -36,7 +36,8 @@ class Stores:
     async def having(self, views: Collection[MapView], adapter: str) -> list[MapView]:
         """Return those of several bases whose stores have the adapter, or the only one that may have it.
 
-        Raises Unavailable if it depends on a store that cannot be asked now.
+        A store that cannot be asked now counts as it last answered. Raises Unavailable if it depends on one that has
+        never answered.
         """
         answers = await asyncio.gather(*(self._ask(view, adapter) for view in views))
         told = {view.base: answer for view, answer in zip(views, answers, strict=True)}
@@ -53,7 +54,16 @@ class Stores:
         known = self._answers.known(key)
         if known is not None and known.fresh:
             return known.value
-        return await self._answers.asked(key, lambda: self._look(view, adapter))
+        return await self._answers.asked(key, lambda: self._told(view, adapter))
+
+    async def _told(self, view: MapView, adapter: str) -> Told:
+        """Return what a store tells or, if it cannot now, what it last told.
+
+        Otherwise, while the only engine of one base starts again, names in all other bases' stores would be in doubt.
+        """
+        told = await self._look(view, adapter)
+        known = self._answers.known((view.base, adapter))
+        return known.value if told is Told.CANNOT_TELL and known is not None else told
 
     async def _look(self, view: MapView, adapter: str) -> Told:
         able = candidates(view, "", self._now(view))

@@ -160,6 +160,26 @@ async def test_a_name_is_neither_guessed_nor_doubted_for_good_while_a_store_that
     assert await two.ask(OTHER) == OTHER
 
 
+@pytest.mark.parametrize("gone", [True, False], ids=["its engine is away", "the store does not answer"])
+async def test_a_name_keeps_its_base_while_the_store_of_another_that_lacked_it_cannot_be_asked(
+    two: Two, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    monkeypatch.setattr(answers, "FRESH_S", 0.0)
+    await two.begin(BASE, OTHER)
+    two.engines[BASE].stored, two.engines[OTHER].stored = {ADAPTER}, set()
+    assert await two.ask() == BASE
+    if gone:
+        await two.engines[OTHER].leave()
+        await until(lambda: not two.scene.gateway.mirror.views[OTHER].engines["e-1"].alive)
+    else:
+        two.engines[OTHER].stored = None
+    for _ in range(2):
+        assert await two.ask() == BASE
+    if not gone:
+        two.engines[BASE].stored, two.engines[OTHER].stored = set(), {ADAPTER}
+        assert await two.ask() == OTHER, "what it tells now is what counts"
+
+
 async def test_stores_are_asked_once_for_all_that_ask_for_a_name_within_a_moment(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
