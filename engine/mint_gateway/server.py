@@ -38,6 +38,7 @@ from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.door_security import DoorSecurity
 from mint_gateway.explainer import Explainer
+from mint_gateway.health import Health
 from mint_gateway.http.door import Bounds, Door, opened
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
@@ -114,7 +115,7 @@ async def serve(
     catalogs = Catalogs(redis, mirror)
     router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, metrics.count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: catalogs.failing)
-    answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
+    answering, healthy = Answering(router, metrics), Health()
     why, watch = Explainer(router, mirror, reader), WaveWatch(TrainReader(redis), mirror, limits.watches)
     forwarding = Forwarding(router, channels, limits.patience)
     catalog = CatalogServicer(router, redis, catalogs, limits.silence_s, calls)
@@ -160,7 +161,7 @@ async def serve(
 
 def _server(
     services: Iterable[Callable[[grpc.aio.Server], None]],
-    healthy: health.aio.HealthServicer,
+    healthy: Health,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     limits: Limits,
 ) -> grpc.aio.Server:
@@ -187,19 +188,17 @@ def _listen(server: grpc.aio.Server, address: str, certificate: Mounted[Certific
     return server.add_secure_port(address, grpc_credentials(certificate))
 
 
-async def _be_alive(healthy: health.aio.HealthServicer) -> None:
+async def _be_alive(healthy: Health) -> None:
     """Report alive but not ready: the health service itself is SERVING from the start, even without a map."""
     await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
     await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _announce(mirror: Mirror, healthy: health.aio.HealthServicer) -> None:
+async def _announce(mirror: Mirror, healthy: Health) -> None:
     await mirror.first_read.wait()
     await _set_health(healthy, health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _set_health(
-    healthy: health.aio.HealthServicer, state: "health_pb2.HealthCheckResponse.ServingStatus"
-) -> None:
+async def _set_health(healthy: Health, state: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
     for name in ("", *SERVICES):
         await healthy.set(name, state)

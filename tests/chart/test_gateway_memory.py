@@ -5,7 +5,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from mint_contracts.byte_budget import OWN_BYTES
 from mint_contracts.transport import MOST_TOKEN_BYTES
-from mint_gateway import answering, arrivals
+from mint_gateway import answering, arrivals, health
 from mint_gateway.catalog import servicer as catalog
 from mint_gateway.field_count import ELEMENT_BYTES, MOST_BYTES, MOST_FIELDS
 from mint_gateway.http import door
@@ -23,6 +23,7 @@ HTTP_CONNECTION, GRPC_CONNECTION = 58 << 10, 52 << 10
 # More, of one by HTTP whose request has the longest head, in a hundred fields, and after which as much has come; as
 # measured, 67 KiB.
 HTTP_AHEAD = 68 << 10
+HEALTH_WATCH = 43 << 10  # as measured, 33 KiB with 7 KiB of metadata, of which gRPC takes at most 16
 
 
 def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
@@ -38,6 +39,7 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "their own allowances": (Limits().connections + Limits().requests) * OWN_BYTES,
         "calls of the Trainer": trainer.MOST_BYTES,
         "names that are retired": catalog.MOST_RETIRING,
+        "watches of its health": health.MOST_WATCHES * HEALTH_WATCH,
         "other calls": (Limits().calls + Limits().watches) * MOST_BYTES,
         "messages of registrations": catalog.STREAMS * (MOST_TOKEN_BYTES + MOST_FIELDS * ELEMENT_BYTES),
     }

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -62,6 +63,37 @@ async def test_health_serves_once_the_map_was_read_and_stays_so_when_redis_dies(
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)
     assert await health(fragile.target) == SERVING
+
+
+async def test_clients_without_keys_watch_its_health_within_bounds(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each watch takes memory for as long as its client likes."""
+    monkeypatch.setattr("mint_gateway.health.MOST_WATCHES", 3)
+    await scene.open()
+    async with grpc.aio.insecure_channel(scene.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def watch(name: str = "") -> Any:
+            call = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=LIMIT_S)
+            await call.read()
+            return call
+
+        with pytest.raises(grpc.aio.AioRpcError, match="service: is a name of more than 256 characters"):
+            await watch("a" * 300)
+        watches = [await watch(), await watch("mint.v1.Sampler")]
+        with pytest.raises(grpc.aio.AioRpcError, match="gateway: has as many watches of its health") as refused:
+            await watch()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watches[0].cancel()
+
+        async def let_in() -> bool:
+            try:
+                return bool(await watch())
+            except grpc.aio.AioRpcError:
+                return False
+
+        await until(let_in)
 
 
 async def test_an_empty_map_may_be_a_lost_one_until_an_operator_has_written_it(
