@@ -3,7 +3,7 @@
 Each tree is computed by itself, without padding, independent of the rest of the batch. A row sees its trunk and its
 own past; with sliding-window attention, only the latest part of that, and with an indexer, what that chose. A tree
 longer than a piece is computed some rows at a time, which the backward computes again, so memory grows with the
-tree's length, not with its square.
+tree's length, not with its square. With sinks or a cap scores are in memory, so few rows see a long past at once.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_engine.model.attention import attend_rows, refuse_unserved, style_of
 from mint_engine.model.attention_style import Style
+from mint_engine.model.paged import SCORES
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
 NAME = "mint_training"
@@ -56,7 +57,7 @@ def attend(
     rows, parts = query.shape[2], []
     for at, tree in enumerate(trees):
         choice = indices[at] if indices is not None else None
-        for some in cuts(tree.rows):
+        for some in cuts(tree.rows, _most_rows(style, query.shape[1], tree.rows)):
             part = _Part(tree, some, choice, style)
             own = slice(tree.row + some.start, tree.row + some.stop)
             past = slice(tree.row, own.stop)
@@ -72,10 +73,18 @@ def attend(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None  # some models view it
 
 
-def cuts(rows: int) -> Iterator[range]:
-    """Yield the ranges of a tree's rows that are computed together, each of at most a piece's rows."""
-    for first in range(0, rows, PIECE_ROWS):
-        yield range(first, min(first + PIECE_ROWS, rows))
+def cuts(rows: int, most: int = 0) -> Iterator[range]:
+    """Yield the ranges of a tree's rows that are computed together, each of at most `most` (0: a piece's) rows."""
+    most = most or PIECE_ROWS
+    for first in range(0, rows, most):
+        yield range(first, min(first + most, rows))
+
+
+def _most_rows(style: Style, heads: int, past: int) -> int:
+    """Return how many rows attend to `past` rows at once, so that there are at most `SCORES` scores in memory."""
+    if style.cap is None and style.sinks is None:  # torch computes it whole
+        return PIECE_ROWS
+    return max(1, min(PIECE_ROWS, SCORES // (heads * past)))
 
 
 def visible(

@@ -79,6 +79,23 @@ def test_rows_that_are_computed_some_at_a_time_get_what_all_at_once_give(
     assert least <= max(HEADS * ROWS * longest, HEADS * rows * SIZE)
 
 
+@pytest.mark.parametrize("options", [
+    {"softcap": 5.0},
+    {"s_aux": nn.Parameter(torch.linspace(-1, 1, HEADS), requires_grad=False), "sliding_window": 30},
+], ids=["cap", "sinks"])  # fmt: skip
+def test_scores_that_are_in_memory_are_of_few_rows_with_long_pasts(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, most = _run(options)
+    monkeypatch.setattr(attend, "SCORES", HEADS * 6 * TREES[0].rows)
+    cut, least = _run(options)
+    for ours, theirs in zip(cut, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert most >= HEADS * TREES[0].rows ** 2
+    rows = TREES[-1].row + TREES[-1].rows
+    assert least <= HEADS * max(6 * (TREES[0].rows + 1), rows * SIZE), "with the sinks' scores, or all outputs"
+
+
 LONG, EXPERTS, EACH, HIDDEN = 1008, 6, 2, 48  # rows, experts, experts of a row
 
 
