@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_contracts.records import Tier
+from mint_contracts.records import BaseRecord, MapChange, MapState, Tier
 from mint_contracts.resources import AdapterWaveStatus, Residency, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
@@ -245,6 +245,14 @@ def test_a_base_that_is_gone_is_forgotten_once_its_engines_have_ended() -> None:
     assert draining.forgets == ()
     assert draining.changes[KEY].del_placements == tuple(SIX)
     assert plan(snapshot(None, engines=[engine(0, alive=False)], placements=first)).forgets == (KEY,)
+
+
+def test_no_name_is_looked_for_in_the_store_or_catalog_of_a_base_that_is_gone() -> None:
+    """Its engines may take an hour to end; until they have, gateways would be in doubt about the others' names."""
+    record = BaseRecord(KEY, source("a"), 8, catalog=source("b"), trains=True)
+    change = plan(snapshot(None, engines=[engine(0)], state=MapState(1, record, {}, {}))).changes[KEY]
+    assert change == MapChange(base=BaseRecord(KEY, None, 8, trains=True))
+    assert plan(snapshot(None, engines=[engine(0)], state=MapState(1, change.base, {}, {}))).changes == {}
 
 
 def test_adapters_come_from_the_store_or_as_given() -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Container, Mapping
 from typing import TypeVar
 
+import msgspec
+
 from mint_contracts.records import Assignment, BaseRecord, MapChange, MapState, Placement, WaveRecord
 from mint_operator.planning.shards import flat
 
@@ -59,8 +61,13 @@ def announced(state: MapState, record: BaseRecord) -> MapChange:
 
 
 def cleared(state: MapState) -> MapChange:
-    """Return the change after which no engine must hold anything: for a deleted base whose engines still drain."""
+    """Return the change after which no engine must hold anything, and no name is looked for in store or catalog.
+
+    It is for a deleted base whose engines still drain, or whose pods stay behind on a node that has died.
+    """
+    base = None if state.base is None else msgspec.structs.replace(state.base, store=None, catalog=None)
     return MapChange(
+        base=None if base == state.base else base,
         del_placements=tuple(sorted(state.placements)),
         del_waves=tuple(sorted(state.waves)),
         del_assigned={engine: tuple(sorted(names)) for engine, names in sorted(state.assigned.items()) if names},
