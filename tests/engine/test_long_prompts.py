@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts.byte_budget import OWN_BYTES
 from mint_contracts.errors import Overloaded, PromptTooLong
-from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, Whence
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds, Whence
 from mint_contracts.transport import MOST_TOKEN_BYTES
 from mint_engine import server
 from mint_engine.requests import length, reading
@@ -115,6 +116,21 @@ class Works:
             self.running += 1
         assert self.let.wait(60)
         return self.running
+
+
+def test_a_prompt_takes_eight_bytes_a_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Hundreds of them may run and wait."""
+    vocabulary, count = 50_000, 100_000
+    asked = GenerateRequest(tokens=TokenIds(ids=[at * 7919 % vocabulary for at in range(count)]))
+    read_prompt(asked, tokenizer, vocabulary, count + 1)
+    tracemalloc.start()
+    try:
+        prompt = read_prompt(asked, tokenizer, vocabulary, count + 1)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert prompt == tuple(asked.tokens.ids)
+    assert taken < 9 * count
 
 
 async def test_long_prompts_are_read_few_at_a_time_and_short_ones_wait_for_none(
