@@ -1,6 +1,7 @@
 """How the policies of a training wave stand: what the map says about each, and whether it needs an engine."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -76,7 +77,7 @@ class PolicyStanding(msgspec.Struct, frozen=True):
         return self.stage in _OVER or (self.stage is Stage.COMPLETE and self.step >= steps)
 
 
-class WaveStanding(msgspec.Struct, frozen=True):
+class WaveStanding(msgspec.Struct, frozen=True, dict=True):
     """A wave's policies, and its training with all inputs filled in. `pins` says where policies train, or should.
 
     `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why the wave
@@ -95,9 +96,9 @@ class WaveStanding(msgspec.Struct, frozen=True):
     store: Source = Source(uri="")
     unknown: Refusal | None = None
 
-    @property
+    @cached_property
     def stopped(self) -> bool:
-        """Whether no policy is to continue."""
+        """Whether no policy is to continue: computed once, since it depends on every policy and each asks for it."""
         return self.train.cancelled or self.failed
 
     @property
