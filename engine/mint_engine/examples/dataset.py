@@ -25,7 +25,7 @@ from mint_contracts.errors import (
 from mint_contracts.parquet_rows import rows
 from mint_contracts.source import Source
 from mint_contracts.training import JSON_LINES, PARQUET, Dataset
-from mint_engine.examples.example import read_line
+from mint_engine.examples.example import field_of, read_line
 from mint_engine.examples.held import Examples
 from mint_engine.sources.copying import CHUNK_BYTES, read_up_to
 from mint_engine.sources.retry import retrying
@@ -98,7 +98,7 @@ def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
 
 def _check_text(row: dict[str, Any], dataset: Dataset, subject: str) -> None:
     """Raise BadExample for a text in bytes, also a message's: a line of JSON would have it in base64."""
-    for field in (dataset.prompt_field, dataset.answer_field):
+    for field in (field_of(row, dataset.prompt_field), field_of(row, dataset.answer_field)):
         value = row.get(field)
         messages = value if isinstance(value, list) else []
         texts = [value, *(each.get("content") for each in messages if isinstance(each, dict))]

@@ -10,6 +10,9 @@ from mint_contracts.training import Dataset
 
 ROLES = ("system", "user", "assistant")
 
+_TRL_NAMES = {"prompt": "messages", "answer": "completion"}  # of the usual fields, in TRL's data sets
+_UNLEARNT = ("tool_calls", "reasoning_content", "reasoning", "thinking")  # of an answer's message
+
 
 class Message(msgspec.Struct, frozen=True):
     """One turn of a chat."""
@@ -18,10 +21,13 @@ class Message(msgspec.Struct, frozen=True):
     content: str
 
 
+_Prompt = str | tuple[Message, ...]
+
+
 class Example(msgspec.Struct, frozen=True):
     """A prompt, as text or as a chat, the answer if there is one, and the complete example as JSON."""
 
-    prompt: str | tuple[Message, ...]
+    prompt: _Prompt
     answer: str | None
     json: str
     variables: Mapping[str, Any] = {}  # the data set's variables for the chat template
@@ -43,17 +49,21 @@ def read_line(line: str | bytes, dataset: Dataset, subject: str) -> Example:
     return _read_object(found, dataset, subject)
 
 
+def field_of(row: Mapping[str, Any], name: str) -> str:
+    """Return a field's name in a row: TRL's if that is there, and the usual one is not."""
+    other = _TRL_NAMES.get(name, name)
+    return other if name not in row and other in row else name
+
+
 def _read_object(fields: Mapping[str, Any], dataset: Dataset, subject: str) -> Example:
-    if dataset.prompt_field not in fields:
-        raise BadExample(subject, f"has no field {dataset.prompt_field!r}; it has {sorted(map(str, fields))[:10]}")
-    prompt = _prompt(fields[dataset.prompt_field], subject)
+    name = field_of(fields, dataset.prompt_field)
+    if name not in fields:
+        raise BadExample(subject, f"has no field {name!r}; it has {sorted(map(str, fields))[:10]}")
+    prompt, answer = _exchange(fields[name], fields.get(field_of(fields, dataset.answer_field)), subject)
     if isinstance(prompt, str) and (dataset.chat or dataset.system or dataset.template_variables):
         prompt = (Message("user", prompt),)
     if dataset.system and isinstance(prompt, tuple):
         prompt = (Message("system", dataset.system), *prompt)
-    answer = fields.get(dataset.answer_field)
-    if isinstance(answer, dict | list):
-        raise BadExample(subject, f"has an answer that is neither text nor number: {str(answer)[:100]}")
     if answer is not None and not isinstance(answer, str):
         answer = msgspec.json.encode(answer).decode()
     try:
@@ -63,7 +73,29 @@ def _read_object(fields: Mapping[str, Any], dataset: Dataset, subject: str) -> E
     return Example(prompt, answer, whole, dataset.template_variables)
 
 
-def _prompt(value: Any, subject: str) -> str | tuple[Message, ...]:
+def _exchange(asked: Any, answer: Any, subject: str) -> tuple[_Prompt, Any]:
+    """Return prompt and answer, which a chat may have at its end, as a message of the assistant."""
+    prompt = _prompt(asked, subject)
+    if isinstance(answer, list) and answer and all(isinstance(each, dict) for each in answer):
+        turns = [_message(each, subject) for each in answer]
+        if {turns[0].role, turns[-1].role} != {"assistant"}:
+            raise BadExample(subject, "has an answer that does not begin and end with a message of the assistant")
+        prompt = (*((Message("user", prompt),) if isinstance(prompt, str) else prompt), *turns)
+        asked, answer = answer, None
+    elif isinstance(answer, dict | list):
+        reason = f"has an answer that is neither text, number nor chat messages: {str(answer)[:100]}"
+        raise BadExample(subject, reason)
+    if isinstance(prompt, str) or answer is not None or prompt[-1].role != "assistant":
+        return prompt, answer
+    if len(prompt) == 1:
+        raise BadExample(subject, "has a chat with nothing before the assistant's message; begin with the user's")
+    if lost := [name for name in _UNLEARNT if asked[-1].get(name)]:
+        reason = f"has {lost[0]!r} in the message that is its answer, of which only the content is learnt"
+        raise BadExample(subject, f"{reason}; write it into the content as the model does, or leave it out")
+    return prompt[:-1], prompt[-1].content
+
+
+def _prompt(value: Any, subject: str) -> _Prompt:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, list) and value:

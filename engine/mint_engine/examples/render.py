@@ -69,7 +69,11 @@ class Renderer:
         """
         subject = f"example {example.text[:80]!r}"
         if not example.answer:
-            raise BadExample(subject, "has no answer to learn")
+            raise BadExample(
+                subject,
+                "has no answer to learn; set dataset.answerField to the field that has it, or dataset.promptField to "
+                "that of a chat that ends with the assistant's message",
+            )
         answer, end, around = example.answer, self.ends.text, "the one that ends it"
         if not isinstance(example.prompt, str):
             variables = msgspec.json.encode(example.variables).decode()

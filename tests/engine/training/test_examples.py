@@ -12,6 +12,7 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from pyarrow import parquet
 
 from mint_contracts import backends
@@ -84,6 +85,51 @@ def test_text_becomes_a_chat_where_that_is_asked_for() -> None:
     assert [each.prompt for each in told] == [(Message("user", "hi"),), (Message("user", "ho"),)]
 
 
+TOLD, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
+MORE = [TOLD, SAID, {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"messages": MORE}, Dataset()),
+        ({"prompt": MORE[:3], "completion": MORE[3:]}, Dataset()),
+        ({"prompt": MORE[:1], "completion": MORE[1:]}, Dataset()),
+        ({"prompt": "hi", "completion": MORE[1:]}, Dataset()),
+        ({"prompt": MORE, "answer": None}, Dataset()),
+        ({"prompt": "another", "turns": MORE}, Dataset(prompt_field="turns")),
+        ({"asked": MORE[:3], "said": MORE[3:]}, Dataset(prompt_field="asked", answer_field="said")),
+    ],
+)
+def test_chats_are_told_as_in_trl_and_their_answer_is_the_last_message(
+    tmp_path: Path, row: dict[str, Any], told: Dataset
+) -> None:
+    """Also in Parquet, whose messages have all fields of any message, and null for those that they lack."""
+    filled = {
+        name: [each | {"tool_calls": None} for each in value] if isinstance(value, list) else value
+        for name, value in row.items()
+    }
+    parquet.write_table(pyarrow.Table.from_pylist([filled]), tmp_path / "train.parquet")
+    for read in (
+        structs.replace(told, lines=[json.dumps(row)]),
+        structs.replace(told, uri=f"file://{tmp_path}/train.parquet"),
+    ):
+        (found,) = read_dataset(read)
+        assert found.prompt == (Message("user", "hi"), Message("assistant", "ho"), Message("user", "1+1?"))
+        assert (found.text, found.answer) == ("1+1?", "2")
+        assert json.loads(found.json).keys() == row.keys()
+
+
+def test_the_usual_names_come_before_those_of_trl() -> None:
+    row = {"prompt": "a", "answer": "b", "messages": MORE, "completion": "c"}
+    (found,) = read_dataset(Dataset(lines=[json.dumps(row)]))
+    assert (found.prompt, found.answer) == ("a", "b")
+    (found,) = read_dataset(Dataset(lines=[json.dumps({"prompt": MORE[:1], "completion": "c"})], system="be brief"))
+    assert (found.prompt, found.answer) == ((Message("system", "be brief"), Message("user", "hi")), "c")
+    with pytest.raises(BadExample, match="has no field 'question'"):
+        read_dataset(Dataset(lines=[json.dumps(row)], prompt_field="question"))
+
+
 def test_files_are_read_by_uri(tmp_path: Path) -> None:
     rows = [{"prompt": f"say {n}", "answer": str(n)} for n in range(5)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -115,6 +161,14 @@ def test_a_byte_order_mark_is_no_part_of_an_example(tmp_path: Path) -> None:
         ('{"prompt": [{"role": "robot", "content": "x"}]}', "line 2: has a message of role 'robot'"),
         ('{"prompt": [{"role": "user"}]}', "line 2: has an invalid chat message"),
         ('{"prompt": "x", "answer": {"a": 1}}', "line 2: has an answer that is neither"),
+        ('{"prompt": "x", "answer": ["4", "four"]}', "line 2: has an answer that is neither text, number nor chat"),
+        ('{"messages": []}', "line 2: has a prompt that is neither"),
+        (json.dumps({"messages": [SAID]}), "line 2: has a chat with nothing before the assistant's message"),
+        (json.dumps({"messages": [TOLD, SAID | {"content": None}]}), "line 2: has an invalid chat message"),
+        (json.dumps({"messages": [TOLD, SAID | {"thinking": "h"}]}), "line 2: has 'thinking' in the message that is"),
+        (json.dumps({"prompt": [TOLD], "completion": [TOLD]}), "line 2: has an answer that does not begin and end"),
+        (json.dumps({"prompt": "hi", "completion": MORE}), "line 2: has an answer that does not begin and end"),
+        (json.dumps({"prompt": "hi", "completion": []}), "line 2: has an answer that is neither"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(line: str, why: str) -> None:
@@ -225,12 +279,13 @@ def test_rows_of_bytes_are_refused_rather_than_learnt_as_base64(tmp_path: Path, 
         read_dataset(Dataset(uri=f"file://{tmp_path}/bytes.parquet"))
 
 
-def test_messages_of_bytes_are_refused_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_messages_of_bytes_are_refused_as_well(tmp_path: Path, field: str) -> None:
     for name, content in (("text", "say hi"), ("bytes", b"say hi")):
         chat = [{"role": "user", "content": content, "picture": b"\x89PNG"}]
-        parquet.write_table(pyarrow.table({"prompt": [chat]}), tmp_path / f"{name}.parquet")
+        parquet.write_table(pyarrow.table({field: [chat]}), tmp_path / f"{name}.parquet")
     assert read_dataset(Dataset(uri=f"file://{tmp_path}/text.parquet"))[0].text == "say hi"
-    with pytest.raises(BadExample, match="row 1: has bytes in 'prompt', not text"):
+    with pytest.raises(BadExample, match=f"row 1: has bytes in '{field}', not text"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/bytes.parquet"))
 
 

@@ -12,6 +12,8 @@ import trl
 from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import BadExample
+from mint_contracts.training import Dataset
+from mint_engine.examples.dataset import read_dataset
 from mint_engine.examples.ending import Ends, ends_of
 from mint_engine.examples.example import Example, Message
 from mint_engine.examples.lengths import RENDERED, check_lengths
@@ -108,12 +110,14 @@ def test_prompt_and_answer_are_the_beginning_of_the_chat_that_the_template_write
 ) -> None:
     told, (end,) = taught(tokenizer, TURNS, "<|eot|>")
     render = Renderer(told, 400, CONTEXT, ends_of(told, EOS, {EOS, end}))
-    example = Example((Message("user", "the fox"),), "the dog", "")
-    chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "the dog"}]
-    whole: Any = told.apply_chat_template(chat, return_dict=False)
-    learnt = [*render.prompt(example, 8), *render.answer(example, 8)]
-    assert learnt[-1] == end
-    assert learnt == whole[: len(learnt)]
+    turn = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "the dog"}]
+    for chat in (turn, [{"role": "system", "content": "be brief"}, *turn, *turn]):
+        (example,) = read_dataset(Dataset(lines=[json.dumps({"messages": chat})]))
+        whole: Any = told.apply_chat_template(chat, return_dict=False)
+        learnt = [*render.prompt(example, 8), *render.answer(example, 8)]
+        assert learnt[-1] == end
+        assert learnt == whole[: len(learnt)]
+        assert told.decode([*render.answer(example, 8)]) == "the dog<|eot|>"
     assert render.answer(Example("the fox", "the dog", ""), 8)[-1] == EOS
 
 
