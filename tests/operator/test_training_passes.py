@@ -157,6 +157,32 @@ async def test_a_config_map_that_cannot_be_read_is_asked_for_ever_later_and_at_o
     assert asked == ["lessons"] * 4
 
 
+async def test_a_new_wave_is_not_given_a_config_map_as_it_was_for_an_earlier_one(
+    stage: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been edited for the new wave, which would keep what it begins with."""
+
+    async def answered(_kind: str, _namespace: str, _name: str) -> bytes:
+        return json.dumps(lessons("1+1=")).encode()
+
+    async def refused(_kind: str, _namespace: str, _name: str) -> bytes:
+        raise KubeError("GET", 503, "etcd is away")
+
+    waves = tuple(named_config_map(name) for name in ("one", "two"))
+    view, known = InputsView(stage.kube, stage.dirt.wake), lessons("1+1=")["data"]
+    monkeypatch.setattr(stage.kube, "get", answered)
+    await view.refresh(frozenset(), waves[:1])
+    monkeypatch.setattr(stage.kube, "get", refused)
+    await view.refresh(RESYNC, waves[:1])
+    assert view.inputs.config_maps["team"]["lessons"] == known
+    monkeypatch.setattr(train_inputs, "FIRST_RETRY_S", 0.0)
+    await view.refresh(frozenset(), waves)
+    assert isinstance(view.inputs.config_maps["team"]["lessons"], Failure)
+    monkeypatch.setattr(stage.kube, "get", answered)
+    await view.refresh(frozenset(), waves)
+    assert view.inputs.config_maps["team"]["lessons"] == known
+
+
 def named_config_map(name: str) -> ObservedWave:
     """Return a wave that trains on the ConfigMap `lessons`."""
     wave = training_wave(name, dataset={"configMap": {"name": "lessons"}})

@@ -48,7 +48,7 @@ class InputsView:
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
         """Read what new waves name and what is due for a retry; read all else only at a resync.
 
-        What cannot be read now stays as it was last known.
+        What cannot be read now stays as it was last known, except for a new wave, for which it may have been edited.
         """
         again = bool(parts & {Part.WAVES, Part.RELIST})
         if again or waves is not self._waves or self._due():
@@ -78,7 +78,8 @@ class InputsView:
                 uris[wave.meta.uid] = (wave.meta.namespace, train.policies.manifest)
         wanted = named - self._retries.keys() if again else set[_Name]()
         reading = sorted(new | wanted | self._due() & named)
-        texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in reading])
+        known = {name: text for name, text in self._texts.items() if name not in new}
+        texts = await asyncio.gather(*[self._config_map(name, known) for name in reading])
         kept = {name: self._texts[name] for name in named.difference(reading)}
         self._texts = kept | dict(zip(reading, texts, strict=True))
         self._retries = {name: retry for name, retry in self._retries.items() if name in named}
@@ -87,15 +88,15 @@ class InputsView:
     def _due(self) -> set[_Name]:
         return {name for name, retry in self._retries.items() if retry.due}
 
-    async def _config_map(self, namespace: str, name: str) -> _Text:
-        key = (namespace, name)
+    async def _config_map(self, key: _Name, known: Mapping[_Name, _Text]) -> _Text:
+        namespace, name = key
         try:
-            raw = await self._kube.get("ConfigMap", *key)
+            raw = await self._kube.get("ConfigMap", namespace, name)
         except KubeError as error:
             log.warning("config map not read", kind="ConfigMap", namespace=namespace, name=name, error=str(error))
             self._retries[key] = Retry.after(self._retries.get(key), first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
             unknown = Failure("SourceUnavailable", f"could not be read ({error}); retrying", terminal=False)
-            return self._texts.get(key, unknown)
+            return known.get(key, unknown)
         self._retries.pop(key, None)
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data
 
