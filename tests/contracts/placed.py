@@ -10,6 +10,7 @@ from mint_contracts import functions, keys, map_reporter, map_writer
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, Held, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
+from tests.engine_views import engine_record
 
 BASE = "demo/smollm2"
 SOURCE = Source("s3://adapters/x", "v1")
@@ -24,7 +25,7 @@ def assignment(adapter: str) -> Assignment:
 
 
 def record(engine: str = "e-0", incarnation: int = 1, sequence: int = 1) -> EngineRecord:
-    return EngineRecord(engine, "10.0.0.1:8470", incarnation, True, 1, 8, 0, 0, 3, sequence)
+    return engine_record(engine, incarnation=incarnation, slots_used=1, map_version=3, sequence=sequence)
 
 
 def held(adapter: str, tier: Tier = Tier.DEVICE) -> Held:

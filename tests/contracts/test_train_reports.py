@@ -7,7 +7,6 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.records import EngineRecord
 from mint_contracts.rewards import Rewards
 from mint_contracts.step_figures import StepFigures
 from mint_contracts.train_reader import TrainReader
@@ -15,6 +14,7 @@ from mint_contracts.train_reporter import MissingRewards, TrainReporter
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Policy
 from mint_contracts.training_records import Progress, Stage, TrainAssignment, TrainChange
+from tests.engine_views import engine_record
 
 BASE, ENGINE = "demo/smollm2", "e-0"
 
@@ -30,7 +30,7 @@ async def reporter(redis_client: Redis) -> TrainReporter:
 
 
 async def start(redis: Redis, incarnation: int) -> None:
-    record = EngineRecord(ENGINE, "10.0.0.1:8470", incarnation, True, 1, 8, 0, 0, 3, 1)
+    record = engine_record(ENGINE, incarnation=incarnation)
     await MapReporter(redis, BASE, ENGINE).report(record, (), (), full=True)
 
 

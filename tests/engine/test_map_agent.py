@@ -24,7 +24,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from tests.engine.made import edit_config, peft_adapter, tiny_fit
-from tests.engine_views import engine_views
+from tests.engine_views import engine_record, engine_views
 from tests.redis_process import RedisProcess, patient
 from tests.relay import relaying
 from tests.waiting import until
@@ -55,11 +55,8 @@ class Engine:
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
         table = self.residency.slots
-        return EngineRecord(
-            engine=ENGINE, address="127.0.0.1:1", incarnation=self.incarnation, ready=self.ready,
-            slots_used=table.count - len(table.free), slots_total=table.count, running=0, waiting=0,
-            map_version=map_version, sequence=sequence,
-        )  # fmt: skip
+        own = {"incarnation": self.incarnation, "ready": self.ready, "slots_used": table.count - len(table.free)}
+        return engine_record(ENGINE, slots_total=table.count, map_version=map_version, sequence=sequence, **own)
 
     async def __aenter__(self) -> "Engine":
         self.residency.start()
@@ -340,7 +337,7 @@ class Speaking:
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
         self.sequences.append(sequence)
-        return EngineRecord(ENGINE, "x:1", 1, True, 0, 0, 0, 0, map_version, sequence)
+        return engine_record(ENGINE, map_version=map_version, sequence=sequence)
 
     def change(self) -> None:
         self.holdings["a"] = msgspec.structs.replace(self.holdings["a"], tier=Tier.DEVICE)

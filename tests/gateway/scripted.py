@@ -16,6 +16,7 @@ from mint_contracts.records import EngineRecord, Failure, Held, Tier
 from mint_contracts.source import Source
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_contracts.wire import to_status
+from tests.engine_views import engine_record
 from tests.gateway.scripted_trainer import ROOM, ScriptedTrainer
 from tests.redis_process import free_port
 
@@ -195,15 +196,13 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineSe
 
     def record(self) -> EngineRecord:
         """Return its current record."""
-        return EngineRecord(
-            engine=self.name,
+        return engine_record(
+            self.name,
             address=self.address,
             incarnation=self._incarnation,
             ready=self.ready,
             slots_used=len(self.held),
-            slots_total=8,
             running=self.running,
-            waiting=0,
             map_version=self.map_version,
             sequence=self._sequence,
             failure=self.failure,

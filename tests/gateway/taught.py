@@ -17,6 +17,7 @@ from mint_engine.policies.calls import Calls
 from mint_gateway.policy import Policy, example
 from tests.engine.training import training_engine
 from tests.engine.training.calling import BASE, answer_calls
+from tests.engine_views import engine_record
 from tests.gateway.scene import Scene
 from tests.relay import Relay, relaying
 from tests.waiting import until
@@ -39,19 +40,8 @@ class TrainingEngine:
         return self.trains.server.register._calls
 
     def record(self) -> EngineRecord:
-        return EngineRecord(
-            engine=self.name,
-            address=f"127.0.0.1:{self.relay.port}",
-            incarnation=1,
-            ready=True,
-            slots_used=0,
-            slots_total=8,
-            running=0,
-            waiting=0,
-            map_version=1,
-            sequence=1,
-            policy_room=self.trains.server.register.room,
-        )
+        address = f"127.0.0.1:{self.relay.port}"
+        return engine_record(self.name, address=address, policy_room=self.trains.server.register.room)
 
     def come_back(self) -> None:
         """Start reporting to the map: the engine appears alive."""

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
 from mint_contracts.placement_pb2 import Explanation
-from mint_contracts.records import BaseRecord, EngineRecord, Failure, Held, Place, Placement, Tier
+from mint_contracts.records import BaseRecord, Failure, Held, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_gateway.choose import LOAD_FACTOR, Now, candidates, home_order, load, refusal
 from mint_gateway.explain import explain, explain_all
 from mint_gateway.view import Engine, MapView, live_engine, newest_published
+from tests.engine_views import engine_record
 
 STORE = Source("s3://adapters")
 ADAPTER = "demo/pirate"
@@ -33,18 +34,7 @@ def engine(
     slots: int = 8,
     held: tuple[Held, ...] = (),
 ) -> Engine:
-    record = EngineRecord(
-        engine=name,
-        address=f"{name}:1",
-        incarnation=1,
-        ready=ready,
-        slots_used=0,
-        slots_total=slots,
-        running=running,
-        waiting=0,
-        map_version=1,
-        sequence=1,
-    )
+    record = engine_record(name, address=f"{name}:1", ready=ready, slots_total=slots, running=running)
     return Engine(name=name, record=record, alive=alive, held={copy.adapter: copy for copy in held})
 
 

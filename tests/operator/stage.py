@@ -17,7 +17,7 @@ from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
-from mint_contracts.records import Assignment, EngineRecord, Failure, Held, Tier
+from mint_contracts.records import Assignment, Failure, Held, Tier
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
 from mint_operator import kube
@@ -37,6 +37,7 @@ from mint_operator.observing.wave_lists import Lists
 from mint_operator.observing.written import Written
 from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
+from tests.engine_views import engine_record
 from tests.waiting import PATIENCE_S
 
 ADAPTERS = ["demo/json", "demo/pirate", "demo/shout"]
@@ -87,20 +88,8 @@ class PlayedEngine:
     async def report(self, *, ready: bool = True, failure: Failure | None = None, **fields: Any) -> None:
         """Send a heartbeat with a full report of everything held."""
         self._sequence += 1
-        self._record = EngineRecord(
-            engine=self.name,
-            address="10.0.0.1:8470",
-            incarnation=self._incarnation,
-            ready=ready,
-            slots_used=len(self.holds),
-            slots_total=8,
-            running=0,
-            waiting=0,
-            map_version=0,
-            sequence=self._sequence,
-            failure=failure,
-            **fields,
-        )
+        own = {"incarnation": self._incarnation, "sequence": self._sequence, "slots_used": len(self.holds)}
+        self._record = engine_record(self.name, ready=ready, map_version=0, failure=failure, **own, **fields)
         await self._reporter.report(self._record, list(self.holds.values()), [], full=True)
 
     async def beat(self) -> None:

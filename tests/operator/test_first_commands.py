@@ -6,11 +6,12 @@ import re
 import pytest
 import yaml
 
-from mint_contracts.records import EngineRecord, EngineView, Held, MapState, Placement
+from mint_contracts.records import EngineView, Held, MapState, Placement
 from mint_operator.observing import decode
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot
 from tests.apiserver import ROOT
+from tests.engine_views import engine_record
 from tests.operator.worlds import NOW, RELEASE
 
 BASE = "default/smollm2"
@@ -51,18 +52,7 @@ def snapshot(
         for place in each.places
         if place.engine == ENGINE
     }
-    record = EngineRecord(
-        engine=ENGINE,
-        address="10.0.0.1:8470",
-        incarnation=1,
-        ready=True,
-        slots_used=len(held),
-        slots_total=12,
-        running=0,
-        waiting=0,
-        map_version=1,
-        sequence=1,
-    )
+    record = engine_record(ENGINE, slots_used=len(held), slots_total=12)
     state = MapState(1, None, placements, {})
     known = BaseMap(state=state, engines=(EngineView(engine=ENGINE, record=record, held=held),))
     return Snapshot(now=NOW, release=RELEASE, bases=bases, waves=waves, maps={BASE: known})

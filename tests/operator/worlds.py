@@ -6,7 +6,6 @@ import msgspec
 
 from mint_contracts.records import (
     Bringing,
-    EngineRecord,
     EngineView,
     Failure,
     Held,
@@ -35,6 +34,7 @@ from mint_contracts.source import Source, child
 from mint_operator.observing import decode
 from mint_operator.planning.plan import Plan
 from mint_operator.planning.snapshot import BaseMap, Meta, ObservedBase, ObservedWave, Release, Snapshot
+from tests.engine_views import engine_record
 
 NOW = 1_800_000_000.0
 KEY = "team/smol"
@@ -125,17 +125,10 @@ def engine(
     bringing: Bringing | None = None,
 ) -> EngineView:
     name = f"smol-{ordinal}"
-    record = EngineRecord(
-        engine=name,
+    record = engine_record(
+        name,
         address=f"10.0.0.{ordinal}:8470",
-        incarnation=1,
         ready=ready,
-        slots_used=0,
-        slots_total=8,
-        running=0,
-        waiting=0,
-        map_version=1,
-        sequence=1,
         failure=failure,
         loads_per_s=loads_per_s,
         training_bytes=training_bytes,

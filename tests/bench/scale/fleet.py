@@ -17,6 +17,7 @@ from mint_contracts.awaiting import end_tasks
 from mint_contracts.functions import connect
 from mint_contracts.records import Assignment, EngineRecord, Held, Tier
 from mint_engine.agent import Agent, Body
+from tests.engine_views import engine_record
 
 # A rank-8 adapter of SmolLM2-135M: 4.9 MB, loaded from its packed file in about 5 ms, several at once up to 1.4 GB/s
 # (as measured by this repository's load benchmark).
@@ -49,11 +50,8 @@ class SimulatedEngine:
             await self._redis.aclose()
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
-        return EngineRecord(
-            engine=self.name, address="127.0.0.1:1", incarnation=self._incarnation, ready=True,
-            slots_used=len(self._held), slots_total=SLOTS, running=0, waiting=0, map_version=map_version,
-            sequence=sequence,
-        )  # fmt: skip
+        seen = {"incarnation": self._incarnation, "map_version": map_version, "sequence": sequence}
+        return engine_record(self.name, slots_used=len(self._held), slots_total=SLOTS, **seen)
 
     def _want(self, assignments: Iterable[Assignment]) -> None:
         self._wanted = {each.adapter: each for each in assignments}

@@ -11,7 +11,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import AdapterNotFound
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.records import EngineRecord, Held, Tier
+from mint_contracts.records import Held, Tier
 from mint_contracts.settings import REDIS_URL
 from mint_contracts.source import Source
 from mint_engine import process
@@ -23,6 +23,7 @@ from tests.engine.running import settings_for
 from tests.engine.training.calling import BASE, called, lesson, refused, step
 from tests.engine.training.recorded_store import Asked
 from tests.engine.training.training_engine import assignment, train
+from tests.engine_views import engine_record
 from tests.redis_process import patient
 from tests.waiting import until
 
@@ -116,7 +117,7 @@ async def test_a_name_keeps_its_meaning_over_a_start_while_the_store_is_away(
     away, source = Source(f"file://{tmp_path}/away"), Source("s3://models/revisions/one/.published/1-1")
     told = replace(settings_for(tmp_path), base_model="default/kept", training_store=away)
     redis = patient(redis_server)
-    before = EngineRecord("tiny-0", "127.0.0.1:1", 1, True, 0, 1, 0, 0, 0, 1)
+    before = engine_record("tiny-0")
     held = [Held("one", source, Tier.DEVICE, published=True), Held("of/a-wave", source, Tier.DEVICE)]
     await MapReporter(redis, told.base_model, "tiny-0").report(before, held, (), full=True)
     server = await listen(told, "tiny-0", 0)

@@ -9,13 +9,13 @@ from redis.asyncio import Redis
 
 from mint_contracts import functions, keys, train_reporter
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.records import EngineRecord
 from mint_contracts.step_figures import Curve, StepFigures
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Policy
 from mint_contracts.training_records import TrainAssignment, TrainChange
 from mint_engine.train_link import TrainBody, TrainLink
+from tests.engine_views import engine_record
 
 BASE, ENGINE, POLICY = "demo/smollm2", "e-0", "demo/p"
 
@@ -42,8 +42,7 @@ class Trainer:
 
     async def begin(self) -> None:
         """Report the engine's own record, as at its start and after a loss of the map."""
-        record = EngineRecord(ENGINE, "10.0.0.1:8470", 1, True, 1, 8, 0, 0, 3, 1)
-        await MapReporter(self.redis, BASE, ENGINE).report(record, (), (), full=True)
+        await MapReporter(self.redis, BASE, ENGINE).report(engine_record(ENGINE), (), (), full=True)
         await self.link.report(1, full=True)
 
     async def told(self) -> list[float]:

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
-from mint_contracts.records import EngineRecord, Held, Tier
+from mint_contracts.records import Held, Tier
 from mint_contracts.source import Source
 from mint_gateway.client import question
 from mint_gateway.trainer import forwarding
 from mint_gateway.view import MapView, live_engine, newest_published
+from tests.engine_views import engine_record
 from tests.gateway.scene import BASE
 from tests.gateway.taught import School, learn
 
@@ -51,11 +52,8 @@ def seen(**held: tuple[Source, Tier]) -> MapView:
     """Return the view of engines that report the name at these sources, each in a tier."""
     engines = {}
     for engine, (source, tier) in held.items():
-        record = EngineRecord(
-            engine=engine, address="", incarnation=1, ready=True, slots_used=0, slots_total=8, running=0, waiting=0,
-            map_version=1, sequence=1,
-        )  # fmt: skip
-        engines[engine] = live_engine(engine, record, {NAME: Held(NAME, source, tier, published=True)})
+        held_there = {NAME: Held(NAME, source, tier, published=True)}
+        engines[engine] = live_engine(engine, engine_record(engine), held_there)
     return msgspec.structs.replace(MapView(BASE), engines=engines, published=newest_published(engines.values()))
 
 
