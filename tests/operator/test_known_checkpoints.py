@@ -4,16 +4,14 @@ import msgspec
 import pytest
 
 from mint_contracts.training_records import Stage, TrainState
-from tests.operator.training_worlds import FAILURE, STEPS, World, base, dead, engines, named, training_wave
+from tests.operator.training_worlds import FAILURE, STEPS, World, base, dead, engines, named, planned, training_wave
 
 NAMES = named("w", [0, 1])
 
 
 def lessons(count: int = 1) -> World:
     """Return a world with a wave whose policies are leased to engines."""
-    world = World(base(count, count), [training_wave("w", 2)], engines(count))
-    world.step()
-    return world
+    return planned(base(count, count), [training_wave("w", 2)], engines(count))
 
 
 def known(world: World) -> set[int]:
@@ -25,8 +23,7 @@ def known(world: World) -> set[int]:
 def test_nothing_is_known_of_a_policy_that_has_saved_nothing_whatever_it_has_learnt() -> None:
     world = lessons()
     assert known(world) == {0}
-    world.say(Stage.RUNNING, 3)
-    world.step()
+    world.hear(Stage.RUNNING, 3)
     assert known(world) == {0}
 
 
@@ -34,8 +31,7 @@ def test_another_engine_is_told_of_the_newest_checkpoint() -> None:
     world = lessons(2)
     home = {engine for engine, _ in world.leases.values()}.pop()
     for saved in (4, 5):
-        world.say(Stage.RUNNING, 7, saved=saved)
-        world.step()
+        world.hear(Stage.RUNNING, 7, saved=saved)
     world.engines = [dead(view) if view.engine == home else view for view in world.engines]
     world.away_s = {home: 60.0}
     world.step()
@@ -45,8 +41,7 @@ def test_another_engine_is_told_of_the_newest_checkpoint() -> None:
 
 def test_a_lease_remembers_when_engines_and_operator_start_anew() -> None:
     world = lessons()
-    world.say(Stage.RUNNING, 4, saved=3)
-    world.step()
+    world.hear(Stage.RUNNING, 4, saved=3)
     before = world.leases
     for incarnation in (2, 3):
         world.start_anew(incarnation)
@@ -69,8 +64,7 @@ def test_leases_are_written_again_only_as_the_step_doubles() -> None:
 @pytest.mark.parametrize("forgets", ["engines", "nobody"])
 def test_a_wave_made_anew_under_the_name_knows_of_no_checkpoint(forgets: str) -> None:
     world = lessons()
-    world.say(Stage.RUNNING, 4, saved=4)
-    world.step()
+    world.hear(Stage.RUNNING, 4, saved=4)
     if forgets == "engines":
         world.training = msgspec.structs.replace(world.training, progress={})
     world.waves = [training_wave("w", 2, run="another")]
@@ -87,8 +81,7 @@ def test_a_resting_policy_resumes_from_its_checkpoint_after_everything_restarted
     if stage is Stage.PAUSED:
         world.change("w", paused=True)
         world.step()
-    world.say(stage, step, saved=step, failure=FAILURE if stage is Stage.FAILED else None)
-    world.step()
+    world.hear(stage, step, saved=step, failure=FAILURE if stage is Stage.FAILED else None)
     world.start_anew(2)
     world.step()
     assert world.leases == {}
@@ -100,8 +93,7 @@ def test_a_resting_policy_resumes_from_its_checkpoint_after_everything_restarted
 def test_a_word_that_does_not_tell_of_checkpoints_takes_nothing_from_what_an_older_one_told() -> None:
     """For example, an engine of an earlier version reports no checkpoints."""
     world = lessons()
-    world.say(Stage.PAUSED, 4, saved=4)
-    world.step()
+    world.hear(Stage.PAUSED, 4, saved=4)
     world.start_anew(2)
     world.step()
     world.say(Stage.LOADING)
@@ -112,8 +104,7 @@ def test_a_word_that_does_not_tell_of_checkpoints_takes_nothing_from_what_an_old
 
 def test_what_the_map_has_lost_is_known_as_far_as_engines_tell_it_again() -> None:
     world = lessons()
-    world.say(Stage.RUNNING, 4, saved=4)
-    world.step()
+    world.hear(Stage.RUNNING, 4, saved=4)
     world.training = TrainState(progress=world.training.progress)
     world.version = None
     world.step()

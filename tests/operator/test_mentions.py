@@ -33,8 +33,7 @@ def planned(*waves: ObservedWave, trains: bool = False) -> World:
     for _ in range(3):
         world.step()
     if trains:
-        world.say(Stage.RUNNING, 1)
-        world.step()
+        world.hear(Stage.RUNNING, 1)
     return world
 
 
@@ -205,8 +204,7 @@ def test_watchers_are_told_why_a_wave_that_has_begun_does_not_train() -> None:
         (Stage.RUNNING, [dead(view) for view in engines(2)]),
     ):
         world.engines = views
-        world.say(stage)
-        world.step()
+        world.hear(stage)
         assert world.status("w").phase == "Training"
         told.append(world.training.training["team/w"].message)
     assert told == [

@@ -10,11 +10,11 @@ from mint_operator.planning.snapshot import ObservedBase
 from tests.operator.training_worlds import (
     STEPS,
     TRAINING,
-    World,
     base,
     condition,
     engines,
     named,
+    planned,
     published,
     training,
     training_wave,
@@ -50,8 +50,7 @@ GROWN = mounting("data", of=base(2, 2, slots=2))
 def test_a_complete_wave_stays_so_and_held_on_a_base_that_could_not_train_it_again(
     later: ObservedBase, homes: set[str]
 ) -> None:
-    world = World(GROWN, [training_wave("w", 4, serve=Serve(residency="Host"), dataset=DATASET)], engines(2))
-    world.step()
+    world = planned(GROWN, [training_wave("w", 4, serve=Serve(residency="Host"), dataset=DATASET)], engines(2))
     world.complete()
     before = condition(world, "w", "Ready")
     assert set(world.placements) == set(named("w", range(4)))
@@ -67,12 +66,10 @@ def test_a_complete_wave_stays_so_and_held_on_a_base_that_could_not_train_it_aga
 
 @pytest.mark.parametrize("paused", [False, True])
 def test_what_a_wave_had_published_before_its_base_could_train_it_no_more_is_held(*, paused: bool) -> None:
-    world = World(GROWN, [training_wave("w", 2, dataset=DATASET)], engines(2))
-    world.step()
+    world = planned(GROWN, [training_wave("w", 2, dataset=DATASET)], engines(2))
     world.change("w", paused=paused)
     world.step()
-    world.say(Stage.PAUSED if paused else Stage.RUNNING, 5, published=published(5), saved=5)
-    world.step()
+    world.hear(Stage.PAUSED if paused else Stage.RUNNING, 5, published=published(5), saved=5)
     before = world.placements
     assert set(before) == set(named("w", [0, 1]))
     world.base = mounting(of=GROWN)
@@ -87,12 +84,10 @@ def test_what_a_wave_had_published_before_its_base_could_train_it_no_more_is_hel
 def test_what_a_base_lets_go_of_by_training_no_more_stays_held_and_begins_anew_once_it_does_again(
     *, paused: bool
 ) -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.change("w", paused=paused)
     world.step()
-    world.say(Stage.PAUSED if paused else Stage.RUNNING, 7, published=published(5), saved=7)
-    world.step()
+    world.hear(Stage.PAUSED if paused else Stage.RUNNING, 7, published=published(5), saved=7)
     world.base = base(store=False)
     world.step()
     assert world.leases == {}
@@ -120,10 +115,8 @@ def test_what_a_base_lets_go_of_by_training_no_more_stays_held_and_begins_anew_o
 
 def test_a_wave_may_serve_what_a_policy_that_begins_anew_had_published() -> None:
     """This holds although the engine now trains with a different store and knows of no published revision."""
-    world = World(base(), [training_wave("w", 1)], engines(1))
-    world.step()
-    world.say(Stage.RUNNING, 7, published=published(5), saved=7)
-    world.step()
+    world = planned(base(), [training_wave("w", 1)], engines(1))
+    world.hear(Stage.RUNNING, 7, published=published(5), saved=7)
     world.base = base(store=False)
     world.step()
     world.start_anew(2)
@@ -131,8 +124,7 @@ def test_a_wave_may_serve_what_a_policy_that_begins_anew_had_published() -> None
     world.base = msgspec.structs.replace(base(), spec=msgspec.structs.replace(base().spec, training=elsewhere))
     world.step()
     for stage in (Stage.LOADING, Stage.RUNNING):
-        world.say(stage, 0)
-        world.step()
+        world.hear(stage, 0)
     world.waves.append(wave("v", sources={"team/w-0": published(5).source.uri}))
     for _ in range(2):
         world.step()
@@ -141,12 +133,10 @@ def test_a_wave_may_serve_what_a_policy_that_begins_anew_had_published() -> None
 
 
 def test_a_wave_that_was_cancelled_stays_so_though_it_could_not_be_trained() -> None:
-    world = World(GROWN, [training_wave("w", 2, dataset=DATASET)], engines(2))
-    world.step()
+    world = planned(GROWN, [training_wave("w", 2, dataset=DATASET)], engines(2))
     world.change("w", cancelled=True)
     world.step()
-    world.say(Stage.CANCELLED, 3)
-    world.step()
+    world.hear(Stage.CANCELLED, 3)
     world.base = mounting(of=GROWN)
     world.step()
     assert world.status("w").phase == "Cancelled"
@@ -157,8 +147,7 @@ def test_a_wave_that_was_cancelled_stays_so_though_it_could_not_be_trained() -> 
 @pytest.mark.parametrize("partly_read", [False, True])
 def test_progress_of_policies_is_remembered_while_their_base_does_not_train(*, partly_read: bool) -> None:
     """This includes the reward history, which no engine reports again for a complete policy."""
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.complete()
     if partly_read:  # as after a rollback
         in_part(world)

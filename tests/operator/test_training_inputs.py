@@ -11,7 +11,7 @@ from mint_contracts.training_records import Stage
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Inputs
 from mint_operator.training.fit import manifest_of
-from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
+from tests.operator.training_worlds import STEPS, base, condition, engines, planned, published, training_wave
 
 
 @pytest.mark.parametrize("unread", [{}, {"uid-w": Failure("SourceNotFound", "it is gone", terminal=True)}])
@@ -19,17 +19,14 @@ def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dic
     read = {"uid-w": (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))}
     fields: dict[str, Any] = {"policies": Policies(manifest="s3://b/p.jsonl"), "admission": "Elastic"}
     wave = training_wave("w", serve=Serve(residency="Host"), **fields)
-    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests=read))
-    world.step()
-    world.say(Stage.RUNNING, 3, published=published(3))
-    world.step()
+    world = planned(base(slots=2), [wave], engines(1), inputs=Inputs(manifests=read))
+    world.hear(Stage.RUNNING, 3, published=published(3))
     before, placed = world.leases, world.placements
     assert list(before) == ["team/a", "team/b"]
     world.inputs = Inputs(manifests=unread)
     assert world.step().training == {}, "no history of rewards is forgotten, either"
     assert (world.status("w").phase, world.leases, world.placements) == ("Training", before, placed)
-    world.say(Stage.COMPLETE, STEPS, "team/a", published=published(STEPS))
-    world.step()
+    world.hear(Stage.COMPLETE, STEPS, "team/a", published=published(STEPS))
     world.start_anew(2)
     world.step()
     assert list(world.leases) == ["team/b"], "nobody knows by what settings c is to be trained"
@@ -45,10 +42,8 @@ def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says
     wave = training_wave(
         "w", policies=Policies(manifest="s3://b/p.jsonl"), admission="Elastic", serve=Serve(residency="Host")
     )
-    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests={"uid-w": first}))
-    world.step()
-    world.say(Stage.RUNNING, 3, published=published(3))
-    world.step()
+    world = planned(base(slots=2), [wave], engines(1), inputs=Inputs(manifests={"uid-w": first}))
+    world.hear(Stage.RUNNING, 3, published=published(3))
     before, placed = world.leases, world.placements
     for others, told in (
         ((Policy(name="team/x"),), "ManifestRewritten"),
@@ -71,8 +66,7 @@ def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
     own = Loss(type="grpo", clip_high=0.3)
     read = {"uid-w": (Policy(name="team/a", loss=own), Policy(name="team/b"))}
     wave = training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"), loss=Loss(type="cispo"))
-    world = World(base(), [wave], engines(1), inputs=Inputs(manifests=read))
-    world.step()
+    world = planned(base(), [wave], engines(1), inputs=Inputs(manifests=read))
     assert {name: lease.settings.loss for name, (_, lease) in world.leases.items()} == {"team/a": own, "team/b": None}
     assert world.training.training["team/w"].train.loss == Loss(type="cispo")
 
@@ -95,15 +89,13 @@ def test_a_loss_of_a_manifest_by_which_nothing_can_be_learnt_is_refused_before_a
 ) -> None:
     read = {"uid-w": (Policy(name="team/a"), Policy(name="team/b", loss=loss))}
     wave = training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"), algorithm=algorithm)
-    world = World(base(), [wave], engines(1), inputs=Inputs(manifests=read))
-    world.step()
+    world = planned(base(), [wave], engines(1), inputs=Inputs(manifests=read))
     assert (world.leases, condition(world, "w", "Complete")[1]) == ({}, "InvalidRequest")
     assert why in condition(world, "w", "Complete")[2].replace(":", "")
 
 
 def test_a_wave_that_has_not_begun_waits_for_its_manifest() -> None:
-    world = World(base(), [training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"))], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"))], engines(1))
     assert (world.status("w").phase, world.leases) == ("Queued", {})
     assert condition(world, "w", "Admitted")[1] == "ManifestUnread"
 
@@ -112,8 +104,7 @@ def test_config_maps_come_to_the_engines_as_lines() -> None:
     wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
     marks = "".join(chr(each) for each in (0x85, 0x2028, 0x2029, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E))
     texts = {"team": {"lessons": {"data.jsonl": f'{{"prompt": "a"}}\n\n{{"prompt": "b{marks}"}}\r\n'}}}
-    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
-    world.step()
+    world = planned(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
     dataset = world.training.training["team/w"].train.dataset
     assert dataset == Dataset(lines=['{"prompt": "a"}', "", f'{{"prompt": "b{marks}"}}']), "as a file's lines"
     assert {lease.settings.dataset for _, lease in world.leases.values()} == {None}
@@ -122,8 +113,7 @@ def test_config_maps_come_to_the_engines_as_lines() -> None:
 def test_a_config_map_that_cannot_be_read_now_fails_nobody() -> None:
     wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
     unread = Failure("SourceUnavailable", "could not be read (etcd is away); retrying", terminal=False)
-    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps={"team": {"lessons": unread}}))
-    world.step()
+    world = planned(base(), [wave], engines(1), inputs=Inputs(config_maps={"team": {"lessons": unread}}))
     assert world.status("w").phase == "Queued"
     assert condition(world, "w", "Complete")[1] == "SourceUnavailable"
     world.inputs = Inputs(config_maps={"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}})
@@ -138,8 +128,7 @@ def test_a_config_map_that_cannot_be_read_now_fails_nobody() -> None:
 def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
     wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
     texts = {"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}}
-    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
-    world.step()
+    world = planned(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
     before, leases = world.training.training["team/w"].train.dataset, world.leases
     world.inputs = Inputs(config_maps={})
     world.step()
@@ -156,11 +145,9 @@ def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
 def test_a_policy_that_has_begun_needs_its_own_config_map_no_more(texts: Any, stage: Stage | None) -> None:
     own = Policies(list=(Policy(name="acme/a", dataset=Dataset(config_map=ConfigMapKey("own"))),))
     given = {"team": {"own": {"data.jsonl": '{"prompt": "a"}'}}}
-    world = World(base(), [training_wave("w", policies=own)], engines(1), inputs=Inputs(config_maps=given))
-    world.step()
+    world = planned(base(), [training_wave("w", policies=own)], engines(1), inputs=Inputs(config_maps=given))
     if stage is not None:
-        world.say(stage, STEPS, published=published(STEPS))
-        world.step()
+        world.hear(stage, STEPS, published=published(STEPS))
         world.step()
     before = world.leases, dict(world.placements), world.status("w").phase
     world.inputs = Inputs(config_maps=texts)

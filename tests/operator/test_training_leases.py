@@ -10,13 +10,13 @@ from mint_operator.planning.snapshot import EnginePod
 from tests.operator import worlds
 from tests.operator.training_worlds import (
     FAILURE,
-    World,
     base,
     dead,
     engines,
     loading,
     named,
     orders,
+    planned,
     restarted,
     training,
     training_wave,
@@ -25,8 +25,7 @@ from tests.operator.worlds import RELEASE
 
 
 def test_leases_stay_while_nothing_changes_and_grow_with_each_start_of_the_engine() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     first = world.leases
     world.step()
     assert world.leases == first
@@ -43,8 +42,7 @@ def test_leases_stay_while_nothing_changes_and_grow_with_each_start_of_the_engin
 
 def test_a_policy_that_was_trained_under_a_later_lease_before_is_given_one_later_still() -> None:
     """As after the clock was put back, or an older Redis restored: only the store knows of that lease."""
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     other, later = world.leases["team/w-1"], int(world.now * 1000) + 600_000
     world.say(Stage.RUNNING, 1)
     world.say(Stage.FAILED, 0, "team/w-0", failure=FAILURE, newer_lease=later)
@@ -61,8 +59,7 @@ def test_a_policy_that_was_trained_under_a_later_lease_before_is_given_one_later
 
 
 def test_policies_move_from_an_engine_that_stays_away() -> None:
-    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
-    world.step()
+    world = planned(base(2, 2), [training_wave("w", 2)], engines(2))
     home = {engine for engine, _ in world.leases.values()}.pop()
     before = world.leases
     ordinal = int(home[-1])
@@ -77,8 +74,7 @@ def test_policies_move_from_an_engine_that_stays_away() -> None:
 
 
 def test_policies_move_from_an_engine_that_is_back_and_long_in_loading_its_base() -> None:
-    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
-    world.step()
+    world = planned(base(2, 2), [training_wave("w", 2)], engines(2))
     world.say(Stage.RUNNING, 3)
     home = {engine for engine, _ in world.leases.values()}.pop()
     ordinal = int(home[-1])
@@ -99,8 +95,7 @@ def test_policies_move_from_an_engine_that_is_back_and_long_in_loading_its_base(
 
 
 def test_policies_of_a_lost_engine_go_to_one_that_is_ready_before_one_that_starts_anew_as_well() -> None:
-    world = World(base(3, 3), [training_wave("w", 2)], engines(3))
-    world.step()
+    world = planned(base(3, 3), [training_wave("w", 2)], engines(3))
     home = int({engine for engine, _ in world.leases.values()}.pop()[-1])
     fails, stays = [ordinal for ordinal in range(3) if ordinal != home]
     for ordinal in (home, fails):
@@ -115,8 +110,7 @@ def test_policies_of_a_late_engine_leave_slots_to_served_copies_that_come_before
     priority: int, moves: bool
 ) -> None:
     served = worlds.wave("s", [f"a/{index}" for index in range(4)], priority=priority)
-    world = World(base(2, 2, slots=4), [served, training_wave("w", 2)], engines(2))
-    world.step()
+    world = planned(base(2, 2, slots=4), [served, training_wave("w", 2)], engines(2))
     world.step()
     home = {engine for engine, _ in world.leases.values()}.pop()
     other = f"smol-{1 - int(home[-1])}"
@@ -131,8 +125,7 @@ def test_policies_of_a_late_engine_leave_slots_to_served_copies_that_come_before
 
 def test_policies_of_a_late_engine_do_not_wait_for_served_copies_that_cannot_leave_it() -> None:
     served = worlds.wave("s", ["a/0", "a/1"], replicas=2, priority=1000)
-    world = World(base(2, 2, slots=4), [served, training_wave("w", 2)], engines(2))
-    world.step()
+    world = planned(base(2, 2, slots=4), [served, training_wave("w", 2)], engines(2))
     world.step()
     home = int({engine for engine, _ in world.leases.values()}.pop()[-1])
     world.engines[home] = loading(world.engines[home], 2)
@@ -145,14 +138,12 @@ def test_policies_begin_on_an_engine_that_has_started_anew_already_before_one_th
     of = base(2, 2)
     newest = settings_digest(of, RELEASE)
     pods = [EnginePod(f"smol-{at}", f"10.0.0.{at}", True, settings=each) for at, each in enumerate(["old", newest])]
-    world = World(of, [training_wave("w", 2)], engines(2), pods=tuple(pods))
-    world.step()
+    world = planned(of, [training_wave("w", 2)], engines(2), pods=tuple(pods))
     assert {engine for engine, _ in world.leases.values()} == {"smol-1"}
 
 
 def test_policies_that_fit_nowhere_else_stay_with_the_next_start_of_their_engine_however_long_it_loads() -> None:
-    world = World(base(1, 2, slots=2), [training_wave("w", 2), training_wave("v", 2)], engines(2))
-    world.step()
+    world = planned(base(1, 2, slots=2), [training_wave("w", 2), training_wave("v", 2)], engines(2))
     world.step()
     assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1"}
     homes = {name: engine for name, (engine, _) in world.leases.items()}
@@ -167,8 +158,7 @@ def test_policies_that_fit_nowhere_else_stay_with_the_next_start_of_their_engine
 
 @pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])
 def test_an_abandoned_policy_is_not_trained_again_by_a_restarted_engine(stage: Stage) -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.say(stage, 3, "team/w-0", failure=FAILURE if stage is Stage.FAILED else None)
     world.say(Stage.RUNNING, 3, "team/w-1")
     world.step()
@@ -184,8 +174,7 @@ def test_an_abandoned_policy_is_not_trained_again_by_a_restarted_engine(stage: S
 
 
 def test_a_wave_deleted_leaves_nothing_and_one_made_anew_starts_anew() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.complete()
     world.waves = [training_wave("w", 2, run="another")]
     found = world.step()
@@ -200,8 +189,7 @@ def test_a_wave_deleted_leaves_nothing_and_one_made_anew_starts_anew() -> None:
 
 
 def test_leases_are_rebuilt_from_what_engines_say_when_the_map_was_lost() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     before = world.leases
     world.say(Stage.RUNNING, 3)
     world.training = msgspec.structs.replace(world.training, training={}, trains={})
@@ -213,8 +201,7 @@ def test_leases_are_rebuilt_from_what_engines_say_when_the_map_was_lost() -> Non
 def test_policies_that_fit_a_restarted_engine_no_more_go_to_others() -> None:
     """Its deviceSlots was lowered; it holds them all until it restarts for that."""
     wave = training_wave("w", 4, admission="Elastic", serve=Serve(residency="Host"))
-    world = World(base(1, 2, slots=4), [wave], engines(2), replicas=2)
-    world.step()
+    world = planned(base(1, 2, slots=4), [wave], engines(2), replicas=2)
     before = world.leases
     world.say(Stage.RUNNING, 1)
     world.base = base(1, 2, slots=2)

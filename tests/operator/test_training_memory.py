@@ -27,6 +27,7 @@ from tests.operator.training_worlds import (
     condition,
     dead,
     engines,
+    planned,
     published,
     replicas,
     training_wave,
@@ -58,8 +59,7 @@ def leased(world: World) -> dict[str, str]:
 
 
 def complete(world: World, *names: str) -> None:
-    world.say(Stage.COMPLETE, STEPS, *names, published=published(STEPS))
-    world.step()
+    world.hear(Stage.COMPLETE, STEPS, *names, published=published(STEPS))
 
 
 def test_a_policy_takes_by_rank_and_targets_as_far_as_its_engine_knows_them() -> None:
@@ -93,8 +93,7 @@ def test_a_gang_that_goes_on_from_revisions_waits_for_their_memory_where_it_is_k
     policies = tuple(Policy(name=f"team/w-{at}", start_from="acme/first") for at in range(2))
     gang = training_wave("w", policies=Policies(list=policies), admission="Gang", serve=Serve(residency="Host"))
     sizes = {"acme/first": Size(20, 2 * 200)} if read else {}
-    world = World(base(), [wave("first", 25)], with_memory(1), sizes=sizes)
-    world.step()
+    world = planned(base(), [wave("first", 25)], with_memory(1), sizes=sizes)
     world.waves.append(gang)
     world.step()
     assert set(leased(world)) == {"team/first-0"} | (set() if read else {"team/w-0", "team/w-1"})
@@ -106,16 +105,14 @@ def test_a_gang_that_goes_on_from_revisions_waits_for_their_memory_where_it_is_k
 
 
 def test_an_elastic_wave_begins_with_as_many_as_have_memory_and_the_rest_follows() -> None:
-    world = World(base(), [wave("w", 10, 30, 10, 10)], with_memory(1, 1100))
-    world.step()
+    world = planned(base(), [wave("w", 10, 30, 10, 10)], with_memory(1, 1100))
     assert set(leased(world)) == {"team/w-0", "team/w-1"}, "200 bytes and 600, and 300 to save the larger"
     complete(world, "team/w-1")
     assert set(leased(world)) >= {"team/w-0", "team/w-2", "team/w-3"}
 
 
 def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
-    world = World(base(), [wave("first", 20)], with_memory(1, calls=100, calls_copies=30))
-    world.step()
+    world = planned(base(), [wave("first", 20)], with_memory(1, calls=100, calls_copies=30))
     world.waves.append(wave("w", 10, 10, gang=True))
     world.step()
     assert set(leased(world)) == {"team/first-0"}
@@ -155,9 +152,8 @@ def test_on_a_gpu_a_policy_takes_its_memory_and_the_hosts_for_copies() -> None:
 
 
 def test_a_gang_waits_for_a_gpus_memory_and_says_how_much_there_is() -> None:
-    device = DeviceRoom(1000, own=3, calls=100)
-    world = World(base(), [wave("first", 10)], [heard(engines(1)[0], msgspec.structs.replace(ON_GPU, device=device))])
-    world.step()
+    room = msgspec.structs.replace(ON_GPU, device=DeviceRoom(1000, own=3, calls=100))
+    world = planned(base(), [wave("first", 10)], [heard(engines(1)[0], room)])
     world.waves.append(wave("w", 11, 11, gang=True))
     world.step()
     assert set(leased(world)) == {"team/first-0"}
@@ -183,8 +179,7 @@ def test_policies_of_a_gang_are_spread_by_what_gpus_have_left() -> None:
     """The large one first, or it would find no GPU that has enough for it."""
     rooms = [msgspec.structs.replace(ON_GPU, device=DeviceRoom(most, own=3)) for most in (600, 310)]
     heard_of = [heard(*each) for each in zip(engines(2), rooms, strict=True)]
-    world = World(base(2, 2), [wave("w", 10, 20, gang=True)], heard_of)
-    world.step()
+    world = planned(base(2, 2), [wave("w", 10, 20, gang=True)], heard_of)
     found = leased(world)
     assert (found["team/w-1"], found["team/w-0"]) == tuple(each.engine for each in engines(2))
 
@@ -192,15 +187,13 @@ def test_policies_of_a_gang_are_spread_by_what_gpus_have_left() -> None:
 @pytest.mark.parametrize("calls", [0, 900])
 def test_a_gang_that_could_never_have_memory_together_begins_and_its_policies_take_turns_in_it(calls: int) -> None:
     ranks = (10, 10) if calls else (30, 30)
-    world = World(base(), [wave("w", *ranks, gang=True)], with_memory(1, calls=calls))
-    world.step()
+    world = planned(base(), [wave("w", *ranks, gang=True)], with_memory(1, calls=calls))
     assert len(leased(world)) == 2
 
 
 def test_adapters_that_waves_want_in_memory_are_left_theirs() -> None:
     serving = worlds.wave("s", ["a"], residency="Host")
-    world = World(base(), [serving], with_memory(1), sizes={"a": Size(8, 501)})
-    world.step()
+    world = planned(base(), [serving], with_memory(1), sizes={"a": Size(8, 501)})
     world.waves.append(wave("w", 10, 10))
     world.step()
     assert set(leased(world)) == {"team/w-0"}
@@ -238,15 +231,13 @@ def test_an_engine_that_would_help_nobody_is_not_added() -> None:
 
 
 def test_engines_of_an_earlier_version_tell_nothing_and_only_slots_count() -> None:
-    world = World(base(), [wave("w", 30, 30, 30, gang=True), wave("v", 30, 30)], engines(1))
-    world.step()
+    world = planned(base(), [wave("w", 30, 30, 30, gang=True), wave("v", 30, 30)], engines(1))
     assert len(leased(world)) == 5
 
 
 def test_a_gang_begins_where_it_fits_in_another_order_than_it_is_told_in() -> None:
     """In the given order both policies of rank 10 share an engine, which leaves room for one of rank 30."""
-    world = World(base(2, 2), [wave("first", 20)], with_memory(2, 1100))
-    world.step()
+    world = planned(base(2, 2), [wave("first", 20)], with_memory(2, 1100))
     world.waves.append(wave("w", 10, 10, 30, 30, gang=True))
     world.step()
     assert set(leased(world)) == {"team/first-0"}
@@ -351,7 +342,6 @@ def test_where_there_is_memory_for_all_or_nobody_tells_of_it_it_changes_nothing(
     found: list[Mapping[str, str]] = []
     for views in (engines(2), with_memory(2, budget=1 << 20)):
         shown = [wave(f"w{at}", *ranks, gang=gang) for at, (ranks, gang) in enumerate(waves)]
-        world = World(base(2, 2), shown, views)
-        world.step()
+        world = planned(base(2, 2), shown, views)
         found.append(leased(world))
     assert found[0] == found[1]

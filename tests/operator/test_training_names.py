@@ -9,15 +9,14 @@ from mint_contracts.training import Policies, Policy
 from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.snapshot import ObservedWave
 from tests.operator import worlds
-from tests.operator.training_worlds import World, base, condition, engines, orders, published, training_wave
+from tests.operator.training_worlds import World, base, condition, engines, orders, planned, published, training_wave
 
 X, LATER = Policies(list=(Policy(name="team/x"),)), "2026-01-02T00:00:00Z"
 
 
 def test_two_waves_can_not_train_one_policy() -> None:
     given = Policies(list=(Policy(name="team/x"),))
-    world = World(base(), [training_wave("a", policies=given), training_wave("b", policies=given)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("a", policies=given), training_wave("b", policies=given)], engines(1))
     assert world.leases["team/x"][1].wave == "team/a"
     assert condition(world, "b", "Admitted")[1] == "PolicyConflict"
     world.waves.pop(0)
@@ -27,8 +26,7 @@ def test_two_waves_can_not_train_one_policy() -> None:
 
 @pytest.mark.parametrize("other", [training_wave("v", policies=X, created=LATER), worlds.wave("s", ["team/x"])])
 def test_a_wave_that_was_cancelled_before_it_began_stays_so_and_leaves_its_names(other: ObservedWave) -> None:
-    world = World(base(), [training_wave("w", policies=X, cancelled=True)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", policies=X, cancelled=True)], engines(1))
     world.waves.append(other)
     for _ in range(2):
         world.step()
@@ -56,17 +54,14 @@ def test_a_policy_named_like_an_adapter_that_another_wave_serves_is_not_trained(
 def test_a_policy_may_be_served_as_it_was_published_before() -> None:
     given = Policies(list=(Policy(name="team/x"),))
     before = {"team/x": "pvc://training/runs/revisions/team/x/.published/abc"}
-    world = World(base(), [worlds.wave("s", sources=before), training_wave("w", policies=given)], engines(1))
-    world.step()
+    world = planned(base(), [worlds.wave("s", sources=before), training_wave("w", policies=given)], engines(1))
     world.step()
     assert list(world.leases) == ["team/x"]
 
 
 def test_training_goes_on_when_another_wave_serves_the_name() -> None:
-    world = World(base(), [training_wave("w", 1)], engines(1))
-    world.step()
-    world.say(Stage.RUNNING, 1, published=published(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 1)], engines(1))
+    world.hear(Stage.RUNNING, 1, published=published(1))
     world.waves.append(worlds.wave("z", ["team/w-0"]))
     world.step()
     assert orders(world) == {Order.RUN}
@@ -75,8 +70,7 @@ def test_training_goes_on_when_another_wave_serves_the_name() -> None:
 
 def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -> None:
     given = Policies(list=(Policy(name="team/x"),))
-    world = World(base(), [training_wave("w", policies=given)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", policies=given)], engines(1))
     world.complete()
     world.waves.append(training_wave("v", policies=given, priority=9))
     world.step()
@@ -98,10 +92,8 @@ def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -
 def test_a_name_conflict_with_another_namespace_discloses_nothing_else(
     theirs: ObservedWave, ours: ObservedWave
 ) -> None:
-    world = World(base(tenants=[Tenant(namespace="acme")]), [theirs], engines(1))
-    world.step()
-    world.say(Stage.RUNNING, 1, published=published(1))
-    world.step()
+    world = planned(base(tenants=[Tenant(namespace="acme")]), [theirs], engines(1))
+    world.hear(Stage.RUNNING, 1, published=published(1))
     world.waves.append(ours)
     world.step()
     status = world.status("v")
@@ -116,10 +108,8 @@ EARLIER = "2025-12-01T00:00:00Z"
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_no_older_wave_of_another_namespace_takes_the_name_of_what_trains(step: int) -> None:
-    world = World(base(tenants=[Tenant(namespace="acme")]), [training_wave("w", policies=X)], engines(1))
-    world.step()
-    world.say(Stage.RUNNING, step, published=published(step) if step else None)
-    world.step()
+    world = planned(base(tenants=[Tenant(namespace="acme")]), [training_wave("w", policies=X)], engines(1))
+    world.hear(Stage.RUNNING, step, published=published(step) if step else None)
     theirs = worlds.wave("s", sources={"team/x": "s3://acme/x"}, namespace="acme", created=EARLIER)
     world.waves.append(theirs)
     for later in range(step + 1, step + 3):
@@ -132,8 +122,7 @@ def test_no_older_wave_of_another_namespace_takes_the_name_of_what_trains(step: 
 
 
 def test_another_namespace_may_serve_what_a_wave_has_published() -> None:
-    world = World(base(tenants=[Tenant(namespace="acme")]), [training_wave("w", policies=X)], engines(1))
-    world.step()
+    world = planned(base(tenants=[Tenant(namespace="acme")]), [training_wave("w", policies=X)], engines(1))
     world.say(Stage.RUNNING, 1, published=published(1))
     same = {"team/x": published(1).source.uri}
     world.waves.append(worlds.wave("s", sources=same, replicas=1, namespace="acme", created=EARLIER))
@@ -147,10 +136,8 @@ def test_another_namespace_may_serve_what_a_wave_has_published() -> None:
 def test_no_wave_that_comes_first_takes_the_name_of_what_trains_before_that_ends(
     step: int, first: dict[str, Any]
 ) -> None:
-    world = World(base(), [training_wave("w", policies=X)], engines(1))
-    world.step()
-    world.say(Stage.RUNNING, step, published=published(step) if step else None)
-    world.step()
+    world = planned(base(), [training_wave("w", policies=X)], engines(1))
+    world.hear(Stage.RUNNING, step, published=published(step) if step else None)
     world.waves.append(worlds.wave("s", ["team/x"], **first))
     for later in range(step + 1, step + 3):
         world.step()
@@ -167,8 +154,7 @@ def test_no_wave_that_comes_first_takes_the_name_of_what_trains_before_that_ends
 
 
 def test_a_wave_of_the_namespace_may_serve_a_revision_that_has_been_superseded() -> None:
-    world = World(base(), [training_wave("w", policies=X)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", policies=X)], engines(1))
     before = "pvc://training/runs/revisions/team/x/.published/abc"
     world.say(Stage.RUNNING, 1, published=published(1))
     world.waves.append(worlds.wave("s", sources={"team/x": before}, created=EARLIER))

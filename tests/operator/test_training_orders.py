@@ -19,6 +19,7 @@ from tests.operator.training_worlds import (
     engines,
     named,
     orders,
+    planned,
     published,
     replicas,
     training,
@@ -27,8 +28,7 @@ from tests.operator.training_worlds import (
 
 
 def test_pause_frees_the_slots_once_all_is_saved_and_resume_goes_on_under_the_same_lease() -> None:
-    world = World(base(slots=4), [training_wave("w", 3)], engines(1))
-    world.step()
+    world = planned(base(slots=4), [training_wave("w", 3)], engines(1))
     before = world.leases
     world.say(Stage.RUNNING, 2)
     world.change("w", paused=True)
@@ -54,27 +54,23 @@ def test_pause_frees_the_slots_once_all_is_saved_and_resume_goes_on_under_the_sa
 
 @pytest.mark.parametrize(("order", "stage"), [("paused", Stage.PAUSED), ("cancelled", Stage.CANCELLED)])
 def test_a_wave_says_which_policies_are_still_training_after_it_was_stopped(order: str, stage: Stage) -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.say(Stage.RUNNING, 2)
     world.change("w", **{order: True})
     world.step()
     later = f"policies are still training; each is {order} after its present step"
     assert condition(world, "w", "Ready") == ("True", "Training", f"2 of 2 {later}")
-    world.say(stage, 3, "team/w-0")
-    world.step()
+    world.hear(stage, 3, "team/w-0")
     assert condition(world, "w", "Ready")[1:] == ("Training", f"1 of 2 {later}")
 
 
 def test_cancel_ends_the_wave() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.say(Stage.RUNNING, 2)
     world.change("w", cancelled=True)
     world.step()
     assert orders(world) == {Order.CANCEL}
-    world.say(Stage.CANCELLED, 3, published=published(3))
-    world.step()
+    world.hear(Stage.CANCELLED, 3, published=published(3))
     assert world.status("w").phase == "Cancelled"
     told = ("False", "TrainingCancelled", "0 of 2 policies complete, 2 cancelled")
     assert condition(world, "w", "Complete") == told
@@ -82,21 +78,18 @@ def test_cancel_ends_the_wave() -> None:
 
 
 def test_a_cancelled_wave_counts_policies_by_how_they_ended() -> None:
-    world = World(base(), [training_wave("w", 3)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 3)], engines(1))
     world.say(Stage.COMPLETE, STEPS, "team/w-0", published=published(STEPS))
     world.say(Stage.FAILED, 2, "team/w-1")
     world.say(Stage.RUNNING, 2, "team/w-2")
     world.change("w", cancelled=True)
     world.step()
-    world.say(Stage.CANCELLED, 3, "team/w-2", published=published(3))
-    world.step()
+    world.hear(Stage.CANCELLED, 3, "team/w-2", published=published(3))
     assert condition(world, "w", "Complete")[2] == "1 of 3 policies complete, 1 failed, 1 cancelled"
 
 
 def test_more_steps_make_a_complete_wave_go_on() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.complete()
     assert world.status("w").phase == "Complete"
     world.change("w", steps=STEPS * 2)
@@ -107,8 +100,7 @@ def test_more_steps_make_a_complete_wave_go_on() -> None:
 
 
 def test_more_steps_call_the_engine_that_trains_the_wave_and_no_other() -> None:
-    world = World(base(2, 2, slots=2), [training_wave("v", 2), training_wave("w", 2)], engines(2))
-    world.step()
+    world = planned(base(2, 2, slots=2), [training_wave("v", 2), training_wave("w", 2)], engines(2))
     home = world.leases["team/w-0"][0]
     world.say(Stage.RUNNING, 2)
     found = world.step()
@@ -120,8 +112,7 @@ def test_more_steps_call_the_engine_that_trains_the_wave_and_no_other() -> None:
 
 
 def test_more_steps_make_a_complete_wave_go_on_although_its_engine_has_forgotten_it() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.complete()
     token = world.leases["team/w-0"][1].lease
     world.start_anew(2)
@@ -133,17 +124,14 @@ def test_more_steps_make_a_complete_wave_go_on_although_its_engine_has_forgotten
     assert {lease.lease > token for _, lease in world.leases.values()} == {True}
     assert (world.status("w").phase, training(world).step) == ("Training", STEPS)
     assert set(world.placements) == set(named("w", [0, 1])), "and what was published is served meanwhile"
-    world.say(Stage.RUNNING, STEPS + 1, published=published(STEPS + 1))
-    world.step()
+    world.hear(Stage.RUNNING, STEPS + 1, published=published(STEPS + 1))
     assert world.training.training["team/w"].last_words == ()
 
 
 def test_a_paused_wave_is_served_and_goes_on_when_engines_and_operator_have_started_anew() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.change("w", paused=True)
-    world.say(Stage.PAUSED, 3, published=published(3))
-    world.step()
+    world.hear(Stage.PAUSED, 3, published=published(3))
     world.step()
     token = world.leases["team/w-0"][1].lease
     world.start_anew(2)
@@ -159,10 +147,8 @@ def test_a_paused_wave_is_served_and_goes_on_when_engines_and_operator_have_star
 
 def complete(slots: int = 2, **fields: Any) -> World:
     """Return a world with a complete wave of two policies held in memory, on an engine with `slots` slots."""
-    world = World(base(slots=slots, **fields), [training_wave("w", 2, serve=Serve(residency="Host"))], engines(1))
-    world.step()
-    world.say(Stage.COMPLETE, STEPS, published=published(STEPS), saved=STEPS)
-    world.step()
+    world = planned(base(slots=slots, **fields), [training_wave("w", 2, serve=Serve(residency="Host"))], engines(1))
+    world.hear(Stage.COMPLETE, STEPS, published=published(STEPS), saved=STEPS)
     return world
 
 
@@ -235,12 +221,10 @@ def test_a_complete_wave_that_is_cancelled_before_it_takes_more_steps_has_ended(
 
 
 def test_a_wave_that_was_paused_is_over_once_it_is_cancelled_though_its_engine_has_forgotten_it() -> None:
-    world = World(base(), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], engines(1))
     world.change("w", paused=True)
     world.step()
-    world.say(Stage.PAUSED, 3, published=published(3), saved=3)
-    world.step()
+    world.hear(Stage.PAUSED, 3, published=published(3), saved=3)
     world.start_anew(2)
     world.change("w", cancelled=True)
     world.step()
@@ -251,8 +235,7 @@ def test_a_wave_that_was_paused_is_over_once_it_is_cancelled_though_its_engine_h
 
 def test_a_resumed_elastic_wave_runs_only_policies_that_have_slots() -> None:
     wave = training_wave("w", 2, admission="Elastic", serve=Serve(residency="Host"))
-    world = World(base(slots=2), [wave], engines(1))
-    world.step()
+    world = planned(base(slots=2), [wave], engines(1))
     world.change("w", paused=True)
     world.step()
     world.say(Stage.PAUSED, 3, saved=3)
@@ -266,10 +249,8 @@ def test_a_resumed_elastic_wave_runs_only_policies_that_have_slots() -> None:
 def above_a_lowered_maximum() -> World:
     """Return a wave on each of three engines just when two may be left and all are to leave the third."""
     names = ("v", "w", "x")
-    world = World(base(1, 3), [training_wave(name, 8) for name in names], engines(3), replicas=3)
-    world.step()
-    world.say(Stage.RUNNING, 7)
-    world.step()
+    world = planned(base(1, 3), [training_wave(name, 8) for name in names], engines(3), replicas=3)
+    world.hear(Stage.RUNNING, 7)
     assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1", "smol-2"}
     world.base = base(1, 2)
     assert replicas(world.step()) == 3

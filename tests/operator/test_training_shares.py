@@ -13,6 +13,7 @@ from tests.operator.training_worlds import (
     base,
     engines,
     named,
+    planned,
     published,
     replicas,
     training_wave,
@@ -28,8 +29,7 @@ def admitted(world: World, name: str) -> tuple[str, str]:
 
 
 def test_trained_policies_count_in_a_namespaces_quota_for_serving() -> None:
-    world = World(base(slots=8, tenants=[ACME]), [training_wave("w", 3, namespace="acme")], engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[ACME]), [training_wave("w", 3, namespace="acme")], engines(1))
     world.waves.append(worlds.wave("s", ["a", "b"], namespace="acme"))
     world.step()
     assert len(world.leases) == 3
@@ -40,8 +40,7 @@ def test_trained_policies_count_in_a_namespaces_quota_for_serving() -> None:
 
 
 def test_served_adapters_count_in_a_namespaces_quota_for_training() -> None:
-    world = World(base(slots=8, tenants=[ACME]), [worlds.wave("s", ["a", "b"], namespace="acme")], engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[ACME]), [worlds.wave("s", ["a", "b"], namespace="acme")], engines(1))
     world.waves.append(training_wave("w", 3, namespace="acme"))
     world.step()
     assert world.leases == {}
@@ -54,8 +53,7 @@ def test_served_adapters_count_in_a_namespaces_quota_for_training() -> None:
 def test_a_namespaces_training_ranks_as_high_as_the_base_allows_it() -> None:
     low = Tenant(namespace="acme", max_priority=0)
     late = training_wave("w", 8, namespace="acme", priority=9, created="2026-01-02T00:00:00Z")
-    world = World(base(slots=8, tenants=[low]), [training_wave("v", 8), late], engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[low]), [training_wave("v", 8), late], engines(1))
     assert {name.partition("/")[0] for name in world.leases} == {"team"}
     assert admitted(world, "w") == ("False", "WaitingForCapacity")
     message = next(each.message for each in world.status("w").conditions if each.type == "Admitted")
@@ -66,18 +64,15 @@ def test_a_namespaces_training_ranks_as_high_as_the_base_allows_it() -> None:
 
 def test_an_elastic_wave_trains_as_much_as_its_quota_allows() -> None:
     elastic = training_wave("w", 6, namespace="acme", admission="Elastic", serve=Serve(residency="Host"))
-    world = World(base(slots=8, tenants=[ACME]), [elastic], engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[ACME]), [elastic], engines(1))
     world.step()
     assert len(world.leases) == 4
-    world.say(Stage.COMPLETE, STEPS, "acme/w-0", published=published(STEPS))
-    world.step()
+    world.hear(Stage.COMPLETE, STEPS, "acme/w-0", published=published(STEPS))
     assert len([name for name in world.leases if name != "acme/w-0"]) == 4
 
 
 def test_trained_and_served_adapters_count_on() -> None:
-    world = World(base(slots=8, tenants=[ACME]), [training_wave("v", 3, namespace="acme")], engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[ACME]), [training_wave("v", 3, namespace="acme")], engines(1))
     world.complete()
     world.waves.append(training_wave("w", 2, namespace="acme"))
     world.step()
@@ -85,16 +80,14 @@ def test_trained_and_served_adapters_count_on() -> None:
 
 
 def test_a_wave_larger_than_its_namespaces_quota_says_so_at_once() -> None:
-    world = World(base(slots=8, tenants=[ACME]), [training_wave("w", 5, namespace="acme")], engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[ACME]), [training_wave("w", 5, namespace="acme")], engines(1))
     assert world.status("w").phase == "Failed"
     assert admitted(world, "w") == ("False", "CapacityExceeded")
 
 
 def test_namespaces_take_turns_in_training_and_what_one_trains_counts_against_it() -> None:
     of = base(slots=8, tenants=[OTHER])
-    world = World(of, [training_wave("first", 4), worlds.wave("s", ["a", "b", "c", "d"])], engines(1))
-    world.step()
+    world = planned(of, [training_wave("first", 4), worlds.wave("s", ["a", "b", "c", "d"])], engines(1))
     assert len(world.leases) == 4
     world.step()
     world.waves += [
@@ -109,8 +102,7 @@ def test_namespaces_take_turns_in_training_and_what_one_trains_counts_against_it
 
 def test_trained_policies_count_in_a_namespaces_share_for_serving() -> None:
     of = base(slots=8, tenants=[OTHER])
-    world = World(of, [training_wave("w", 4)], engines(1))
-    world.step()
+    world = planned(of, [training_wave("w", 4)], engines(1))
     world.waves += [
         worlds.wave("ours", ["a", "b", "c"], created="2026-01-02T00:00:00Z"),
         worlds.wave("theirs", ["d", "e", "f"], namespace="other", created="2026-01-03T00:00:00Z"),
@@ -123,8 +115,7 @@ def test_trained_policies_count_in_a_namespaces_share_for_serving() -> None:
 def test_adapters_that_waves_share_count_once_for_training() -> None:
     """Three waves of the same three adapters leave five of eight slots."""
     serving = [worlds.wave(name, ["a", "b", "c"], namespace="acme") for name in "xyz"]
-    world = World(base(slots=8, tenants=[Tenant(namespace="acme", device_slots=5)]), serving, engines(1))
-    world.step()
+    world = planned(base(slots=8, tenants=[Tenant(namespace="acme", device_slots=5)]), serving, engines(1))
     world.waves.append(training_wave("w", 2, namespace="acme", serve=Serve(residency="Host")))
     world.step()
     assert len(world.leases) == 2
@@ -134,8 +125,7 @@ def test_adapters_that_waves_share_count_once_for_training() -> None:
 
 
 def test_what_is_served_gives_way_to_training_of_higher_priority_in_its_own_namespace() -> None:
-    world = World(base(slots=8), [worlds.wave("s", [f"a/{index}" for index in range(8)])], engines(1))
-    world.step()
+    world = planned(base(slots=8), [worlds.wave("s", [f"a/{index}" for index in range(8)])], engines(1))
     world.waves += [training_wave("same", 4, created="2026-01-02T00:00:00Z")]
     world.step()
     assert admitted(world, "s") == ("True", "Admitted")
@@ -148,8 +138,7 @@ def test_what_is_served_gives_way_to_training_of_higher_priority_in_its_own_name
 
 def test_revisions_that_a_wave_has_published_do_not_give_way_to_training_of_lower_priority() -> None:
     first = training_wave("first", 4, namespace="other", priority=1)
-    world = World(base(slots=4, tenants=[OTHER]), [first], engines(1))
-    world.step()
+    world = planned(base(slots=4, tenants=[OTHER]), [first], engines(1))
     world.complete()
     world.waves.append(training_wave("second", 4))
     for _ in range(2):
@@ -159,8 +148,7 @@ def test_revisions_that_a_wave_has_published_do_not_give_way_to_training_of_lowe
 
 
 def test_the_rest_of_a_wave_trains_in_free_slots_that_are_too_few_for_what_it_has_published() -> None:
-    world = World(base(slots=8), [training_wave("w", 4, admission="Elastic")], engines(1))
-    world.step()
+    world = planned(base(slots=8), [training_wave("w", 4, admission="Elastic")], engines(1))
     world.say(Stage.COMPLETE, STEPS, *named("w", range(3)), published=published(STEPS))
     world.say(Stage.PAUSED, 4, *named("w", [3]))
     world.change("w", paused=True)
@@ -179,8 +167,7 @@ def test_the_rest_of_a_wave_trains_in_free_slots_that_are_too_few_for_what_it_ha
 
 def test_what_a_wave_publishes_after_one_of_its_policies_has_failed_is_served_before_others_train() -> None:
     first = training_wave("first", 2, namespace="other", priority=1, max_failed=1)
-    world = World(base(slots=2, tenants=[OTHER]), [first], engines(1))
-    world.step()
+    world = planned(base(slots=2, tenants=[OTHER]), [first], engines(1))
     world.say(Stage.RUNNING, 4)
     world.say(Stage.FAILED, 4, "other/first-0", failure=FAILURE)
     for _ in range(2):
@@ -195,8 +182,7 @@ def test_what_a_wave_publishes_after_one_of_its_policies_has_failed_is_served_be
 
 
 def test_a_gang_that_cannot_begin_takes_nothing_from_others() -> None:
-    world = World(base(slots=4), [worlds.wave("s", ["a", "b", "c"]), training_wave("w", 4)], engines(1))
-    world.step()
+    world = planned(base(slots=4), [worlds.wave("s", ["a", "b", "c"]), training_wave("w", 4)], engines(1))
     world.step()
     assert admitted(world, "w") == ("False", "WaitingForCapacity")
     world.waves.append(training_wave("v", 1, created="2026-01-02T00:00:00Z"))
@@ -217,8 +203,7 @@ def test_a_gang_that_cannot_begin_takes_nothing_from_others() -> None:
 def test_engines_come_for_a_gang_although_others_want_more_that_no_engine_would_give_them(
     tenants: list[Tenant], others: list[ObservedWave]
 ) -> None:
-    world = World(base(1, 4, slots=4, tenants=tenants), others, engines(1), replicas=1)
-    world.step()
+    world = planned(base(1, 4, slots=4, tenants=tenants), others, engines(1), replicas=1)
     world.waves.append(training_wave("w", 12, priority=-1, serve=Serve(residency="Host")))
     world.step()
     assert replicas(world.step()) == 3 + len(tenants)
@@ -234,8 +219,7 @@ def test_what_is_free_is_not_kept_for_a_gang_that_needs_engines_which_are_not_th
 
 
 def test_what_gives_way_to_a_gang_is_not_taken_by_waves_behind_it() -> None:
-    world = World(base(slots=8), [training_wave("v", 2), worlds.wave("s", ["a", "b", "c"])], engines(1))
-    world.step()
+    world = planned(base(slots=8), [training_wave("v", 2), worlds.wave("s", ["a", "b", "c"])], engines(1))
     world.step()
     world.waves.append(training_wave("w", 6, priority=1, created="2026-01-02T00:00:00Z"))
     world.waves.append(training_wave("u", 1, created="2026-01-03T00:00:00Z"))
@@ -248,8 +232,7 @@ def test_what_gives_way_to_a_gang_is_not_taken_by_waves_behind_it() -> None:
 def test_what_is_served_does_not_give_way_to_a_gang_whose_slots_another_wave_takes() -> None:
     """The gang needs 10 of 16 slots, of which there are 8; once the other has 5, it has to wait for that."""
     serving = worlds.wave("s", ["a", "b", "c"], priority=1)
-    world = World(base(2, 4, slots=4), [training_wave("w", 10, priority=1), serving], engines(2))
-    world.step()
+    world = planned(base(2, 4, slots=4), [training_wave("w", 10, priority=1), serving], engines(2))
     world.waves.append(training_wave("v", 5, serve=Serve(residency="Host"), created="2026-01-02T00:00:00Z"))
     for _ in range(3):
         world.step()

@@ -14,11 +14,11 @@ from mint_operator.planning.snapshot import ObservedBase
 from tests.operator import worlds
 from tests.operator.training_worlds import (
     STEPS,
-    World,
     base,
     condition,
     engines,
     named,
+    planned,
     published,
     training,
     training_wave,
@@ -27,8 +27,7 @@ from tests.operator.training_worlds import (
 
 def test_a_wave_trains_together_on_one_engine_and_its_policies_are_complete() -> None:
     template = PolicyTemplate(name_prefix="acme/x", rank=4, seed=7)
-    world = World(base(2, 2), [training_wave("w", policies=Policies(template=template, count=3))], engines(2))
-    world.step()
+    world = planned(base(2, 2), [training_wave("w", policies=Policies(template=template, count=3))], engines(2))
     assert list(world.leases) == [f"team/acme/x-{index}" for index in range(3)]
     assert len({engine for engine, _ in world.leases.values()}) == 1
     settings = [lease.settings for _, lease in world.leases.values()]
@@ -42,8 +41,7 @@ def test_a_wave_trains_together_on_one_engine_and_its_policies_are_complete() ->
 
 def test_a_wave_over_a_base_that_does_not_come_up_says_why_it_does_not() -> None:
     why = Failure("SourceNotFound", "pvc://models/smol holds no model", terminal=True)
-    world = World(base(), [training_wave("w", 2)], [])
-    world.step()
+    world = planned(base(), [training_wave("w", 2)], [])
     status, reason, message = condition(world, "w", "Ready")
     assert (status, reason) == ("False", "EnginesStarting")
     assert message.startswith("needs 2 device slots for its policies")
@@ -60,16 +58,14 @@ def test_a_wave_over_a_base_that_does_not_come_up_says_why_it_does_not() -> None
 
 
 def test_a_wave_that_no_engine_can_take_alone_spreads() -> None:
-    world = World(base(2, 2, slots=3), [training_wave("w", 5)], engines(2))
-    world.step()
+    world = planned(base(2, 2, slots=3), [training_wave("w", 5)], engines(2))
     assert len(world.leases) == 5
     assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1"}
 
 
 def test_a_gang_has_slots_for_all_or_none() -> None:
     serving = worlds.wave("s", ["a", "b"])
-    world = World(base(slots=4), [serving, training_wave("w", 3)], engines(1))
-    world.step()
+    world = planned(base(slots=4), [serving, training_wave("w", 3)], engines(1))
     assert world.leases == {}
     assert world.status("w").phase == "Queued"
     assert condition(world, "w", "Admitted")[:2] == ("False", "WaitingForCapacity")
@@ -80,24 +76,21 @@ def test_a_gang_has_slots_for_all_or_none() -> None:
 
 
 def test_an_elastic_wave_takes_what_is_free_and_the_rest_follows() -> None:
-    world = World(
+    world = planned(
         base(slots=4),
         [worlds.wave("s", ["a", "b"]), training_wave("w", 3, admission="Elastic", serve=Serve(residency="Host"))],
         engines(1),
     )
     world.step()
-    world.step()
     assert list(world.leases) == named("w", [0, 1])
-    world.say(Stage.COMPLETE, STEPS, "team/w-0", published=published(STEPS))
-    world.step()
+    world.hear(Stage.COMPLETE, STEPS, "team/w-0", published=published(STEPS))
     assert set(world.leases) == set(named("w", [0, 1, 2]))
     assert training(world).policies.complete == 1
 
 
 def test_a_wave_that_waits_for_memory_keeps_no_slot_from_one_that_trains() -> None:
     waves = [worlds.wave(f"host-{name}", [name], residency="Host") for name in "ab"]
-    world = World(base(slots=8), waves, engines(1), sizes=dict.fromkeys("ab", Size(8, 700 << 10)))
-    world.step()
+    world = planned(base(slots=8), waves, engines(1), sizes=dict.fromkeys("ab", Size(8, 700 << 10)))
     assert condition(world, "host-b", "Admitted")[1] == "WaitingForCapacity"
     world.waves.append(training_wave("w", 2, created="2026-01-02T00:00:00Z"))
     world.step()
@@ -105,8 +98,7 @@ def test_a_wave_that_waits_for_memory_keeps_no_slot_from_one_that_trains() -> No
 
 
 def test_training_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
-    world = World(base(slots=4), [training_wave("w", 3)], engines(1))
-    world.step()
+    world = planned(base(slots=4), [training_wave("w", 3)], engines(1))
     before = world.leases
     world.waves.append(worlds.wave("s", ["a", "b", "c"], priority=100))
     world.step()
@@ -128,8 +120,7 @@ def test_training_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
     ],
 )
 def test_a_wave_that_can_never_train_says_so_at_once(of: ObservedBase, fields: dict[str, Any], why: str) -> None:
-    world = World(of, [training_wave("w", **fields)], engines(1))
-    world.step()
+    world = planned(of, [training_wave("w", **fields)], engines(1))
     assert world.status("w").phase == "Failed"
     assert condition(world, "w", "Complete")[:2] == ("False", why)
     assert world.leases == {}
@@ -138,8 +129,7 @@ def test_a_wave_that_can_never_train_says_so_at_once(of: ObservedBase, fields: d
 def test_what_takes_no_slot_stays_where_training_has_more_slots_than_there_are_any_more() -> None:
     """Training keeps what it has when deviceSlots, of the base or of a namespace, is lowered."""
     wave = training_wave("w", 4, admission="Elastic", serve=Serve(residency="Host"))
-    world = World(base(slots=4), [wave, worlds.wave("s", ["a"], residency="Host")], engines(1))
-    world.step()
+    world = planned(base(slots=4), [wave, worlds.wave("s", ["a"], residency="Host")], engines(1))
     world.base = base(slots=3)
     world.waves.append(worlds.wave("late", ["b"]))
     world.step()

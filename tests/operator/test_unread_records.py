@@ -8,7 +8,7 @@ from mint_contracts.training_records import Stage, TrainState
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Inputs, TrainKnown
 from tests.operator import training_worlds
-from tests.operator.training_worlds import World, engines, named, published, training_wave
+from tests.operator.training_worlds import engines, named, planned, published, training_wave
 from tests.operator.unread_worlds import in_part, lessons, lose_sight
 from tests.operator.worlds import KEY, snapshot
 
@@ -39,10 +39,8 @@ def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_
     uri = "s3://b/p.jsonl"
     of = training_wave("w", policies=Policies(manifest=uri))
     inputs = Inputs(manifests={"uid-w": tuple(Policy(name, rank=8) for name in named("w", [0, 1]))})
-    world = World(training_worlds.base(), [of], engines(1), inputs=inputs)
-    world.step()
-    world.say(Stage.RUNNING, 3, published=published(3))
-    world.step()
+    world = planned(training_worlds.base(), [of], engines(1), inputs=inputs)
+    world.hear(Stage.RUNNING, 3, published=published(3))
     before, placements = world.training, world.placements
     in_part(world)
     if leases_alone:

@@ -9,7 +9,7 @@ from mint_contracts.training_records import Stage, TrainState
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import TrainKnown
 from tests.operator import training_worlds
-from tests.operator.training_worlds import World, engines, named, published, restarted, training_wave
+from tests.operator.training_worlds import engines, named, planned, published, restarted, training_wave
 from tests.operator.unread_worlds import condition, lessons, lose_sight
 from tests.operator.worlds import KEY, snapshot, unread, wave
 
@@ -23,17 +23,14 @@ def test_its_leases_and_its_record_stay_as_they_are() -> None:
     assert (found.training, world.recorded) == ({}, recorded)
     assert condition(found, "w")[:2] == ("Unknown", "InvalidRequest")
     assert (world.status("w").phase, world.status("w").training is not None) == ("Training", True)
-    world.say(Stage.COMPLETE, training_worlds.STEPS)
-    world.step()
+    world.hear(Stage.COMPLETE, training_worlds.STEPS)
     assert world.training.trains == before.trains
 
 
 def test_that_its_policies_have_ended_is_known_also_when_nobody_can_tell_of_it_any_more() -> None:
-    world = World(training_worlds.base(slots=2), [training_wave("w", 2)], engines(1))
-    world.step()
+    world = planned(training_worlds.base(slots=2), [training_wave("w", 2)], engines(1))
     lose_sight(world)
-    world.say(Stage.COMPLETE, training_worlds.STEPS)
-    world.step()
+    world.hear(Stage.COMPLETE, training_worlds.STEPS)
     assert [each.stage for each in world.training.training["team/w"].last_words] == [Stage.COMPLETE] * 2
     assert world.step().training == {}
     world.start_anew(2)
@@ -57,8 +54,7 @@ def test_no_lease_of_it_is_granted_to_an_engine_that_has_started_anew() -> None:
 
 
 def test_slots_of_its_policies_are_nobody_elses() -> None:
-    world = World(training_worlds.base(slots=4), [training_wave("w", 3)], engines(1))
-    world.step()
+    world = planned(training_worlds.base(slots=4), [training_wave("w", 3)], engines(1))
     world.say(Stage.RUNNING)
     lose_sight(world)
     world.waves += [wave("urgent", ["a/0", "a/1"], priority=9), training_wave("more", 2, priority=9)]
@@ -72,8 +68,7 @@ def test_slots_of_its_policies_are_nobody_elses() -> None:
 def test_nobody_gives_way_to_a_gang_that_would_need_its_slots(*, has_status: bool) -> None:
     """This also holds if its status cannot be read either."""
     of = training_worlds.base(slots=4, tenants=[Tenant("other")])
-    world = World(of, [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])], engines(1))
-    world.step()
+    world = planned(of, [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])], engines(1))
     kept = unread(world.waves[0])
     kept = kept if has_status else msgspec.structs.replace(kept, status=AdapterWaveStatus())
     world.waves = [kept, world.waves[1], training_wave("w", 3, priority=9, namespace="other")]
@@ -113,15 +108,13 @@ def test_nobody_else_serves_anything_under_the_name_of_a_policy_that_has_publish
 
 def test_what_it_has_published_stays_served_and_follows_its_policies() -> None:
     world = lessons()
-    world.say(Stage.RUNNING, 4, published=published(4))
-    world.step()
+    world.hear(Stage.RUNNING, 4, published=published(4))
     assert sorted(world.placements) == named("w", [0, 1])
     before = world.placements
     lose_sight(world)
     world.step()
     assert world.placements == before
-    world.say(Stage.RUNNING, 5, published=published(5))
-    world.step()
+    world.hear(Stage.RUNNING, 5, published=published(5))
     assert {each.source for each in world.placements.values()} == {published(5).source}
     world.start_anew(2)
     for _ in range(2):

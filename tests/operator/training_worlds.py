@@ -169,7 +169,11 @@ class World(msgspec.Struct):
 
     def complete(self) -> None:
         """Let engines report that the policies that they train are complete, and plan for that."""
-        self.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+        self.hear(Stage.COMPLETE, STEPS, published=published(STEPS))
+
+    def hear(self, stage: Stage, step: int = 0, *names: str, **fields: Any) -> None:
+        """Let engines report as by `say`, and plan for that."""
+        self.say(stage, step, *names, **fields)
         self.step()
 
     def say(self, stage: Stage, step: int = 0, *names: str, **fields: Any) -> None:
@@ -198,6 +202,13 @@ class World(msgspec.Struct):
     def change(self, name: str, **fields: Any) -> None:
         """Change fields of a wave's `spec.train`, as a person would."""
         self.waves = [_changed(wave, fields) if wave.meta.name == name else wave for wave in self.waves]
+
+
+def planned(base: ObservedBase, waves: list[ObservedWave], engines: list[EngineView], **fields: Any) -> World:
+    """Return a world that was planned once."""
+    world = World(base, waves, engines, **fields)
+    world.step()
+    return world
 
 
 def _changed(wave: ObservedWave, fields: Mapping[str, Any]) -> ObservedWave:

@@ -10,7 +10,7 @@ from mint_contracts.training_records import PartAssignment, PartTraining, Stage
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot
 from tests.operator import training_worlds
-from tests.operator.training_worlds import World, engines, training_wave
+from tests.operator.training_worlds import World, engines, planned, training_wave
 from tests.operator.worlds import KEY, engine, snapshot, unread, written
 
 
@@ -59,10 +59,8 @@ class Settled:
 
 def lessons() -> World:
     """Return a world with a wave of two policies that trains on one of two engines."""
-    world = World(training_worlds.base(2, 2), [training_wave("w", 2)], engines(2))
-    world.step()
-    world.say(Stage.RUNNING, 3)
-    world.step()
+    world = planned(training_worlds.base(2, 2), [training_wave("w", 2)], engines(2))
+    world.hear(Stage.RUNNING, 3)
     return world
 
 
