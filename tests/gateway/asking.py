@@ -27,7 +27,6 @@ async def asking(
             await engine.hold(name, f"{STORE}/{name}", Tier.DEVICE)
             await scene.place(name, "e-0")
         await engine.report()
-        await scene.open()
-        await scene.seen(engine)
+        await scene.begin(engine)
         async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
             yield client

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import msgspec
@@ -60,6 +60,11 @@ class Scene:
         self.gateway = await self._stack.enter_async_context(serving)
         self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0, trust=trust, key=key))
 
+    async def begin(self, *engines: ScriptedEngine, **options: Any) -> None:
+        """`open`, and wait until the gateway has seen everything written, and what these engines reported."""
+        await self.open(**options)
+        await self.seen(*engines)
+
     @property
     def target(self) -> str:
         return f"127.0.0.1:{self.gateway.port}"
@@ -109,12 +114,11 @@ class Scene:
         self._stack.push_async_callback(engine.stop)
         return engine
 
-    async def with_engine(self, limits: Limits = LIMITS, store: str | None = None) -> ScriptedEngine:
+    async def with_engine(self, limits: Limits = LIMITS, store: str | None = None, **options: Any) -> ScriptedEngine:
         """Declare a base, start one engine, and open a gateway that has seen it."""
         await self.base(store=store)
         engine = await self.engine("e-0")
-        await self.open(limits)
-        await self.seen(engine)
+        await self.begin(engine, limits=limits, **options)
         return engine
 
     async def with_holder(self) -> tuple[ScriptedEngine, ScriptedEngine]:
@@ -122,8 +126,7 @@ class Scene:
         await self.base(store=STORE)
         holder, other = await self.engine("e-0"), await self.engine("e-1")
         await holder.hold("demo/pirate", PIRATE, Tier.DEVICE)
-        await self.open()
-        await self.seen(holder, other)
+        await self.begin(holder, other)
         return holder, other
 
     async def seen(self, *engines: ScriptedEngine) -> None:

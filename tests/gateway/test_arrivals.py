@@ -21,7 +21,7 @@ from mint_gateway.arrivals import Places
 from mint_gateway.client import Client, question
 from mint_gateway.door_security import DoorSecurity
 from tests.gateway.http_requests import get
-from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
+from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.secrets import mount
 from tests.relay import relaying
 from tests.waiting import until
@@ -148,8 +148,7 @@ async def test_a_client_whose_requests_do_not_arrive_holds_up_no_other(scene: Sc
     await scene.base()
     engine = await scene.engine("e-0")
     security = DoorSecurity.by(None, mount(tmp_path / "keys", KEYS), None)
-    await scene.open(LIMITS, security, key="key-of-quick")
-    await scene.seen(engine)
+    await scene.begin(engine, security=security, key="key-of-quick")
     async with AsyncExitStack() as stack:
         slow = await stack.enter_async_context(trickling(scene, GENERATE, 40, KEYS["slow"]))
         await until(lambda: len(_received(slow)) >= arrivals.PLACES // 2)

@@ -34,8 +34,7 @@ async def play(scene: Scene) -> None:
     await scene.place("demo/shout", "e-1")
     await first.hold("demo/pirate", f"{STORE}/demo/pirate", Tier.DEVICE)
     await second.hold("demo/shout", f"{STORE}/demo/shout", Tier.HOST)
-    await scene.open()
-    await scene.seen(first, second)
+    await scene.begin(first, second)
 
 
 async def test_one_answer_is_plain_text(scene: Scene) -> None:
@@ -206,8 +205,7 @@ async def test_placements_is_a_table_of_who_holds_what_and_why(scene: Scene) -> 
 async def training_engine(scene: Scene) -> tuple[ScriptedEngine, ScriptedTrainer]:
     await scene.base(trains=True)
     engine = await scene.engine("e-0", trains=True)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     assert engine.trainer is not None
     return engine, engine.trainer
 
@@ -295,8 +293,7 @@ async def test_placements_shows_all_of_them_however_many_pages_they_take(scene: 
     names = [f"demo/{n}" for n in range(PAGE + 5)]
     await scene.base(store=STORE)
     await scene.place_many(names, ["e-0"])
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     _, out, _ = await mint(scene.target, "placements", "-o", "json")
     assert [each["adapter"] for each in json.loads(out)] == sorted(names)
 
@@ -307,8 +304,7 @@ async def test_placements_shows_a_failure_in_place_of_the_plans_reason(scene: Sc
     await scene.place("demo/pirate", "e-0")
     failure = Failure(errors.CorruptFile.__name__, "truncated [at 12]", terminal=True)
     await engine.hold("demo/pirate", f"{STORE}/demo/pirate", Tier.REMOTE, failure)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     _, out, _ = await mint(scene.target, "placements")
     assert "CorruptFile: truncated [at 12]" in out
 
@@ -316,8 +312,7 @@ async def test_placements_shows_a_failure_in_place_of_the_plans_reason(scene: Sc
 async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tmp_path: Path) -> None:
     record = BaseRecord(base_model=BASE, catalog=Source(f"file://{tmp_path}/catalog"))
     scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     await complete(scene.redis)
     lines = [
         json.dumps({"name": f"acme/bot-{number}", "uri": f"s3://b/acme/bot-{number}", "labels": {"tier": "gold"}})
@@ -357,8 +352,7 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
 async def test_a_table_is_registered_whatever_its_size_and_reported_if_corrupt(scene: Scene, tmp_path: Path) -> None:
     record = BaseRecord(base_model=BASE, catalog=Source(f"file://{tmp_path}/catalog"))
     scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     await complete(scene.redis)
     labels = {f"{number:02}-{'k' * 58}": "v" * 63 for number in range(32)}
     rows = [{"name": f"acme/row-{n}", "uri": f"s3://b/acme/row-{n}", "labels": labels} for n in range(2000)]

@@ -83,8 +83,7 @@ async def idle(scene: Scene) -> None:
 
 async def test_a_grpc_connection_beyond_the_limit_is_closed_and_succeeds_when_another_ends(scene: Scene) -> None:
     await scene.base()
-    await scene.open(Limits(connections=2, farewell_s=0.0))
-    await scene.seen()
+    await scene.begin(limits=Limits(connections=2, farewell_s=0.0))
     async with (
         knocking(*[scene.gateway.port] * 3) as (first, second, third),
         Client(scene.target, patience_s=3600) as patient,
@@ -101,8 +100,7 @@ async def test_an_http_connection_beyond_the_limit_is_told_to_retry_and_succeeds
     scene: Scene,
 ) -> None:
     await scene.base()
-    await scene.open(Limits(connections=1, farewell_s=0.0))
-    await scene.seen()
+    await scene.begin(limits=Limits(connections=1, farewell_s=0.0))
     async with knocking(scene.gateway.http_port) as [first]:
         assert await first.is_alive()
         for path in ("/v1/models", "/v1/models/a", "/"):
@@ -149,8 +147,8 @@ async def test_silent_connections_of_an_address_leave_as_many_to_others(
 
 async def test_a_client_without_a_key_keeps_no_connection(scene: Scene, tmp_path: Path) -> None:
     await scene.base()
-    await scene.open(BRIEF, DoorSecurity.by(None, mount(tmp_path / "keys", {"mine": b"key-of-mine"}), None))
-    await scene.seen()
+    keys = mount(tmp_path / "keys", {"mine": b"key-of-mine"})
+    await scene.begin(limits=BRIEF, security=DoorSecurity.by(None, keys))
     async with aiohttp.ClientSession() as session:
         for path in ("/live", "/health", "/", "/v1/models"):
             async with session.get(scene.url + path) as answer:
@@ -194,8 +192,7 @@ async def test_connections_without_tls_free_their_place(scene: Scene, tmp_path: 
     authority = Authority(tmp_path / "authority")
     security = DoorSecurity.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
     await scene.base()
-    await scene.open(Limits(connections=1, farewell_s=0.0), security)
-    await scene.seen()
+    await scene.begin(limits=Limits(connections=1, farewell_s=0.0), security=security)
     for _ in range(3):
         with pytest.raises(aiohttp.ClientError):
             await get(scene, "/live")
@@ -238,8 +235,7 @@ async def test_requests_in_flight_keep_their_connections_however_silent(scene: S
 
 async def test_a_wave_that_is_watched_may_be_silent(scene: Scene) -> None:
     await scene.base()
-    await scene.open(BRIEF)
-    await scene.seen()
+    await scene.begin(limits=BRIEF)
     training = Training(scene)
     await training.declare(wave())
     updates = scene.client.watch("demo/w")
@@ -251,8 +247,7 @@ async def test_a_wave_that_is_watched_may_be_silent(scene: Scene) -> None:
 
 async def test_a_client_whose_connection_was_idle_asks_again_without_an_error(scene: Scene) -> None:
     await scene.base()
-    await scene.open(BRIEF)
-    await scene.seen()
+    await scene.begin(limits=BRIEF)
     for _ in range(2):
         assert await scene.client.waves() == []
         await until(lambda: scene.client._connection.channel.get_state() is grpc.ChannelConnectivity.IDLE)

@@ -34,8 +34,7 @@ class Mortal(ScriptedEngine):
 async def test_it_is_handed_on_a_few_times_and_then_refused_for_good(scene: Scene) -> None:
     await scene.base()
     engines = [await scene.engine(f"e-{number}", kind=Mortal) for number in range(6)]
-    await scene.open(Limits(farewell_s=0.0))
-    await scene.seen(*engines)
+    await scene.begin(*engines, limits=Limits(farewell_s=0.0))
     with pytest.raises(Internal, match=f"{Patience().deaths} engines in a row failed while processing it"):
         await scene.client.answer(question(DEADLY))
     assert sum(bool(each.seen) for each in engines) == Patience().deaths
@@ -45,8 +44,7 @@ async def test_it_is_handed_on_a_few_times_and_then_refused_for_good(scene: Scen
 async def test_openai_clients_do_not_ask_again_by_themselves(scene: Scene) -> None:
     await scene.base()
     engines = [await scene.engine(f"e-{number}", kind=Mortal) for number in range(6)]
-    await scene.open(Limits(farewell_s=0.0))
-    await scene.seen(*engines)
+    await scene.begin(*engines, limits=Limits(farewell_s=0.0))
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
         with pytest.raises(openai.InternalServerError, match="it may be the cause and is not retried"):
             await client.completions.create(model=BASE, prompt=DEADLY)

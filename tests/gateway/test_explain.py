@@ -22,8 +22,7 @@ async def test_the_chosen_engine_is_the_one_that_then_answers(scene: Scene) -> N
     engines = [await scene.engine(f"e-{n}") for n in range(2)]
     await scene.place("demo/pirate", "e-0", "e-1")
     await engines[1].hold("demo/pirate", PIRATE, Tier.HOST)
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     why = await scene.client.explain("demo/pirate")
     assert (why.base_model, why.adapter, list(why.waves)) == (BASE, "demo/pirate", ["demo/wave"])
     assert (why.chosen_engine, why.chosen_because) == ("e-1", "holds it in Host")
@@ -45,8 +44,7 @@ async def test_the_chosen_engine_is_the_one_that_then_answers(scene: Scene) -> N
 async def test_an_adapter_without_an_entry_has_a_home(scene: Scene) -> None:
     await scene.base(store=STORE)
     engines = [await scene.engine(f"e-{n}") for n in range(3)]
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     why = await scene.client.explain("demo/cold")
     assert why.chosen_because == "home engine by rendezvous hashing"
     assert list(why.waves) == []
@@ -58,8 +56,7 @@ async def test_a_dead_engine_reports_nothing_and_nobody_is_chosen(scene: Scene) 
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     await engine.leave()
     await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
     why = await scene.client.explain("demo/pirate")
@@ -73,8 +70,7 @@ async def test_a_failure_is_the_reason_that_nobody_is_chosen(scene: Scene) -> No
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     await engine.hold("demo/pirate", PIRATE, Tier.REMOTE, Failure("UnsafeFormat", "only safetensors", terminal=True))
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     why = await scene.client.explain("demo/pirate")
     assert why.chosen_engine == ""
     assert "only safetensors" in why.chosen_because
@@ -86,8 +82,7 @@ async def test_a_base_that_cannot_be_loaded_is_told_to_those_who_ask(scene: Scen
     engine = await scene.engine("e-0")
     engine.ready, engine.failure = False, Failure("SourceNotFound", "no such folder", terminal=True)
     await engine.report()
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     why = await scene.client.explain("")
     assert "e-0 could not load the base (SourceNotFound: no such folder)" in why.chosen_because
     with pytest.raises(errors.EngineUnavailable, match="SourceNotFound: no such folder"):
@@ -96,8 +91,7 @@ async def test_a_base_that_cannot_be_loaded_is_told_to_those_who_ask(scene: Scen
 
 async def test_unknown_adapters_and_bases_are_not_found(scene: Scene) -> None:
     await scene.base()
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     with pytest.raises(errors.AdapterNotFound):
         await scene.client.explain("demo/nobody")
     with pytest.raises(errors.BaseModelNotFound):
@@ -111,8 +105,7 @@ async def test_placements_lists_what_is_placed_and_what_was_loaded_on_demand(sce
     await scene.place("demo/pirate", "e-0")
     await scene.place("demo/json", "o-0", base="demo/other")
     await engine.hold("demo/cold", f"{STORE}/demo/cold", Tier.DISK)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     everything = await scene.client.placements()
     assert [(each.base_model, each.adapter) for each in everything] == [
         ("demo/other", "demo/json"),
@@ -130,8 +123,7 @@ async def test_placements_come_in_pages_that_hold_each_once_whatever_changes_mea
     engine = await scene.engine("e-0")
     await scene.place_many(names[:-1], ["e-0"])
     await engine.hold(names[-1], f"{STORE}/{names[-1]}", Tier.DISK)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     first = await scene.client.placements_page()  # as from clients that do not know of pages
     assert [each.adapter for each in first.placements] == ["demo/json", *names[: PAGE - 1]]
     await scene.unplace(names[PAGE - 2])  # the last one on the first page
@@ -151,8 +143,7 @@ async def test_placements_come_in_pages_that_hold_each_once_whatever_changes_mea
 async def test_an_invalid_page_token_or_size_is_refused(scene: Scene) -> None:
     await scene.base(store=STORE)
     await scene.place_many(["demo/1", "demo/2", "demo/3"], ["e-0"])
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     token = (await scene.client.placements_page(size=1)).next_page_token
     wrong = [("", "x"), ("", "ü"), ("", token[:-4]), ("", "WyJhIl0="), ("", "/w=="), (BASE, token)]
     for base, other in wrong:
@@ -176,8 +167,7 @@ async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytes
     monkeypatch.setattr("mint_gateway.servicers.explain_all", explaining)
     await scene.base(store=STORE)
     await scene.place_many([f"demo/{n}" for n in range(count)], ["e-0", "e-1"])
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     listing = asyncio.create_task(scene.client.placements())
     while not listing.done():
         await asyncio.sleep(0)
@@ -201,8 +191,7 @@ async def test_a_full_page_ends_the_walk_over_the_rest_itself(scene: Scene, monk
     monkeypatch.setattr("mint_gateway.servicers.explain_all", explaining)
     await scene.base(store=STORE)
     await scene.place_many(["demo/1", "demo/2", "demo/3"], ["e-0"])
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     assert (await scene.client.placements_page(size=1)).next_page_token
     assert closed == opened
 

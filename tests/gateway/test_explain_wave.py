@@ -43,8 +43,7 @@ async def test_an_admitted_wave_shows_where_its_copies_are_and_which_are_missing
     await engines[0].hold(PIRATE, f"{STORE}/{PIRATE}", Tier.DEVICE)
     failure = Failure("CorruptFile", "truncated", terminal=True)
     await engines[1].hold(ROBOT, f"{STORE}/{ROBOT}", Tier.REMOTE, failure=failure)
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     why = await scene.client.explain_wave(WAVE)
     assert (why.base_model, why.chosen_by, why.admitted, why.priority) == (BASE, "selector", True, 5)
     assert why.phase == "Failed", "one copy fails until its file changes"
@@ -62,8 +61,7 @@ async def test_an_admitted_wave_shows_where_its_copies_are_and_which_are_missing
 
 async def test_a_wave_that_waits_shows_the_queue_and_who_holds_what(scene: Scene) -> None:
     await write_waves(scene, ADMITTED, QUEUED)
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     why = await scene.client.explain_wave("other/later")
     assert (why.admitted, why.position, why.queue, why.reason) == (False, 1, 1, "WaitingForCapacity")
     assert (why.wanted, why.placed, why.missing_count) == (4, 0, 0)
@@ -79,8 +77,7 @@ async def test_a_wave_that_expired_says_when_and_by_what_and_has_no_copies_thoug
 ) -> None:
     await write_waves(scene, ADMITTED, EXPIRED)
     await scene.place(PIRATE, "e-0")
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     why = await scene.client.explain_wave("demo/past")
     assert (why.admitted, why.position, why.reason, why.message) == (False, 0, "Expired", ENDING)
     assert (why.wanted, why.placed, why.missing_count, why.capacity.slots_held) == (0, 0, 0, 3)
@@ -96,8 +93,7 @@ async def test_copies_that_are_colder_than_asked_for_or_on_silent_engines_are_mi
     await scene.place(PIRATE, "e-0")
     await scene.place(ROBOT, "e-9")
     await engine.hold(PIRATE, f"{STORE}/{PIRATE}", Tier.DISK)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     why = await scene.client.explain_wave(WAVE)
     assert {each.adapter: each.why for each in why.missing} == {
         PIRATE: "loading; on Disk now",
@@ -110,8 +106,7 @@ async def test_a_policy_that_trains_is_not_said_to_load(scene: Scene) -> None:
     engine = await scene.engine("e-0")
     await scene.place(PIRATE, "e-0")
     await engine.hold(PIRATE, f"{STORE}/{PIRATE}", Tier.HOST)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     why = await scene.client.explain_wave(WAVE)
     assert [each.why for each in why.missing] == ["training, or loading what it published; on Host now"]
     assert why.decided_by == "admitted; `mint wave watch` shows its policies"
@@ -124,8 +119,7 @@ async def test_a_policy_that_trains_is_not_said_to_load(scene: Scene) -> None:
 
 async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
     await write_waves(scene)
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     with pytest.raises(errors.NotFound, match="is not a wave over any base model that is served; see kubectl get"):
         await scene.client.explain_wave("demo/none")
     with pytest.raises(errors.InvalidRequest):
@@ -135,8 +129,7 @@ async def test_a_wave_that_nobody_knows_says_so(scene: Scene) -> None:
 async def test_the_command_line_shows_it(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     await write_waves(scene, ADMITTED, QUEUED)
     await scene.place(PIRATE, "e-0")
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     options = parser().parse_args(["wave", "explain", "-n", "demo", "wave", "--gateway", scene.target])
     assert await options.run(options) == 0
     out = capsys.readouterr().out

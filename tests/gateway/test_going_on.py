@@ -21,8 +21,7 @@ async def test_a_refusal_before_the_first_token_goes_to_the_next_engine(scene: S
     draining.refuse = errors.Draining("engine e-1", "ends")
     await full.hold("demo/pirate", PIRATE, Tier.DEVICE)
     await draining.hold("demo/pirate", PIRATE, Tier.HOST)
-    await scene.open()
-    await scene.seen(full, draining, free)
+    await scene.begin(full, draining, free)
     answer = await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     assert answer.engine == "e-2"
     assert len(full.seen) == len(draining.seen) == 1
@@ -34,8 +33,7 @@ async def test_a_refusal_before_the_first_token_goes_to_the_next_engine(scene: S
 async def test_a_request_that_is_too_large_for_an_engine_goes_to_no_other(scene: Scene) -> None:
     await scene.base()
     engines = [await scene.engine(f"e-{n}") for n in range(2)]  # with gRPC's own limit, 4 MiB
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     with pytest.raises(errors.InvalidRequest, match=r"larger than max \(\d+ vs\. 4194304\)"):
         await scene.client.answer(question("a" * (5 << 20), raw=True))
     retried = scene.gateway.metrics.registry.get_sample_value
@@ -157,8 +155,7 @@ async def test_when_all_are_overloaded_the_soonest_retry_is_told_at_once(scene: 
     engines = [await scene.engine(f"e-{n}") for n in range(2)]
     engines[0].refuse = errors.Overloaded("engine e-0", "queue is full", retry_after_s=7.0)
     engines[1].refuse = errors.Overloaded("engine e-1", "queue is full", retry_after_s=3.0)
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     with pytest.raises(errors.Overloaded) as caught:
         await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     assert caught.value.retry_after_s == 3.0

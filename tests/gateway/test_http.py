@@ -31,8 +31,7 @@ async def engine(scene: Scene) -> ScriptedEngine:
     engine = await scene.engine("e-0")
     await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
     await scene.place("demo/pirate", "e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     return engine
 
 

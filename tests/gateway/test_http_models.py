@@ -78,8 +78,7 @@ async def test_a_long_list_keeps_nobody_waiting(scene: Scene, monkeypatch: pytes
     monkeypatch.setattr(models, "serving", looking_up)
     await scene.base(store=STORE)
     await scene.place_many([f"demo/{n}" for n in range(count)], ["e-0"])
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     listing = asyncio.create_task(get(scene, MODELS))
     while not listing.done():
         await asyncio.sleep(0)

@@ -29,8 +29,7 @@ async def engines(scene: Scene) -> list[ScriptedEngine]:
         engine.repeats = True
         await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
     await scene.place("demo/pirate", "e-0", "e-1")
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     return engines
 
 

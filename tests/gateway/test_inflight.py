@@ -32,8 +32,7 @@ async def engine(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     engine = await scene.engine("e-0")
     engine.hold_before = asyncio.Event()
     security = DoorSecurity.by(None, mount(tmp_path / "keys", KEYS))
-    await scene.open(msgspec.structs.replace(LIMITS, requests=MOST), security)
-    await scene.seen(engine)
+    await scene.begin(engine, limits=msgspec.structs.replace(LIMITS, requests=MOST), security=security)
     yield engine
     engine.hold_before.set()
 

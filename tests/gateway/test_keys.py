@@ -19,7 +19,7 @@ from mint_gateway.keys import Keys, read_keys
 from mint_gateway.mounted import Mounted
 from mint_gateway.page.files import FILES
 from tests.gateway.command import mint
-from tests.gateway.scene import BASE, LIMITS, Scene
+from tests.gateway.scene import BASE, Scene
 from tests.gateway.secrets import mount
 from tests.waiting import until
 
@@ -30,10 +30,7 @@ GOOD, OTHER = "s3cret-of-team-a", "s3cret-of-team-b"
 async def secret(scene: Scene, tmp_path: Path) -> Path:
     """A mounted Secret whose keys a gateway with one engine requires."""
     folder = mount(tmp_path / "keys", {"team-a": f"{GOOD}\n".encode(), "team-b": OTHER.encode()})
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open(LIMITS, DoorSecurity.by(None, folder), key=GOOD)
-    await scene.seen(engine)
+    await scene.with_engine(security=DoorSecurity.by(None, folder), key=GOOD)
     return folder
 
 

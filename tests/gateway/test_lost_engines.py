@@ -58,8 +58,7 @@ async def engines_of(scene: Scene, count: int = 2, limits: Limits = PATIENT) -> 
         engines.append(engine)
     await engines[0].hold(PIRATES, PIRATE, Tier.DEVICE)
     engines[0].hold_after = 1
-    await scene.open(limits)
-    await scene.seen(*engines)
+    await scene.begin(*engines, limits=limits)
     return engines
 
 

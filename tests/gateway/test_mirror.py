@@ -89,8 +89,7 @@ async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     await scene.redis.flushall()
     await until(lambda: scene.gateway.mirror.views[BASE].version is None)
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
@@ -142,8 +141,7 @@ async def test_an_engine_is_alive_while_it_tells_a_map_that_lost_it_all_that_it_
     monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
     await scene.base()
     engine, other = await scene.engine("e-0"), await scene.engine("e-1")
-    await scene.open()
-    await scene.seen(engine, other)
+    await scene.begin(engine, other)
     for each, later in ((engine, 0), (other, 1)):
         await each.silence()
         incarnation = each.record().incarnation + later
@@ -162,8 +160,7 @@ async def test_a_map_that_is_flushed_while_it_is_still_told_what_it_lost_goes_on
     monkeypatch.setattr(mirrors, "HEARTBEAT_TTL_S", 0.1)
     await scene.base()
     engine, telling, gone = [await scene.engine(f"e-{number}") for number in range(3)]
-    await scene.open()
-    await scene.seen(engine, telling, gone)
+    await scene.begin(engine, telling, gone)
     for each in (engine, telling, gone):
         await each.silence()
     await MapReporter(scene.redis, BASE, "e-1").tell(telling.record().incarnation, 9, [], [], over=0)
@@ -249,8 +246,7 @@ async def test_a_base_that_is_written_again_while_the_map_is_read_is_there_throu
 
 async def test_a_removed_base_leaves_and_a_new_one_comes(scene: Scene) -> None:
     await scene.base()
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     await scene.base("demo/other")
     await until(lambda: "demo/other" in scene.gateway.mirror.views)
     await scene.writer.forget(BASE)
@@ -262,8 +258,7 @@ async def test_a_removed_base_leaves_and_a_new_one_comes(scene: Scene) -> None:
 async def test_only_what_changed_is_read_again(scene: Scene) -> None:
     await scene.base()
     engines = [await scene.engine(f"e-{n}") for n in range(3)]
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     before = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
     await engines[0].hold("demo/pirate", PIRATE, Tier.DEVICE)
     await scene.seen(*engines)
@@ -275,8 +270,7 @@ async def test_only_placements_that_changed_are_read_again(scene: Scene) -> None
     await scene.base()
     engines = [await scene.engine(f"e-{n}") for n in range(2)]
     await scene.place_many([f"demo/a-{number}" for number in range(9)], ["e-0", "e-1"])
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     before = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
     await scene.place("demo/a-0", "e-1")
     await scene.unplace("demo/a-1")
@@ -305,8 +299,7 @@ async def test_a_record_that_cannot_be_read_keeps_the_last_view_and_spares_other
     await scene.base()
     await scene.base("demo/other")
     engine = await scene.engine("e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     with capture_logs() as logs:
         await scene.redis.set(keys.base_record(BASE), '{"base_model": 7}')
         await scene.redis.incr(keys.version(BASE))

@@ -73,8 +73,7 @@ async def served(scene: Scene) -> Scene:
     await engines[0].hold("demo/old", f"{STORE}/demo/old", Tier.DISK)
     await engines[0].hold("demo/robot", f"{STORE}/demo/robot", Tier.REMOTE, Failure("CorruptFile", "torn", True))
     await engines[1].report()
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     return scene
 
 
@@ -154,8 +153,7 @@ async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
         for name in names:
             state = PolicyState(policy=name, base_model=BASE, engine=f"e-{n}", step=2, sequence=5)
             trainers[n].policies[name] = state
-    await scene.open()
-    await scene.seen(*engines)
+    await scene.begin(*engines)
     first = {"policy": "acme/a", "base_model": BASE, "engine": "e-0", "step": 2, "calls": 5}
     body = await ask(scene, "policies?prefix=acme/&limit=2")
     assert body["policies"] == [first, first | {"engine": "e-1"}]
@@ -247,8 +245,7 @@ async def test_names_are_told_without_a_catalog_that_does_not_answer(
         await written(tmp_path / name, f"a/{name}")
         await declare(scene.redis, f"file://{tmp_path}/{name}", f"demo/{name}")
     await scene.place("a/placed", "e-0", base="demo/silent")
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
 
     async def others_found() -> bool:
         cut_off.clear()

@@ -62,8 +62,7 @@ async def served(scene: Scene) -> Scene:
     serves = WaveRecord("demo/wave", "names", 1, 1, Tier.DEVICE, slots=1, admitted=True)
     refused = WaveRecord("demo/worse", "names", 1, 1, Tier.DEVICE, position=1, reason="Waiting", message=HOSTILE)
     await scene.writer.apply(BASE, MapChange(set_waves=(serves, refused)))
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     training = Training(scene)
     await training.declare(wave(message=HOSTILE))
     failed = reported(NAMES[1], 1, Stage.FAILED, failure=Failure("BadReward", HOSTILE, terminal=True))
@@ -122,8 +121,7 @@ async def test_lists_are_turned_by_a_page_however_often_a_button_is_clicked(scen
     await scene.base()
     waves = [WaveRecord(f"demo/w{n}", "names", 1, 1, Tier.DEVICE, admitted=True) for n in range(100, 160)]
     await scene.writer.apply(BASE, MapChange(set_waves=tuple(waves)))
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     await browser.open(scene.url)
     await browser.reads("demo/w100", "60 waves")
     click = "const it = document.querySelector(arguments[0]); it.click(); arguments[1] && it.click();"
@@ -138,8 +136,7 @@ async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, b
     await scene.base(trains=True)
     engine = await scene.engine("e-0", trains=True)
     assert engine.trainer is not None
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     await browser.open(scene.url)
     assert "Training by Trainer calls" not in await browser.reads(BASE, "No training waves")
     state = PolicyState(policy=HOSTILE, base_model=BASE, engine="e-0", step=2, sequence=1234)
@@ -170,8 +167,7 @@ async def test_a_wave_s_phase_is_the_same_in_its_list_and_on_its_own(
         await engine.hold(name, f"{STORE}/{name}", tier, found)
     serves = WaveRecord("demo/wave", "names", 10, 1, Tier.DEVICE, slots=10, admitted=True)
     await scene.writer.apply(BASE, MapChange(set_waves=(serves,)))
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     await browser.open(scene.url)
     await browser.reads("demo/wave", "2 of 10")
     assert await browser.run(IN_THE_LIST) == phase

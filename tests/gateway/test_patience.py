@@ -21,8 +21,7 @@ async def test_when_every_engine_is_away_the_request_waits_a_bounded_time(scene:
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     await engine.deafen()
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     with pytest.raises(errors.EngineUnavailable) as caught:
         await asyncio.wait_for(scene.client.answer(question("Ahoy?", adapter="demo/pirate")), LIMIT_S)
     assert caught.value.retry_after_s == LIMITS.patience.retry_after_s
@@ -35,8 +34,7 @@ async def test_a_request_that_waits_is_answered_when_an_engine_comes_back(scene:
     await scene.place("demo/pirate", "e-0")
     engine.ready = False
     await engine.report()
-    await scene.open(PATIENT)
-    await scene.seen(engine)
+    await scene.begin(engine, limits=PATIENT)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
     await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 1)
     engine.ready = True
@@ -107,8 +105,7 @@ async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Sc
     await scene.base()
     engine = await scene.engine("e-0")
     await engine.deafen()
-    await scene.open(Limits(patience=Patience(away_s=0.1, retry_after_s=0.2), farewell_s=0.0))
-    await scene.seen(engine)
+    await scene.begin(engine, limits=Limits(patience=Patience(away_s=0.1, retry_after_s=0.2), farewell_s=0.0))
     async with Client(scene.target, patience_s=LIMIT_S) as client:
         asking = asyncio.create_task(client.answer(question("Ahoy?")))
         ended = scene.gateway.metrics.registry.get_sample_value

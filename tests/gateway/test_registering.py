@@ -246,8 +246,7 @@ async def test_clients_with_one_key_leave_a_place_to_others(tenants: Tenants) ->
 
 async def test_a_base_without_a_catalog_says_how_to_get_one(scene: Scene) -> None:
     await scene.base()
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     with pytest.raises(CatalogNotFound, match=r"spec\.catalog\.manifests\.uri"):
         await scene.client.catalog_page(BASE)
 

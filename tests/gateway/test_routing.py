@@ -17,8 +17,7 @@ async def test_the_warmest_holder_answers_whoever_the_plan_named(scene: Scene) -
     await scene.place("demo/pirate", "e-0")
     await cool.hold("demo/pirate", PIRATE, Tier.HOST)
     await warm.hold("demo/pirate", PIRATE, Tier.DEVICE)
-    await scene.open()
-    await scene.seen(cool, warm)
+    await scene.begin(cool, warm)
     answer = await scene.client.answer(question("Ahoy?", adapter="demo/pirate", base_model=BASE))
     assert (answer.engine, answer.text) == ("e-1", "Hello there.")
     assert answer.revision == "sha256:e-1-demo/pirate"
@@ -33,8 +32,7 @@ async def test_every_engine_is_told_where_a_wave_has_the_adapter(scene: Scene) -
     elsewhere = "s3://other/demo/pirate"
     await scene.place("demo/pirate", "e-0", source=elsewhere)
     await holder.hold("demo/pirate", elsewhere, Tier.DEVICE)
-    await scene.open()
-    await scene.seen(placed, holder)
+    await scene.begin(placed, holder)
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
     assert holder.seen[0].whence.uri == elsewhere
 
@@ -44,8 +42,7 @@ async def test_another_engine_is_told_where_a_wave_has_the_adapter_by_then(scene
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     engine.refuse = errors.Draining("engine e-0", "ends")
-    await scene.open(PATIENT)
-    await scene.seen(engine)
+    await scene.begin(engine, limits=PATIENT)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
     await until(lambda: engine.seen)
     await scene.place("demo/pirate", "e-0", source="s3://other/demo/pirate")
@@ -59,8 +56,7 @@ async def test_a_new_holder_is_chosen_as_soon_as_it_reports(scene: Scene) -> Non
     await scene.base()
     engine, other = await scene.engine("e-0"), await scene.engine("e-1")
     await scene.place("demo/pirate", "e-0")
-    await scene.open()
-    await scene.seen(engine, other)
+    await scene.begin(engine, other)
     assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
     await other.hold("demo/pirate", PIRATE, Tier.DEVICE)
     await scene.seen(other)
@@ -72,8 +68,7 @@ async def test_the_base_is_found_by_the_adapter_and_passed_on_with_a_request_id(
     await scene.base("demo/other")
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     answer = await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     assert answer.base_model == BASE
     assert engine.seen[0].base_model == BASE
@@ -125,8 +120,7 @@ async def test_an_ambiguous_request_is_refused_with_the_bases_it_may_mean(scene:
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     await scene.place("demo/pirate", "o-0", base="demo/other")
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     with pytest.raises(errors.InvalidRequest, match="name one of demo/other, demo/smollm2"):
         await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     with pytest.raises(errors.InvalidRequest, match="available: demo/other, demo/smollm2"):
@@ -139,8 +133,7 @@ async def test_an_adapter_that_loads_nowhere_is_refused_with_its_own_error(scene
     engine = await scene.engine("e-0")
     await scene.place("demo/pirate", "e-0")
     await engine.hold("demo/pirate", PIRATE, Tier.REMOTE, Failure("RankTooLarge", "rank 128 above 64", terminal=True))
-    await scene.open()
-    await scene.seen(engine)
+    await scene.begin(engine)
     with pytest.raises(errors.RankTooLarge, match="rank 128 above 64"):
         await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     assert not engine.seen

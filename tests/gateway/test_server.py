@@ -141,8 +141,7 @@ async def test_as_many_calls_as_are_answered_at_once_are_bounded_and_others_told
 
     monkeypatch.setattr(MapReader, "has_wave", slow)
     await scene.base()
-    await scene.open(Limits(calls=1, farewell_s=0.0))
-    await scene.seen()
+    await scene.begin(limits=Limits(calls=1, farewell_s=0.0))
     client = scene.client
     under_way = asyncio.create_task(client.explain_wave("demo/wave"))
     await asyncio.wait_for(reached.wait(), 60)
@@ -193,8 +192,7 @@ async def test_each_request_is_one_log_line_that_tells_what_became_of_it(scene: 
 
 async def test_names_sent_by_clients_are_truncated_in_logs(scene: Scene) -> None:
     await scene.base()
-    await scene.open()
-    await scene.seen()
+    await scene.begin()
     with capture_logs() as logs:
         with pytest.raises(errors.InvalidRequest):
             await scene.client.answer(question("Ahoy?", adapter="a" * 1_000_000))

@@ -28,8 +28,7 @@ async def engine(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngin
     await scene.base()
     engine = await scene.engine("smollm2-0")
     engine.words = WORDS
-    await scene.open(msgspec.structs.replace(LIMITS, requests=1, connections=1))
-    await scene.seen(engine)
+    await scene.begin(engine, limits=msgspec.structs.replace(LIMITS, requests=1, connections=1))
     return engine
 
 

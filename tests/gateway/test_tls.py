@@ -55,8 +55,7 @@ async def engine(scene: Scene) -> ScriptedEngine:
 async def secret(scene: Scene, engine: ScriptedEngine, authority: Authority, tmp_path: Path) -> Path:
     """A mounted Secret with the certificate of a gateway with one engine."""
     folder = mount(tmp_path / "tls", authority.certificate("first"))
-    await scene.open(LIMITS, DoorSecurity.by(folder, None), Trust(authority.file.read_bytes()))
-    await scene.seen(engine)
+    await scene.begin(engine, security=DoorSecurity.by(folder, None), trust=Trust(authority.file.read_bytes()))
     return folder
 
 
@@ -214,10 +213,7 @@ async def test_the_command_line_asks_by_tls(
     scene: Scene, authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
     folder = mount(tmp_path / "tls", authority.certificate("named", "DNS:mint-gateway.mint-system.svc"))
-    await scene.base()
-    engine = await scene.engine("e-0")
-    await scene.open(LIMITS, DoorSecurity.by(folder, None), Trust(authority.file.read_bytes()))
-    await scene.seen(engine)
+    await scene.with_engine(security=DoorSecurity.by(folder, None), trust=Trust(authority.file.read_bytes()))
     trusting = ("--ca", str(authority.file), "--tls-server-name", "mint-gateway.mint-system.svc")
     assert await mint(scene.target, "ask", *trusting, "Hello?") == (0, "Hello there.\n", "")
     assert (await mint(scene.target, "wave", "list", *trusting))[0] == 0

@@ -224,8 +224,7 @@ async def test_before_the_first_map_no_wave_is_said_not_to_be(fragile: Scene, ow
 
 async def test_too_many_watchers_are_told_when_to_come_back(scene: Scene) -> None:
     await scene.base()
-    await scene.open(Limits(watches=1, farewell_s=0.0))
-    await scene.seen()
+    await scene.begin(limits=Limits(watches=1, farewell_s=0.0))
     await Training(scene).declare(wave())
     first = scene.client.watch("demo/w")
     await anext(first)
