@@ -13,6 +13,7 @@ from mint_engine.policies.updates import Job, Learnt, Updates
 from tests.engine.parallel.learning import NAMES, Learning, engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.running import save_base
+from tests.engine.training.at_once import finish_all
 from tests.engine.training.scene import OPTIMIZER
 
 
@@ -26,8 +27,7 @@ def updated(each: Learning) -> torch.Tensor:
 
     updates.put(Job(each.batches([0])[0], OPTIMIZER, finish, told.append))
     with capture_logs():
-        while updates.busy:
-            updates.advance(0, 0.0)
+        finish_all(updates)
     assert isinstance(told[0], Learnt)
     assert each.trainer.policy(NAMES[0]).step == 1
     return play(each.generation._forward, TURNS)

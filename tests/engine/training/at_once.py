@@ -8,6 +8,7 @@ from mint_contracts.training import Optimizer
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies.copying import packing
+from mint_engine.policies.updates import Updates
 from mint_engine.training import state
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.policy import PolicySettings
@@ -39,6 +40,12 @@ def finish(work: Work) -> None:
     """Do all parts of a piece of work, one after another."""
     while work.advance():
         pass
+
+
+def finish_all(updates: Updates) -> None:
+    """Do all updates, as while nobody is served."""
+    while updates.busy:
+        updates.advance(0, 0.0)
 
 
 def packed_of(trainer: Trainer, name: str) -> Packed:

@@ -95,6 +95,13 @@ def policies(trainer: Trainer, count: int) -> list[str]:
     return names
 
 
+def trainer_with(count: int, **options: Any) -> Trainer:
+    """Return a trainer that has `count` such policies."""
+    trainer = trainer_of(**options)
+    policies(trainer, count)
+    return trainer
+
+
 def few_of(policy: Policy) -> tuple[str, ...]:
     """Return the query and value modules of a policy that targets everything; Phi-3 fuses them with the keys."""
     offered = {place.path.rpartition(".")[2] for place in policy.form.layout.places}

@@ -16,7 +16,7 @@ from mint_engine.scheduling.background import SHARE
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.work import Share, Work
-from tests.engine.training.at_once import create
+from tests.engine.training.at_once import create, finish_all
 from tests.engine.training.scene import DAPO, groups, trainer_of
 
 _SECONDS = st.floats(1e-3, 1.0)
@@ -170,8 +170,7 @@ def test_two_jobs_of_one_policy_run_in_order_and_delay_nobody_else() -> None:
         batch = PolicyBatch(policy, tuple(groups(1)), DAPO, completion_tokens=16)
         updates.put(Job(batch, Optimizer(), lambda _: None, learnt[policy].append))
 
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     assert [len(each) for each in learnt.values()] == [2, 1]
     assert all(isinstance(each, Learnt) for told in learnt.values() for each in told)
     first, second = (each.step.step for each in learnt["a"] if isinstance(each, Learnt) and each.step)

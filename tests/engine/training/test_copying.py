@@ -17,7 +17,7 @@ from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import saved_of, step_all
-from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of
+from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, trainer_with
 
 T = TypeVar("T")
 
@@ -26,8 +26,7 @@ T = TypeVar("T")
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """A trainer whose policy has a gradient and consists of many parts."""
     monkeypatch.setattr(vectors, "SPAN", 1 << 11)
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
     step_all(trainer, {"p/0": OPTIMIZER})
     learn(trainer, [PolicyBatch("p/0", groups(2), DAPO)])

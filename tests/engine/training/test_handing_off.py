@@ -20,8 +20,8 @@ from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
-from tests.engine.training.at_once import saved_of, step_all
-from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
+from tests.engine.training.at_once import finish_all, saved_of, step_all
+from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of, trainer_with
 from tests.waiting import until
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
@@ -47,8 +47,7 @@ def test_a_step_that_is_taken_is_handed_off_once_that_can_be() -> None:
     updates.later = later
     updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away_at_first, told.append))
     with capture_logs():
-        while updates.busy:
-            updates.advance(0, 0.0)
+        finish_all(updates)
     assert tried == [1, 1, 1]
     assert 0 < waits[0] < waits[1]
     assert isinstance(told[0], Learnt)
@@ -70,8 +69,7 @@ async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_off_ag
             raise SourceUnavailable("slot", "lies on a disk that is away")
 
     def learnt() -> bool:
-        while updates.busy:
-            updates.advance(0, 0.0)
+        finish_all(updates)
         return learning.done()
 
     learning = asyncio.create_task(
@@ -94,8 +92,7 @@ async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it
         raise SourceUnavailable("slot", "could not be told to every rank; retrying")
 
     def ended() -> bool:
-        while updates.busy:
-            updates.advance(0, 0.0)
+        finish_all(updates)
         if tried:
             learning.cancel()
         return learning.done()
@@ -108,8 +105,7 @@ async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it
 
 
 def test_a_deferred_handoff_is_told_when_the_engine_ends_first() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     updates, told, postponed = Updates(trainer), list[Learnt | MintError](), list[Callable[[], None]]()
 
     def away(_: Trainer) -> None:
@@ -118,8 +114,7 @@ def test_a_deferred_handoff_is_told_when_the_engine_ends_first() -> None:
     updates.later = lambda _, work: postponed.append(work)
     updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away, told.append))
     with capture_logs():
-        while updates.busy:
-            updates.advance(0, 0.0)
+        finish_all(updates)
     assert told == []
     updates.close()
     (again,) = postponed
@@ -138,16 +133,14 @@ def test_a_deferred_handoff_is_told_when_the_engine_ends_first() -> None:
     ids=str,
 )
 def test_a_step_that_is_taken_and_not_handed_off_is_not_taken_again_nor_saved(error: MintError) -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     updates, told = Updates(trainer), list[Learnt | MintError]()
 
     def away(_: Trainer) -> None:
         raise error
 
     updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away, told.append))
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     assert isinstance(told[0], Internal), "to be tried again, it would be taken twice"
     assert told[0].message == "lies on a disk that is away; given up"
     assert trainer.policy("p/0").halfway

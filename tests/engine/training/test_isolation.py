@@ -15,7 +15,7 @@ from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import create, step_all
-from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of
+from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of, trainer_with
 
 KINDS = [
     pytest.param((dtype, lean), id=f"{dtype}, {'lean' if lean else 'generic'}")
@@ -57,8 +57,7 @@ def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = (), 
 
 def alone(number: int, kind: Kind, prompts: int = 2) -> torch.Tensor:
     """Return a policy's state after training alone."""
-    trainer = trainer_of(dtype=kind[0], lean=kind[1])
-    policies(trainer, 8)
+    trainer = trainer_with(8, dtype=kind[0], lean=kind[1])
     train(trainer, [number], prompts=prompts)
     return everything(trainer, number)
 
@@ -70,8 +69,7 @@ def everything(trainer: Trainer, number: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_seven_others(kind: Kind) -> None:
-    trainer = trainer_of(dtype=kind[0], lean=kind[1])
-    policies(trainer, 8)
+    trainer = trainer_with(8, dtype=kind[0], lean=kind[1])
     train(trainer, range(8))
     for number in range(8):
         assert torch.equal(everything(trainer, number), alone(number, kind))
@@ -81,8 +79,7 @@ def test_beside_seven_others(kind: Kind) -> None:
 def test_beside_others_that_shift_its_pieces_into_other_microbatches(kind: Kind) -> None:
     prompts = 40  # enough to cut each policy's batch into several pieces
     assert all(len(list(plan_pieces(batch_of(number, 0, groups(number, prompts))))) > 1 for number in range(2))
-    trainer = trainer_of(dtype=kind[0], lean=kind[1])
-    policies(trainer, 8)
+    trainer = trainer_with(8, dtype=kind[0], lean=kind[1])
     train(trainer, range(2), prompts=prompts)
     assert torch.equal(everything(trainer, 1), alone(1, kind, prompts))
 
@@ -90,8 +87,7 @@ def test_beside_others_that_shift_its_pieces_into_other_microbatches(kind: Kind)
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_one_that_is_broken(kind: Kind) -> None:
     """One neighbour has NaN advantages, another NaN weights, before and after the healthy policies in the batch."""
-    trainer = trainer_of(dtype=kind[0], lean=kind[1])
-    policies(trainer, 8)
+    trainer = trainer_with(8, dtype=kind[0], lean=kind[1])
     trainer.policy("p/2").weights.fill_(torch.nan)
     train(trainer, [2, 4, 5], broken=[0])
     for number in (4, 5):
@@ -101,8 +97,7 @@ def test_beside_one_that_is_broken(kind: Kind) -> None:
 @pytest.mark.parametrize("number", [0, 2])
 def test_non_finite_updates_are_dropped(number: int) -> None:
     """The step is reported as skipped; the policy is unchanged and continues with the next step."""
-    trainer = trainer_of()
-    policies(trainer, 3)
+    trainer = trainer_with(3)
     before = everything(trainer, number).clone()
     spoiled = [Example(e.tokens, e.targets, e.weights, [-torch.inf] * len(e.tokens), [torch.nan] * len(e.tokens))
                for e in groups(1)]  # fmt: skip
@@ -150,8 +145,7 @@ def test_a_step_that_is_refused_changes_nothing() -> None:
 
 def test_one_broken_part_spoils_the_whole_step() -> None:
     """A gradient accumulated over several works is dropped if any of them was not finite."""
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     before = everything(trainer, 0).clone()
     spoiled = [Example(e.tokens, e.targets, e.weights, e.sampler_logprobs, [torch.nan] * len(e.tokens))
                for e in groups(1)]  # fmt: skip

@@ -20,9 +20,9 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.trainer import Trainer
 from tests.engine.running import save_base
-from tests.engine.training.at_once import saved_of, step_all
+from tests.engine.training.at_once import finish_all, saved_of, step_all
 from tests.engine.training.calling import called, lesson, refused
-from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
+from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of, trainer_with
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 PIECE_ROWS, TURN_ROWS = 48, 100
@@ -47,11 +47,6 @@ def put(
     return told
 
 
-def finish(updates: Updates) -> None:
-    while updates.busy:
-        updates.advance(0, 0.0)
-
-
 def after_turns(updates: Updates, turns: int) -> None:
     """Advance until `turns` turns are computed and the next one has begun."""
     end, left = updates._end, [turns]
@@ -69,23 +64,21 @@ def after_turns(updates: Updates, turns: int) -> None:
 
 def learnt_alone(name: str, examples: Sequence[Example]) -> bytes:
     """Return the saved policy after one undivided update on a trainer of its own."""
-    trainer = trainer_of()
-    policies(trainer, 4)
+    trainer = trainer_with(4)
     learn(trainer, [PolicyBatch(name, examples, DAPO)])
     step_all(trainer, {name: OPTIMIZER})
     return saved_of(trainer, name)
 
 
 def test_a_short_update_ends_before_a_long_one_that_came_earlier() -> None:
-    trainer = trainer_of()
-    policies(trainer, 2)
+    trainer = trainer_with(2)
     updates, ended = Updates(trainer), list[str]()
     for name, examples in {"p/0": LONG, "p/1": SHORT}.items():
         batch = PolicyBatch(name, examples, DAPO)
         updates.put(Job(batch, OPTIMIZER, lambda _, name=name: ended.append(name), lambda _: None))  # type: ignore[misc]
         while updates._work is None:
             updates._piece()
-    finish(updates)
+    finish_all(updates)
     assert ended == ["p/1", "p/0"]
 
 
@@ -104,7 +97,7 @@ def test_numbers_are_those_of_an_update_in_one_go_bit_for_bit(dtype: torch.dtype
         "p/2": put(updates, "p/2", LONG[6:]),
         "p/3": put(updates, "p/3", LONG[::-1], None),
     }
-    finish(updates)
+    finish_all(updates)
     alone, drift = {}, dict[str, float]()
     for name, examples, steps in (("p/0", LONG, 2), ("p/1", SHORT, 1), ("p/2", LONG[6:], 1), ("p/3", LONG[::-1], 0)):
         for _ in range(max(1, steps)):
@@ -146,26 +139,25 @@ def test_an_update_that_fails_in_any_turn_leaves_nothing_and_may_be_retried(
     after_turns(updates, turns)
     with monkeypatch.context() as patched, capture_logs():
         failing(trainer, patched, lambda _: True)
-        finish(updates)
+        finish_all(updates)
     assert isinstance(failed[0], Overloaded)
     assert saved_of(trainer, "p/0") == before
     again = put(updates, "p/0", LONG, None)
-    finish(updates)
+    finish_all(updates)
     assert isinstance(again[0], Learnt)
     learn(other, [PolicyBatch("p/0", LONG, DAPO)])
     assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
 
 
 def test_a_neighbour_that_fails_in_a_later_turn_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of()
-    policies(trainer, 3)
+    trainer = trainer_with(3)
     updates = Updates(trainer)
     long, other = put(updates, "p/0", LONG), put(updates, "p/2", LONG[6:])
     after_turns(updates, 2)
     bad = put(updates, "p/1", [Example([1] * 200, [2] * 200, [1.0] * 200, [0.0] * 200, [1.0] * 200)])
     failing(trainer, monkeypatch, lambda batch: batch.rows >= 200)
     with capture_logs():
-        finish(updates)
+        finish_all(updates)
     assert isinstance(bad[0], Overloaded)
     assert isinstance(long[0], Learnt)
     assert isinstance(other[0], Learnt)
@@ -174,13 +166,12 @@ def test_a_neighbour_that_fails_in_a_later_turn_fails_alone(monkeypatch: pytest.
 
 
 def test_a_non_finite_later_turn_drops_the_complete_update() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     before, updates = saved_of(trainer, "p/0"), Updates(trainer)
     last = LONG[-1]
     spoiled = Example(last.tokens, last.targets, last.weights, last.sampler_logprobs, [torch.nan] * len(last.tokens))
     told = put(updates, "p/0", [*LONG[:-1], spoiled])
-    finish(updates)
+    finish_all(updates)
     assert isinstance(told[0], Learnt)
     assert told[0].step is not None
     assert told[0].step.skipped
@@ -189,8 +180,7 @@ def test_a_non_finite_later_turn_drops_the_complete_update() -> None:
 
 @pytest.mark.parametrize("within", [True, False])
 def test_an_engine_that_ends_between_or_within_turns_leaves_policies_as_they_were(*, within: bool) -> None:
-    trainer = trainer_of()
-    policies(trainer, 2)
+    trainer = trainer_with(2)
     before = [saved_of(trainer, name) for name in ("p/0", "p/1")]
     updates = Updates(trainer)
     told = [put(updates, name, LONG) for name in ("p/0", "p/1")]
@@ -211,7 +201,7 @@ def test_an_update_that_began_does_not_wait_for_rollouts() -> None:
     updates.put(Job(PolicyBatch("p/0", LONG, DAPO), OPTIMIZER, lambda _: None, told.append, taken_s=3600.0))
     after_turns(updates, 1)
     updates.rollouts = lambda: 5
-    finish(updates)
+    finish_all(updates)
     assert isinstance(told[0], Learnt)
 
 

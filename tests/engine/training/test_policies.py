@@ -31,7 +31,17 @@ from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import create, packed_of, restore, saved_of, step_all
-from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, groups, learn, model_of, policies, trainer_of
+from tests.engine.training.scene import (
+    CPU,
+    LLAMA,
+    OPTIMIZER,
+    groups,
+    learn,
+    model_of,
+    policies,
+    trainer_of,
+    trainer_with,
+)
 
 
 def test_a_new_policy_starts_as_peft_starts_it() -> None:
@@ -220,8 +230,7 @@ def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -
 
 
 def test_a_file_keeps_the_number_of_a_call_that_older_engines_write_and_require() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     data = bytes(saved_of(trainer, "p/0"))
     older = data.replace(rb"\"sequence\":0", rb"\"sequence\":7")
     assert older != data
@@ -255,8 +264,7 @@ def test_split_accumulation_equals_combined() -> None:
 
 def test_only_where_a_sampler_is_read_is_it_told_how_far_that_is() -> None:
     """In supervised learning, the distance from log-probabilities of 0 would be mistaken for drift."""
-    trainer = trainer_of()
-    policies(trainer, 2)
+    trainer = trainer_with(2)
     losses = Loss(type="cross_entropy", kl_coefficient=0.1), Loss(kl_coefficient=0.1)
     found = learn(trainer, [PolicyBatch(f"p/{at}", groups(at), loss) for at, loss in enumerate(losses)])
     assert found["p/0"].metrics.keys() == {"kl"}
@@ -295,8 +303,7 @@ def test_every_weighted_token_is_in_one_piece(most: int) -> None:
 
 
 def test_cancelled_work_leaves_no_trace() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     before = saved_of(trainer, "p/0")
     work = trainer.begin([PolicyBatch("p/0", groups(1))])
     work.advance()
@@ -342,8 +349,7 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
 @pytest.mark.parametrize(("error", "says", "act"), REFUSED)
 def test_what_is_refused(error: type[MintError], says: str, act: Callable[[Trainer], object]) -> None:
     """The refusal is one clear error that names the policy, and nothing has changed."""
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     before = saved_of(trainer, "p/0")
     with pytest.raises(error, match=says):
         act(trainer)
@@ -352,8 +358,7 @@ def test_what_is_refused(error: type[MintError], says: str, act: Callable[[Train
 
 
 def test_a_policy_in_unfinished_work_is_left_alone() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     work = trainer.begin([PolicyBatch("p/0", groups(1))])
     for act in (lambda: trainer.begin([PolicyBatch("p/0", groups(1))]), lambda: trainer.begin_step("p/0", OPTIMIZER)):
         with pytest.raises(InvalidRequest):
@@ -367,8 +372,7 @@ def test_a_policy_in_unfinished_work_is_left_alone() -> None:
 @pytest.mark.parametrize("types", [("cross_entropy", "ppo"), ("cispo", "dapo")])
 def test_losses_that_are_divided_by_the_same_add_up_to_one_step(types: tuple[LossType, LossType]) -> None:
     """Such as answers to imitate beside completions with advantages; their gradients are those of each alone."""
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
 
     def learnt(*kinds: LossType) -> tuple[torch.Tensor, float]:
         for kind in kinds:
@@ -387,8 +391,7 @@ def test_losses_that_are_divided_by_the_same_add_up_to_one_step(types: tuple[Los
 
 
 def test_a_policy_of_another_base_is_refused() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     with pytest.raises(WrongBase):
         state.from_bytes(saved_of(trainer, "p/0"), "p", {"x": Module("x", 4, 4)}, CPU, "policy p")
 

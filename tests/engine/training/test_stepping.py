@@ -20,7 +20,7 @@ from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import Policy, PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import create, restore, saved_of, step_all
-from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of
+from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of, trainer_with
 
 STRETCH = 1 << 10
 VECTORS = ("weights", "exp_avg", "exp_avg_sq")
@@ -268,8 +268,7 @@ def test_an_engine_that_ends_within_a_step_takes_that_one_to_its_end_and_begins_
 
 
 def test_a_work_given_up_at_its_very_end_leaves_what_had_accumulated_as_it_was() -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
     before = saved_of(trainer, "p/0")
     work, pieces = trainer.begin([PolicyBatch("p/0", groups(2), DAPO)]), 0

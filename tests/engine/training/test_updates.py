@@ -24,8 +24,8 @@ from mint_engine.training import optimizer
 from mint_engine.training.example import Example, PolicyBatch, with_old
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
-from tests.engine.training.at_once import saved_of, step_all
-from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
+from tests.engine.training.at_once import finish_all, saved_of, step_all
+from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of, trainer_with
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 
@@ -38,8 +38,7 @@ def taken(trainer: Trainer, epochs: int, loss: Loss = DAPO) -> bytes:
     )
     updates = Updates(trainer)
     updates.put(job)
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     assert not trainer.policy("p/0").halfway
     return ended[0]
 
@@ -104,13 +103,11 @@ def test_later_epochs_leave_out_what_the_first_one_did_however_far_steps_have_mo
 def test_later_epochs_have_log_probabilities_of_the_first_one_only_if_the_loss_reads_them(
     loss: Loss, *, kept: bool
 ) -> None:
-    trainer = trainer_of()
-    policies(trainer, 1)
+    trainer = trainer_with(1)
     job = Job(PolicyBatch("p/0", groups(1), loss), OPTIMIZER, lambda _: None, print, epochs=2)
     updates = Updates(trainer)
     updates.put(job)
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     assert trainer.policy("p/0").step == 2
     assert {len(each.old_logprobs) > 0 for each in job.batch.examples} == {kept}
 
@@ -135,8 +132,7 @@ def test_drift_is_told_of_the_first_epoch_and_the_ratio_of_the_last_one() -> Non
 
 
 def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> None:
-    trainer = trainer_of()
-    policies(trainer, 3)
+    trainer = trainer_with(3)
     many = [example for number in range(40) for example in groups(number)]
     assert sum(len(example.tokens) for example in many) > PIECE_ROWS
     work, planned = trainer.begin([PolicyBatch(f"p/{number}", many, DAPO) for number in range(3)]), []
@@ -179,8 +175,7 @@ def test_many_policies_that_come_at_once_are_checked_one_piece_at_a_time_and_lea
     while updates._work is None:
         updates.advance(16, 0.01)
     assert len(updates._jobs) == len(names)
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     assert all(isinstance(each, Learnt) for each in told)
 
 
@@ -196,14 +191,12 @@ def test_a_policys_many_tokens_are_checked_in_several_pieces(monkeypatch: pytest
 
 
 def test_examples_that_make_no_sense_fail_their_policy_alone() -> None:
-    trainer = trainer_of()
-    policies(trainer, 3)
+    trainer = trainer_with(3)
     updates, told = Updates(trainer), dict[str, list[Learnt | MintError]]()
     for name, batch in {"p/0": groups(1), "p/1": [replace(groups(1)[0], weights=[1.0])], "p/2": groups(2)}.items():
         told[name] = []
         updates.put(Job(PolicyBatch(name, batch, DAPO), OPTIMIZER, lambda _: None, told[name].append))
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     (refused,) = told["p/1"]
     assert isinstance(refused, InvalidRequest)
     assert str(refused).startswith("policy p/1, example 0: has 1 weights")
@@ -240,15 +233,13 @@ def test_a_failure_has_the_device_checked_and_only_a_broken_device_affects_other
 
     looks: list[bool] = []
     for place in ("run", "hold", "gather"):
-        trainer = trainer_of()
-        policies(trainer, 1)
+        trainer = trainer_with(1)
         updates, told = Updates(trainer), list[Learnt | MintError]()
         updates.defects.computes = lambda: looks.append(True) or computes  # type: ignore[func-returns-value]
         monkeypatch.setattr(trainer._ranks, place, fail)
         updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda _: None, told.append))
         with capture_logs():
-            while updates.busy:
-                updates.advance(0, 0.0)
+            finish_all(updates)
         assert isinstance(told[0], Internal if computes else EngineUnavailable)
         assert "an illegal memory access" in told[0].message
         assert trainer.policy("p/0").step == 0
@@ -281,8 +272,7 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
         told[name] = []
         updates.put(Job(PolicyBatch(name, batch, DAPO), OPTIMIZER, lambda _: None, told[name].append))
     with capture_logs():
-        while updates.busy:
-            updates.advance(0, 0.0)
+        finish_all(updates)
     (failed,) = told["p/1"]
     assert isinstance(failed, Overloaded)
     assert "out of memory" in failed.message
@@ -312,8 +302,7 @@ def test_a_step_that_finds_no_memory_is_tried_again_with_the_gradient_of_one_att
     with capture_logs():
         for _ in range(2):
             updates.put(Job(batch, unclipped, lambda _: None, told.append))
-            while updates.busy:
-                updates.advance(0, 0.0)
+            finish_all(updates)
     failed, learnt = told
     assert isinstance(failed, Overloaded)
     assert isinstance(learnt, Learnt)
@@ -387,8 +376,7 @@ def test_a_callers_error_says_when_to_retry() -> None:
 
     updates = Updates(trainer)
     updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), None, full, told.append, gone=lambda: True))
-    while updates.busy:
-        updates.advance(0, 0.0)
+    finish_all(updates)
     (failed,) = told
     assert isinstance(failed, Overloaded)
     assert failed.retry_after_s == 7.0
