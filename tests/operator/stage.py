@@ -165,6 +165,11 @@ class Stage:
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.server.kubectl("apply", "-n", self.namespace, "-f", "-", stdin=json.dumps(listed))
 
+    async def reconcile(self, *objects: dict[str, Any]) -> None:
+        """`apply` these objects, and run the operator `once`."""
+        self.apply(*objects)
+        await self.once()
+
     def delete(self, kind: str, name: str) -> None:
         """Run `kubectl delete` and wait until the object is gone; a finalizer would make this hang."""
         self.server.kubectl("delete", kind, name, "-n", self.namespace, "--timeout=30s")

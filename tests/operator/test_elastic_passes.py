@@ -38,15 +38,13 @@ def holders(engines: Sequence[PlayedEngine], adapter: str) -> list[str]:
 
 async def two_waves_on_two_engines(stage: Stage) -> list[PlayedEngine]:
     """Make two waves Ready on two engines; each is too large for the room that the other leaves on one engine."""
-    stage.apply(base_model(1, 2, SLOTS), adapter_wave("one", ONE))
-    await stage.once()
+    await stage.reconcile(base_model(1, 2, SLOTS), adapter_wave("one", ONE))
     assert await replicas(stage) == 1
     engines = [stage.engine(0), stage.engine(1)]
     await engines[0].obey()
     await stage.once()
     assert await phase(stage, "one") == "Ready"
-    stage.apply(adapter_wave("two", TWO))
-    await stage.once()
+    await stage.reconcile(adapter_wave("two", TWO))
     assert await replicas(stage) == 2
     assert await phase(stage, "two") == "Placing"
     for each in engines:
@@ -59,8 +57,7 @@ async def two_waves_on_two_engines(stage: Stage) -> list[PlayedEngine]:
 async def test_engines_come_for_waves_that_wait_up_to_the_bound(stage: Stage) -> None:
     await two_waves_on_two_engines(stage)
     # the name sorts after the others, in case all are created within one second
-    stage.apply(adapter_wave("two-more", ["two-more/0", "two-more/1", "two-more/2"]))
-    await stage.once()
+    await stage.reconcile(adapter_wave("two-more", ["two-more/0", "two-more/1", "two-more/2"]))
     assert await replicas(stage) == 2
     status = await stage.status("AdapterWave", "two-more")
     assert (status["phase"], status["position"]) == ("Pending", 1)
@@ -107,8 +104,7 @@ async def test_an_engine_that_is_to_go_stays_while_those_that_take_over_are_away
 
 
 async def test_the_scale_subresource_moves_the_lower_bound_as_an_autoscaler_does(stage: Stage) -> None:
-    stage.apply(base_model(1, 3, SLOTS))
-    await stage.once()
+    await stage.reconcile(base_model(1, 3, SLOTS))
     stage.server.kubectl("scale", "basemodel/smol", "--replicas=3", "-n", stage.namespace)
     await stage.once()
     assert await replicas(stage) == 3
@@ -177,8 +173,7 @@ def _settings(template: dict[str, Any]) -> str:
 
 
 async def test_a_new_revision_of_the_base_rolls_through_without_a_gap(stage: Stage) -> None:
-    stage.apply(base_model(2, 2, SLOTS), adapter_wave("one", ONE[:2]))
-    await stage.once()
+    await stage.reconcile(base_model(2, 2, SLOTS), adapter_wave("one", ONE[:2]))
     controller = Controller(stage)
     await controller.roll(2)
     engines = [stage.engine(0), stage.engine(1)]
@@ -205,8 +200,7 @@ async def test_a_new_revision_of_the_base_rolls_through_without_a_gap(stage: Sta
 
 
 async def test_the_only_engine_restarts_once_a_second_one_has_taken_over(stage: Stage) -> None:
-    stage.apply(base_model(1, 2, SLOTS), adapter_wave("one", ONE[:2]))
-    await stage.once()
+    await stage.reconcile(base_model(1, 2, SLOTS), adapter_wave("one", ONE[:2]))
     controller, engines = Controller(stage), [stage.engine(0)]
     await controller.roll(1)
     await engines[0].obey()

@@ -60,8 +60,7 @@ async def test_a_wave_expires_in_the_first_pass_after_its_time_without_other_cha
     assert (await placements(stage), await recorded(stage)) == ([], {"demo": (False, "Expired")})
     await stage.once()
     assert await stage.once(MAP) == {}, "it is told once"
-    stage.apply(lasting("2h"))
-    await stage.once()
+    await stage.reconcile(lasting("2h"))
     assert (await stage.status("AdapterWave", "demo"))["phase"] == "Placing"
     assert (await placements(stage), await recorded(stage)) == (ADAPTERS, {"demo": (True, "")})
 
@@ -77,8 +76,7 @@ async def test_the_map_speaks_of_it_until_it_is_deleted(stage: Stage) -> None:
 
 
 async def test_a_new_operator_finds_it_expired_as_the_last_one_did(stage: Stage) -> None:
-    stage.apply(base_model(), lasting("1h"))
-    await stage.once()
+    await stage.reconcile(base_model(), lasting("1h"))
     stage.ahead_s = HOUR_S
     await stage.operator(2).once()
     assert (await stage.status("AdapterWave", "demo"))["phase"] == "Expired"
@@ -87,22 +85,19 @@ async def test_a_new_operator_finds_it_expired_as_the_last_one_did(stage: Stage)
 
 async def test_an_expired_wave_follows_its_selector_no_more_until_it_is_back(stage: Stage, catalog: Catalog) -> None:
     wave = over("all", selector={"prefix": "acme/support-"})
-    stage.apply(base_model(**CATALOG), wave | {"spec": wave["spec"] | {"serve": {"ttl": "1h"}}})
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), wave | {"spec": wave["spec"] | {"serve": {"ttl": "1h"}}})
     await becomes(stage, SUPPORT)
     stage.ahead_s = HOUR_S
     await becomes(stage, [])
     await catalog.register(entry("acme/support-3"))
     await becomes(stage, [])
     assert (await stage.status("AdapterWave", "all"))["counts"]["adapters"] == len(SUPPORT)
-    stage.apply(wave | {"spec": wave["spec"] | {"serve": {}}})
-    await stage.once()
+    await stage.reconcile(wave | {"spec": wave["spec"] | {"serve": {}}})
     await becomes(stage, [*SUPPORT, "acme/support-3"])
 
 
 async def test_an_expired_waves_adapters_are_not_looked_up(stage: Stage, catalog: Catalog) -> None:
-    stage.apply(base_model(**CATALOG), over("all", names=SUPPORT))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("all", names=SUPPORT))
     lists = Lists(CatalogReader(stage.redis), stage.dirt.wake, look_s=0.0)
     adapters = WaveAdapters(lists)
     of = await stage.loop._observer.observe(EVERYTHING, {})

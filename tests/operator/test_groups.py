@@ -266,8 +266,7 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
     with staged(own_api_server, "groups", redis_client) as stage:
         single = base_model()
         single["metadata"]["name"] = "single"
-        stage.apply(over_two_nodes(), single)
-        await stage.once()
+        await stage.reconcile(over_two_nodes(), single)
         ready = await stage.condition("BaseModel", "smol")
         assert (ready["status"], ready["reason"]) == ("False", "NoLeaderWorkerSets")
         assert "spec.engine.nodes is 2, which needs LeaderWorkerSet" in ready["message"]

@@ -70,8 +70,7 @@ async def test_behind_an_object_that_hung_the_base_has_none_tried_before_that_on
         await stage.once()
     assert webhook.asked == ALL[:1]
     assert (await stage.condition("BaseModel", "hung"))["reason"] == "ApplyFailed"
-    stage.apply(base_model(slots=4) | {"metadata": {"name": "hung"}})
-    await stage.once()
+    await stage.reconcile(base_model(slots=4) | {"metadata": {"name": "hung"}})
     assert webhook.asked == ALL[:1], "what hung is as it was"
     monkeypatch.setattr(backoff, "delay_s", lambda *_, **__: 0.0)
     stage.operator(2)
@@ -87,16 +86,14 @@ async def test_only_a_timeout_and_no_refusal_delays_other_objects(
     monkeypatch.setattr(apply, "HUNG_S", slow_s)
     webhook.status = 500
     webhook.answers.set()
-    stage.apply(HUNG)
-    await stage.once()
+    await stage.reconcile(HUNG)
     assert webhook.asked == asked
 
 
 async def test_an_operator_that_is_overtaken_ends_although_an_object_hangs(
     stage: Stage, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     write = stage.applier.apply
 
     async def overtaken_before(*given: Any) -> Any:

@@ -14,8 +14,7 @@ MOUNT = 'MountVolume.SetUp failed for volume "models": mount.nfs: access denied 
 
 
 async def test_pods_that_may_not_be_made_are_told_of_until_they_are(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     tell(stage, "StatefulSet", "smol", "FailedCreate", QUOTA, at=1)
     await stage.once()
     ready = await stage.condition("BaseModel", "smol")
@@ -27,8 +26,7 @@ async def test_pods_that_may_not_be_made_are_told_of_until_they_are(stage: Stage
 
 
 async def test_a_pod_that_has_a_node_and_no_volumes_says_why(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     pod(stage, {"phase": "Pending"})
     tell(stage, "Pod", "smol-0", "FailedMount", MOUNT, at=1, uid=uid_of(stage))
     await stage.once()
@@ -42,8 +40,7 @@ async def test_a_pod_that_has_a_node_and_no_volumes_says_why(stage: Stage) -> No
 
 async def test_what_happened_to_an_earlier_pod_of_its_name_is_not_told_of_a_pod(stage: Stage) -> None:
     """The probe of a pod that is ended fails, and the next pod of a StatefulSet has the same name."""
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     pod(stage, {"phase": "Pending"})
     earlier = uid_of(stage)
     stage.kubectl("delete", "pod", "smol-0", "--force", "--grace-period=0")
@@ -63,8 +60,7 @@ async def test_an_operator_that_may_not_read_events_goes_on(stage: Stage, monkey
         return await items(kube, kind, *rest)
 
     monkeypatch.setattr(Kube, "items", forbidden)
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     tell(stage, "StatefulSet", "smol", "FailedCreate", QUOTA, at=1)
     await stage.once()
     assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"

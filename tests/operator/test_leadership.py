@@ -210,8 +210,7 @@ async def test_a_leader_that_stood_still_writes_nothing_more_to_the_api_server(
     clock, leader = Clock(monkeypatch), candidate(stage)
     await asyncio.wait_for(leader.acquire(), PATIENCE_S)
     stage.kube.fence = leader.check
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     workload, base = await stage.get("StatefulSet", "smol"), await stage.status("BaseModel", "smol")
     assert workload is not None
     stage.apply(base_model(slots=4))

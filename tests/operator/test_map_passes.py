@@ -19,8 +19,7 @@ from tests.redis_process import RedisProcess, full_memory
 
 
 async def test_deleting_a_base_forgets_its_part_of_the_map(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     engine = stage.engine()
     await engine.obey()
     await stage.once()
@@ -36,8 +35,7 @@ async def test_deleting_a_base_forgets_its_part_of_the_map(stage: Stage) -> None
 
 
 async def test_deleting_a_wave_frees_what_only_it_wanted(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS), adapter_wave("other", ADAPTERS[:1]))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS), adapter_wave("other", ADAPTERS[:1]))
     stage.delete("adapterwave", "demo")
     await stage.once()
     placements = await MapReader(stage.redis).placements(stage.base)
@@ -46,8 +44,7 @@ async def test_deleting_a_wave_frees_what_only_it_wanted(stage: Stage) -> None:
 
 
 async def test_a_map_that_was_flushed_is_written_again_as_it_was(stage: Stage) -> None:
-    stage.apply(base_model(2, 2), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(2, 2), adapter_wave("demo", ADAPTERS))
     await stage.once()
     before = await MapReader(stage.redis).state(stage.base, ["smol-0", "smol-1"])
     await stage.redis.flushall()
@@ -96,8 +93,7 @@ async def test_a_redis_that_loses_everything_during_a_pass_is_not_noted_as_led(
 
 async def test_a_base_that_the_set_of_bases_lacks_is_listed_again(stage: Stage) -> None:
     """Otherwise gateways would not find it before its map changes for another reason."""
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     await stage.once()
     reader = MapReader(stage.redis)
     before = await reader.state(stage.base, ["smol-0"])
@@ -111,8 +107,7 @@ async def test_a_base_that_the_set_of_bases_lacks_is_listed_again(stage: Stage) 
 
 async def test_a_new_operator_fences_off_the_last_one_also_where_it_has_nothing_to_write(stage: Stage) -> None:
     """The last one may have stood still just before it sent a change."""
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     last = MapWriter(stage.redis, 1)
     stage.operator(2)
     assert (await stage.once())["changes"] == 0
@@ -122,8 +117,7 @@ async def test_a_new_operator_fences_off_the_last_one_also_where_it_has_nothing_
 
 
 async def test_an_operator_that_was_overtaken_ends_before_it_has_anything_to_write(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     await MapWriter(stage.redis, 2).claim(stage.base)
 
     async def notices() -> None:
@@ -136,8 +130,7 @@ async def test_an_operator_that_was_overtaken_ends_before_it_has_anything_to_wri
 async def test_a_change_of_a_map_that_is_flushed_before_it_is_written_is_not_taken_for_the_whole(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS[:2]))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS[:2]))
     await stage.once()
     read, write = MapReader(stage.redis), stage.applier.apply
 
@@ -160,8 +153,7 @@ async def test_a_new_reason_why_redis_is_away_is_logged_again(
 ) -> None:
     """Otherwise nobody would learn that Redis came back with a password that this operator does not know."""
     stage, redis = mortal_stage
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     redis.kill()
     await stage.once()
     with RedisProcess(tmp_path, "--requirepass", "rotated", port=redis.port), capture_logs() as logs:
@@ -177,8 +169,7 @@ async def test_a_new_reason_why_redis_is_away_is_logged_again(
 
 async def test_redis_may_be_gone_while_things_are_deleted(mortal_stage: tuple[Stage, RedisProcess]) -> None:
     stage, redis = mortal_stage
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS), adapter_wave("kept", ADAPTERS[:1]))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS), adapter_wave("kept", ADAPTERS[:1]))
     await stage.engine().obey()
     await stage.once()
     redis.kill()

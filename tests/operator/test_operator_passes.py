@@ -19,8 +19,7 @@ from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
 
 
 async def test_a_wave_becomes_placements_and_then_ready_as_engines_report(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     status = await stage.status("AdapterWave", "demo")
     assert (status["phase"], status["summary"]) == ("Placing", "0/3")
     assert status["observedGeneration"] == 1
@@ -41,8 +40,7 @@ async def test_a_wave_becomes_placements_and_then_ready_as_engines_report(stage:
 
 
 async def test_a_pass_that_finds_everything_right_writes_nothing(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     await stage.engine().obey()
     for _ in range(2):
         await stage.once()
@@ -54,8 +52,7 @@ async def test_a_pass_that_finds_everything_right_is_told_by_metrics_and_not_by_
         return REGISTRY.get_sample_value("mint_operator_passes_total", {"outcome": "done"})
 
     engine = stage.engine()
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     await engine.obey()
     with capture_logs() as logs:
         assert await stage.once(RESYNC)
@@ -80,8 +77,7 @@ async def test_a_wave_costs_at_most_four_writes_until_ready(stage: Stage, monkey
         return send(method, where, *rest)
 
     monkeypatch.setattr(stage.kube, "_send_now", recorded)
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     engine = stage.engine()
     for tier in (Tier.DISK, Tier.HOST, Tier.DEVICE):
         await engine.obey()
@@ -98,11 +94,9 @@ async def test_a_wave_costs_at_most_four_writes_until_ready(stage: Stage, monkey
 
 
 async def test_a_wave_over_an_unknown_base_becomes_right_when_the_base_appears(stage: Stage) -> None:
-    stage.apply(adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(adapter_wave("demo", ADAPTERS))
     assert (await stage.condition("AdapterWave", "demo", "Admitted"))["reason"] == "BaseModelNotFound"
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     assert (await stage.condition("AdapterWave", "demo", "Admitted"))["status"] == "True"
 
 
@@ -126,8 +120,7 @@ async def test_a_hint_that_says_nothing_new_costs_no_plan(stage: Stage) -> None:
 async def test_an_edit_that_comes_while_a_status_is_written_is_planned_for(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS[:1]))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS[:1]))
     await stage.engine().obey()
     patch_status = stage.kube.patch_status
 
@@ -156,8 +149,7 @@ async def test_a_status_that_is_refused_is_not_sent_with_every_pass(
         return await patch_status(kind, namespace, name, body)
 
     monkeypatch.setattr(stage.kube, "patch_status", refused)
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     engine = stage.engine()
     await engine.report()
     await stage.once()
@@ -183,8 +175,7 @@ async def test_a_status_that_cannot_be_written_is_sent_again_ever_later_and_noth
 ) -> None:
     sent = fail_statuses(stage, monkeypatch, status)
     monkeypatch.setattr(apply, "FAILED_FIRST_S", 0.0)
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     await stage.dirt.take()
     for count in (2, 3):
         await stage.once(frozenset())
@@ -213,8 +204,7 @@ async def test_what_the_watch_saw_before_a_listing_failed_is_planned_for(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_view, "LISTING_SHARE", float("inf"))  # a list may follow the last one at once
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS[:1]))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS[:1]))
     await stage.once()
     fail_lists(stage, monkeypatch, "Pod")
     await stage.once(RESYNC)

@@ -7,8 +7,7 @@ from tests.operator.stage import ADAPTERS, RELEASE, Stage, adapter_wave, base_mo
 
 
 async def test_a_base_becomes_its_objects_owned_by_it(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     base = await stage.get("BaseModel", "smol")
     assert base is not None
     for kind, name in [
@@ -27,8 +26,7 @@ async def test_a_base_becomes_its_objects_owned_by_it(stage: Stage) -> None:
 
 async def test_one_base_that_cannot_be_applied_hinders_no_other(stage: Stage) -> None:
     bad = base_model(engine={"nodeSelector": {"no such label!": "x"}}) | {"metadata": {"name": "bad"}}
-    stage.apply(bad, base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(bad, base_model(), adapter_wave("demo", ADAPTERS))
     await stage.engine().obey()
     await stage.once()
     assert (await stage.condition("BaseModel", "bad"))["reason"] == "ApplyFailed"
@@ -38,8 +36,7 @@ async def test_one_base_that_cannot_be_applied_hinders_no_other(stage: Stage) ->
 
 async def test_an_object_of_somebody_else_is_never_taken_over(stage: Stage) -> None:
     theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "smol"}, "spec": {"ports": [{"port": 80}]}}
-    stage.apply(theirs, base_model())
-    await stage.once()
+    await stage.reconcile(theirs, base_model())
     await stage.once()
     found = await stage.get("Service", "smol")
     assert found is not None
@@ -48,8 +45,7 @@ async def test_an_object_of_somebody_else_is_never_taken_over(stage: Stage) -> N
 
 
 async def test_engines_that_somebody_scaled_are_scaled_back(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     stage.server.kubectl("scale", "-n", stage.namespace, "statefulset/smol", "--replicas=5")
     await stage.once()
     found = await stage.get("StatefulSet", "smol")
@@ -60,8 +56,7 @@ async def test_engines_that_somebody_scaled_are_scaled_back(stage: Stage) -> Non
 async def test_engines_get_redis_password_from_a_secret_of_their_own_namespace(stage: Stage) -> None:
     stage.release = Release(image=RELEASE.image, redis_url=RELEASE.redis_url, redis_password="hush", redis_digest="1")
     stage.operator(1)
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     secret = await stage.get("Secret", "mint-engine-redis")
     assert secret is not None
     assert secret["data"] == {"password": "aHVzaA=="}
@@ -76,8 +71,7 @@ async def test_engines_wait_for_the_secret_with_which_they_are_to_start_anew(
 ) -> None:
     """They would restart with the Secret's old content, and not restart again for the new one."""
     theirs = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mint-engine-redis"}}
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     before = await stage.get("StatefulSet", "smol")
     assert before is not None
     stage.apply(theirs)

@@ -94,7 +94,6 @@ def test_a_failed_base_is_planned_again_from_scratch_later(breaks: Break, monkey
 async def test_a_pass_writes_what_the_other_bases_need(stage: Stage, breaks: Break) -> None:
     breaks("bad")
     bad = base_model() | {"metadata": {"name": "bad"}}
-    stage.apply(bad, base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(bad, base_model(), adapter_wave("demo", ADAPTERS))
     assert (await stage.condition("BaseModel", "bad"))["reason"] == "Internal"
     assert sorted(await MapReader(stage.redis).placements(stage.base)) == ADAPTERS

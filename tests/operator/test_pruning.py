@@ -70,8 +70,7 @@ async def test_once_the_crds_are_applied_all_is_told_again(
 
 async def loading(stage: Stage) -> PlayedEngine:
     """Return an engine that has yet to load a wave's adapters."""
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     engine = stage.engine()
     await engine.report()
     await stage.once()

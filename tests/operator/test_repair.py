@@ -124,8 +124,7 @@ def change(stage: Stage) -> None:
 
 
 async def test_changes_by_hand_are_reverted_and_what_is_right_is_left_as_it_is(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     await stage.once()
     before = await objects(stage)
     change(stage)
@@ -135,8 +134,7 @@ async def test_changes_by_hand_are_reverted_and_what_is_right_is_left_as_it_is(s
 
 
 async def test_what_was_changed_while_no_operator_ran_is_reverted_after_a_while(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     before = await objects(stage)
     change(stage)
     stage.operator(2)
@@ -149,8 +147,7 @@ async def test_what_was_changed_while_no_operator_ran_is_reverted_after_a_while(
 
 
 async def test_what_others_say_of_an_object_is_no_change_of_it(stage: Stage) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     for kind, status in [
         ("StatefulSet", {"replicas": 1, "observedGeneration": 1}),
         ("PodDisruptionBudget", {"currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}),

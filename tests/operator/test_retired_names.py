@@ -19,8 +19,7 @@ from tests.operator.stage import Stage, base_model, until
 
 async def lose_one(stage: Stage, catalog: Catalog) -> None:
     """Serve a wave of two names, and then retire one of them."""
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
     await becomes(stage, ["acme/law-1", "in/store"])
     await catalog.retire("in/store")
 
@@ -31,13 +30,12 @@ async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_ma
     folder, url = shelf
     (folder / "wave.jsonl").write_bytes(msgspec.json.Encoder().encode_lines([Entry("in/store"), Entry("b/c")]))
     await catalog.retire("in/store")
-    stage.apply(
+    await stage.reconcile(
         base_model(**CATALOG),
         over("named", names=["b/c", "in/store"]),
         over("pinned", names=["in/store@1"]),
         over("filed", manifest=f"{url}/wave.jsonl"),
     )
-    await stage.once()
     for wave in ("named", "pinned", "filed"):
         message = await says(stage, wave, "AdapterNotFound")
         assert f"{RETIRED} of {stage.base}" in message

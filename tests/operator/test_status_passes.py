@@ -10,8 +10,7 @@ from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
 
 
 async def test_an_engines_terminal_failure_is_the_waves_reason(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     why = Failure("RankTooLarge", "rank 128 is above 64; raise spec.adapters.maxRank", terminal=True)
     await stage.engine().obey(failures={"demo/json": why})
     await stage.once()
@@ -27,8 +26,7 @@ async def test_an_engines_terminal_failure_is_the_waves_reason(stage: Stage) -> 
 
 
 async def test_counts_go_back_to_zero_in_the_api_too(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     engine = stage.engine()
     await engine.obey()
     await stage.once()
@@ -42,8 +40,7 @@ async def test_counts_go_back_to_zero_in_the_api_too(stage: Stage) -> None:
 
 
 async def test_a_base_without_its_source_says_so_through_its_engines(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     why = Failure("SourceNotFound", "pvc://models/smol holds no model", terminal=True)
     await stage.engine().report(ready=False, failure=why)
     await stage.once()
@@ -73,21 +70,18 @@ NO_LABEL = {"key": "no such label!", "operator": "Exists"}
 async def test_a_refusal_by_the_api_server_is_reported_in_the_bases_status(
     stage: Stage, engine: dict[str, Any]
 ) -> None:
-    stage.apply(base_model(engine=engine))
-    await stage.once()
+    await stage.reconcile(base_model(engine=engine))
     await stage.once()
     ready = await stage.condition("BaseModel", "smol")
     assert ready["reason"] == "ApplyFailed"
     assert "no such label!" in ready["message"]
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     await stage.once()
     assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
 
 
 async def test_the_map_says_of_every_wave_how_its_admission_stands(stage: Stage) -> None:
-    stage.apply(base_model(slots=3), adapter_wave("demo", ADAPTERS), adapter_wave("later", ["x/1"]))
-    await stage.once()
+    await stage.reconcile(base_model(slots=3), adapter_wave("demo", ADAPTERS), adapter_wave("later", ["x/1"]))
     waves = await MapReader(stage.redis).waves(stage.base)
     first, second = waves[f"{stage.namespace}/demo"], waves[f"{stage.namespace}/later"]
     assert (first.admitted, first.chosen_by, first.adapters, first.slots) == (True, "names", 3, 3)

@@ -28,8 +28,7 @@ from tests.redis_process import RedisProcess
 
 async def ready(stage: Theatre) -> None:
     """Create a base whose engine answers."""
-    stage.apply(base_model(**TRAINING))
-    await stage.once()
+    await stage.reconcile(base_model(**TRAINING))
     await stage.engine().report()
     await stage.once()
 
@@ -56,8 +55,7 @@ async def examples(stage: Theatre, wave: str) -> list[str]:
 
 async def training(stage: Theatre, engine: PlayedEngine, **train: Any) -> None:
     """Create a base whose engine answers, and a wave with its leases."""
-    stage.apply(base_model(**TRAINING), training_wave("w", **train))
-    await stage.once()
+    await stage.reconcile(base_model(**TRAINING), training_wave("w", **train))
     await engine.report()
     await stage.once()
 
@@ -104,8 +102,7 @@ async def test_examples_come_from_a_config_map_once_it_is_there(stage: Theatre) 
     complete = await stage.condition("AdapterWave", "w", "Complete")
     assert complete["reason"] == "SourceNotFound"
     assert "ConfigMap lessons" in complete["message"]
-    stage.apply(lessons("1+1="))
-    await stage.once()
+    await stage.reconcile(lessons("1+1="))
     assert await examples(stage, "w") == ['{"prompt": "1+1="}']
     assert len(await leases(stage)) == 2
 
@@ -294,13 +291,11 @@ async def test_engines_that_restart_without_training_get_new_leases_when_it_is_s
     await tell(stage.redis, stage, Stage.RUNNING, 2, incarnation=1)
     await stage.once()
     before = await leases(stage)
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     assert await leases(stage) == {}
     await stage.engine(incarnation=2).report()
     await stage.once()
-    stage.apply(base_model(**TRAINING))
-    await stage.once()
+    await stage.reconcile(base_model(**TRAINING))
     now = await leases(stage)
     assert now.keys() == before.keys()
     assert all(now[name].lease > before[name].lease for name in now), "steps are repeated under names of their own"
@@ -335,8 +330,7 @@ async def test_raised_steps_reach_the_engine_that_trains_at_once(stage: Theatre)
     await stage.once()
     async with MapReader(stage.redis).calls(stage.base, "smol-0") as wait:
         before = (await MapReader(stage.redis).part(stage.base, "smol-0")).edition
-        stage.apply(training_wave("w", steps=8))
-        await stage.once()
+        await stage.reconcile(training_wave("w", steps=8))
         await until("the engine to be called", lambda: wait(1.0))
         assert (await MapReader(stage.redis).part(stage.base, "smol-0")).edition > before
     read = await TrainReader(stage.redis).training(stage.base)

@@ -56,8 +56,7 @@ async def rewritten(redis: Redis, key: str, field: str) -> Any:
 @pytest.mark.usefixtures("newer")
 async def test_a_wave_that_only_a_newer_version_reads_keeps_what_it_has_until_it_is_deleted(stage: Theatre) -> None:
     engine = stage.engine()
-    stage.apply(base_model(**TRAINING), adapter_wave("demo", ["demo/a"]), training_wave("w"))
-    await stage.once()
+    await stage.reconcile(base_model(**TRAINING), adapter_wave("demo", ["demo/a"]), training_wave("w"))
     await engine.report()
     await stage.once()
     await engine.obey()
@@ -92,8 +91,7 @@ async def test_a_wave_that_only_a_newer_version_reads_keeps_what_it_has_until_it
 @pytest.mark.usefixtures("newer")
 async def test_a_wave_that_is_written_so_that_this_version_reads_it_goes_on_under_its_leases(stage: Theatre) -> None:
     engine = stage.engine()
-    stage.apply(base_model(**TRAINING), training_wave("w"))
-    await stage.once()
+    await stage.reconcile(base_model(**TRAINING), training_wave("w"))
     await engine.report()
     await stage.once()
     before = await leases(stage)

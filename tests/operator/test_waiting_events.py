@@ -107,8 +107,7 @@ async def test_describe_says_why_a_wave_waits(stage: Stage) -> None:
 async def test_a_reason_that_comes_and_goes_is_told_once_in_a_while(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.apply(base_model())
-    await stage.once()
+    await stage.reconcile(base_model())
     engine = stage.engine()
     failing = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
 
@@ -126,8 +125,7 @@ async def test_a_reason_that_comes_and_goes_is_told_once_in_a_while(
 
 
 async def test_why_a_base_fails_is_an_event_of_the_base_and_not_of_each_wave(stage: Stage) -> None:
-    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
-    await stage.once()
+    await stage.reconcile(base_model(), adapter_wave("demo", ADAPTERS))
     engine = stage.engine()
     for reason in ("SourceUnavailable", "SourceNotFound"):
         await engine.report(ready=False, failure=Failure(reason, "the bucket did not answer", terminal=False))
@@ -138,8 +136,7 @@ async def test_why_a_base_fails_is_an_event_of_the_base_and_not_of_each_wave(sta
 
 
 async def test_a_roll_that_is_hindered_for_moments_is_told_once_in_a_while(stage: Stage) -> None:
-    stage.apply(base_model(1, 2))
-    await stage.once()
+    await stage.reconcile(base_model(1, 2))
     engine = stage.engine(0)
     await engine.obey()
     await stage.once()

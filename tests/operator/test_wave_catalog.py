@@ -26,8 +26,9 @@ from tests.waiting import PATIENCE_S
 
 
 async def test_a_selector_takes_what_begins_so_and_has_the_labels(stage: Stage, catalog: Catalog) -> None:
-    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/", "labels": {"team": "support"}}))
-    await stage.once()
+    await stage.reconcile(
+        base_model(**CATALOG), over("all", selector={"prefix": "acme/", "labels": {"team": "support"}})
+    )
     found = await becomes(stage, SUPPORT)
     assert found["acme/support-0"] == "s3://adapters/acme/support-0/1"
     await stage.engine().obey()
@@ -37,8 +38,7 @@ async def test_a_selector_takes_what_begins_so_and_has_the_labels(stage: Stage, 
 
 
 async def test_a_wave_follows_what_is_registered_retired_and_revised(stage: Stage, catalog: Catalog) -> None:
-    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
     await becomes(stage, SUPPORT)
     await catalog.register(entry("acme/support-3"))
     await becomes(stage, [*SUPPORT, "acme/support-3"])
@@ -57,8 +57,7 @@ async def test_waves_that_share_an_adapter_move_to_its_new_revision_together(sta
     waves = [
         over(f"w{n}", selector={"prefix": prefix}) for n, prefix in enumerate(["acme/", "acme/s", "acme/support"])
     ]
-    stage.apply(base_model(**CATALOG), *waves)
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), *waves)
     await becomes(stage, ["acme/law-1", *SUPPORT])
     await catalog.register(*[entry(name, "2") for name in SUPPORT])
 
@@ -77,8 +76,7 @@ async def test_names_of_a_base_without_store_are_the_catalogs_and_pins_hold_stil
 ) -> None:
     await catalog.register(entry("acme/law-1", "2"))
     base = base_model(adapters={"deviceSlots": 8}, **CATALOG)
-    stage.apply(base, over("named", names=["acme/law-1", "acme/law-1@1", "b/c"]))
-    await stage.once()
+    await stage.reconcile(base, over("named", names=["acme/law-1", "acme/law-1@1", "b/c"]))
     found = await becomes(stage, ["acme/law-1", "acme/law-1@1", "b/c"])
     assert [uri[-1] for uri in found.values()] == ["2", "1", "1"]
 
@@ -86,8 +84,7 @@ async def test_names_of_a_base_without_store_are_the_catalogs_and_pins_hold_stil
 async def test_names_are_the_catalogs_and_those_that_it_does_not_know_the_stores(
     stage: Stage, catalog: Catalog
 ) -> None:
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "acme/law-1@1", "in/store"]))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("named", names=["acme/law-1", "acme/law-1@1", "in/store"]))
     found = await becomes(stage, ["acme/law-1", "acme/law-1@1", "in/store"])
     law = "s3://adapters/acme/law-1/1"
     assert list(found.values()) == [law, law, "pvc://samples/adapters/in/store"]
@@ -96,25 +93,21 @@ async def test_names_are_the_catalogs_and_those_that_it_does_not_know_the_stores
 async def test_a_wave_that_gets_another_name_keeps_what_it_has_until_that_is_looked_up(
     stage: Stage, catalog: Catalog
 ) -> None:
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1"]))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("named", names=["acme/law-1"]))
     await becomes(stage, ["acme/law-1"])
-    stage.apply(over("named", names=["acme/law-1", "b/c"]))
-    await stage.once()
+    await stage.reconcile(over("named", names=["acme/law-1", "b/c"]))
     assert "acme/law-1" in await sources(stage)
     await becomes(stage, ["acme/law-1", "b/c"])
 
 
 async def test_a_wave_that_gets_another_name_is_ready_only_with_that(stage: Stage, catalog: Catalog) -> None:
     engine = stage.engine()
-    stage.apply(base_model(adapters={"deviceSlots": 8}, **CATALOG), over("named", names=["acme/law-1"]))
-    await stage.once()
+    await stage.reconcile(base_model(adapters={"deviceSlots": 8}, **CATALOG), over("named", names=["acme/law-1"]))
     await becomes(stage, ["acme/law-1"])
     await engine.obey()
     await stage.once()
     assert (await stage.condition("AdapterWave", "named"))["status"] == "True"
-    stage.apply(over("named", names=["acme/law-1", "acme/law-2"]))
-    await stage.once()
+    await stage.reconcile(over("named", names=["acme/law-1", "acme/law-2"]))
     ready = await stage.condition("AdapterWave", "named")
     assert (ready["status"], ready["reason"], ready["observedGeneration"]) == ("False", "CatalogUnread", 2)
 
@@ -138,8 +131,7 @@ async def test_a_wave_that_gets_another_name_is_ready_only_with_that(stage: Stag
 async def test_a_wave_stays_ready_where_an_operator_begins_and_cannot_look_it_up(
     stage: Stage, catalog: Catalog
 ) -> None:
-    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
     await becomes(stage, SUPPORT)
     await stage.engine().obey()
     await stage.once()
@@ -155,14 +147,13 @@ async def test_what_is_wrong_is_a_condition_that_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(wave_lists, "MOST_ADAPTERS", 2)
     away = "http://127.0.0.1:9/none.jsonl"
-    stage.apply(
+    await stage.reconcile(
         base_model(**CATALOG),
         over("none", selector={"prefix": "nobody/"}),
         over("many", selector={"prefix": "acme/"}),
         over("pin", names=["acme/law-1@7"]),
         over("away", manifest=away),
     )
-    await stage.once()
     assert "register some, or change the selector" in await says(stage, "none", "NoMatch")
     assert "narrow it" in await says(stage, "many", "TooManyAdapters")
     assert "'acme/law-1@7'" in await says(stage, "pin", "AdapterNotFound")
@@ -178,8 +169,9 @@ async def test_what_is_wrong_is_a_condition_that_says_what_to_do(
 
 
 async def test_without_a_catalog_a_selector_says_which_field_to_set(stage: Stage) -> None:
-    stage.apply(base_model(), over("all", selector={"prefix": "acme/"}), over("pin", names=["acme/law-1@7"]))
-    await stage.once()
+    await stage.reconcile(
+        base_model(), over("all", selector={"prefix": "acme/"}), over("pin", names=["acme/law-1@7"])
+    )
     for wave in ("all", "pin"):
         assert "spec.catalog.manifests.uri" in await says(stage, wave, "NoCatalog")
         assert (await stage.status("AdapterWave", wave))["phase"] == "Failed"
@@ -188,8 +180,7 @@ async def test_without_a_catalog_a_selector_says_which_field_to_set(stage: Stage
 async def test_an_operator_that_begins_while_the_catalog_is_rebuilt_lets_go_of_nothing(
     stage: Stage, catalog: Catalog
 ) -> None:
-    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
     await becomes(stage, SUPPORT)
     gone = [key async for key in stage.redis.scan_iter(match="*:catalog*")]
     await stage.redis.delete(*gone)
@@ -207,8 +198,7 @@ async def test_an_operator_that_begins_where_all_was_lost_announces_the_base_and
     stage: Stage, catalog: Catalog
 ) -> None:
     """Only that tells a gateway that starts, too, where the catalog is; the operator waits for it to be read."""
-    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
     await becomes(stage, SUPPORT)
     engine, reader = stage.engine(), MapReader(stage.redis)
     await engine.obey()

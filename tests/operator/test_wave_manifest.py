@@ -22,8 +22,7 @@ async def test_a_manifest_is_a_wave_and_is_followed(
     folder, url = shelf
     lines = [entry("x/1"), entry("x/2"), Entry("acme/law-1", revision="1"), Entry("in/store")]
     (folder / "wave.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines))
-    stage.apply(base_model(**CATALOG), over("filed", manifest=f"{url}/wave.jsonl"))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("filed", manifest=f"{url}/wave.jsonl"))
     found = await becomes(stage, ["acme/law-1@1", "in/store", "x/1", "x/2"])
     assert found["in/store"] == "pvc://samples/adapters/in/store"
     (folder / "wave.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines[1:2]))
@@ -43,11 +42,9 @@ async def test_a_manifest_that_cannot_be_read_is_its_own_waves_trouble_alone(
 ) -> None:
     folder, url = shelf
     (folder / "twice.parquet").write_bytes(twice())
-    stage.apply(base_model(**CATALOG), over("filed", manifest=f"{url}/twice.parquet"))
-    await stage.once()
+    await stage.reconcile(base_model(**CATALOG), over("filed", manifest=f"{url}/twice.parquet"))
     assert "duplicate keys" in await says(stage, "filed", "CorruptFile")
-    stage.apply(over("named", names=["acme/law-1"]))
-    await stage.once()
+    await stage.reconcile(over("named", names=["acme/law-1"]))
     await becomes(stage, ["acme/law-1"])
 
 
@@ -58,9 +55,8 @@ async def test_a_defect_in_looking_up_is_one_waves_trouble_and_is_told(
         raise RuntimeError(uri)
 
     monkeypatch.setattr(manifest_file, "fetch", broken)
-    stage.apply(
+    await stage.reconcile(
         base_model(**CATALOG), over("filed", manifest="http://h/w.jsonl"), over("all", selector={"prefix": "b/"})
     )
-    await stage.once()
     assert "RuntimeError, see the operator's log" in await says(stage, "filed", "Internal")
     await becomes(stage, ["b/c"])
