@@ -295,8 +295,7 @@ async def learnt(base: Path, folder: Path, device: str) -> tuple[tuple[float, ..
         scene.want(assignment("acme/one"), assignment("acme/two", rank=8))
         await scene.ended("acme/one", "acme/two")
     async with training(base, folder, train(steps=3, publish_every_steps=1), **options) as scene:
-        scene.want(assignment("acme/one", lease=2))
-        published = (await scene.ended("acme/one"))["acme/one"].published
+        published = (await scene.complete("acme/one", lease=2)).published
         rewards, state = saved(scene, "acme/one")
     assert published is not None
     assert published.step == 3

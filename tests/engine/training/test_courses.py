@@ -26,8 +26,7 @@ from tests.waiting import until
 
 async def test_a_policy_learns_for_its_steps_and_lets_go_of_its_slot(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path) as scene:
-        scene.want(assignment("acme/one"))
-        told = (await scene.ended("acme/one"))["acme/one"]
+        told = await scene.complete("acme/one")
         assert (told.step, told.steps, told.stage, told.lease) == (3, 3, Stage.COMPLETE, 1)
         assert told.tokens > 0
         assert told.reward_best == max(scene.roster.rewards()["acme/one"])
@@ -38,8 +37,7 @@ async def test_a_policy_learns_for_its_steps_and_lets_go_of_its_slot(base: Path,
 async def test_each_step_tells_what_came_of_it_in_a_line(base: Path, tmp_path: Path) -> None:
     with capture_logs() as lines:
         async with training(base, tmp_path, train(loss=Loss(kl_coefficient=0.1))) as scene:
-            scene.want(assignment("acme/one"))
-            told, curve = (await scene.ended("acme/one"))["acme/one"], scene.roster.curves()["acme/one"]
+            told, curve = await scene.complete("acme/one"), scene.roster.curves()["acme/one"]
     steps = [line for line in lines if line["event"] == "step"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert {"reward", "tokens", "seconds"} < steps[0].keys()
@@ -115,8 +113,7 @@ async def test_supervised_policies_learn_by_cross_entropy_whatever_the_waves_los
 async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_path: Path) -> None:
     never = Reward(exact_match=ExactMatch())
     async with training(base, tmp_path, train(reward=never, steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        told = (await scene.ended("acme/one"))["acme/one"]
+        told = await scene.complete("acme/one")
         assert (told.step, told.reward_mean, told.tokens) == (2, 0.0, 0)
 
 
@@ -134,8 +131,7 @@ async def test_of_completions_that_are_cut_off_nothing_is_learnt_where_the_loss_
             return await learn(batch, *args, **options)
 
         step_thread.learn = noted  # type: ignore[method-assign]
-        scene.want(assignment("acme/one"))
-        tokens = (await scene.ended("acme/one"))["acme/one"].tokens
+        tokens = (await scene.complete("acme/one")).tokens
     [batch] = batches
     lengths = {id(each): sum(logprob != 0.0 for logprob in each.sampler_logprobs) for each in batch.examples}
     cut = [each for each in batch.examples if not any(each.weights)]
@@ -156,8 +152,7 @@ async def test_rollouts_are_learnt_at_the_temperature_they_were_sampled_at(base:
             return learnt
 
         step_thread.learn = noted  # type: ignore[method-assign]
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         assert drifts
         assert max(drifts) < 1e-4, "trainer and sampler tell a token's probability alike, as it was drawn"
 
@@ -165,8 +160,7 @@ async def test_rollouts_are_learnt_at_the_temperature_they_were_sampled_at(base:
 async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Path, tmp_path: Path) -> None:
     told = train(algorithm="SFT", reward=None, steps=12, prompts_per_step=4, optimizer=Optimizer(learning_rate=2e-2))
     async with training(base, tmp_path, told) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         rewards = scene.roster.rewards()["acme/one"]
         assert rewards[-1] > rewards[0] + 1.0
 
@@ -181,8 +175,7 @@ async def test_a_supervised_step_whose_loss_is_no_number_spoils_no_checkpoint(ba
             return await learn(replace(batch, examples=beyond), *given, **options)
 
         step_thread.learn = learn_beyond  # type: ignore[method-assign]
-        scene.want(assignment("acme/one"))
-        told = (await scene.ended("acme/one"))["acme/one"]
+        told = await scene.complete("acme/one")
         rewards, _ = saved(scene, "acme/one")
         assert rewards[0] == LEAST_LOGPROB < rewards[1] < 0
         assert told.reward_best == rewards[1]
@@ -192,8 +185,7 @@ async def test_a_policy_starts_from_an_adapter(base: Path, tmp_path: Path) -> No
     save_adapter(base, tmp_path / "adapters" / "acme" / "parent", rank=4)
     never = Reward(exact_match=ExactMatch())
     async with training(base, tmp_path, train(reward=never, steps=1)) as scene:
-        scene.want(assignment("acme/child", start_from="acme/parent"))
-        published = (await scene.ended("acme/child"))["acme/child"].published
+        published = (await scene.complete("acme/child", start_from="acme/parent")).published
         assert published is not None
         begun_from = await scene.residency.lending.read("acme/parent")
         assert parent(published.source) == published_in(scene.store, "acme/child").uri
@@ -217,8 +209,7 @@ async def test_more_steps_while_a_policy_runs_stretch_its_schedule(base: Path, t
 async def test_more_steps_for_a_complete_policy_are_taken(base: Path, tmp_path: Path) -> None:
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=4)
     async with training(base, tmp_path, train(steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         scene.want(assignment("acme/one"), told=train(steps=4))
         await until(lambda: scene.roster.progress()["acme/one"].step == 4)
         await scene.ended("acme/one")
@@ -231,8 +222,7 @@ async def test_a_complete_policy_that_is_asked_for_more_steps_and_told_to_stop_s
 ) -> None:
     """It stops as a paused policy does, which waits for further orders in the same way."""
     async with training(base, tmp_path, train(steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         scene.want(assignment("acme/one", order=order))
         assert scene.roster.progress()["acme/one"].stage is Stage.COMPLETE, "it has taken all that were asked for"
         scene.want(assignment("acme/one", order=order), told=train(steps=4))
@@ -243,10 +233,8 @@ async def test_a_complete_policy_that_is_asked_for_more_steps_and_told_to_stop_s
 async def test_a_complete_policy_takes_more_steps_once_it_is_told_to_run(base: Path, tmp_path: Path) -> None:
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=4)
     async with training(base, tmp_path, train(steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         scene.want(assignment("acme/one", order=Order.PAUSE), told=train(steps=4))
         await scene.ended("acme/one", stage=Stage.PAUSED)
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         assert saved(scene, "acme/one") == undisturbed

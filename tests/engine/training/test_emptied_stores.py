@@ -32,8 +32,7 @@ async def test_a_policy_whose_store_has_been_emptied_waits_and_goes_on_once_its_
 ) -> None:
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=5)
     async with training(base, tmp_path, train(steps=3)) as scene:
-        scene.want(assignment("acme/one"))
-        assert (await scene.ended("acme/one"))["acme/one"].saved == 3
+        assert (await scene.complete("acme/one")).saved == 3
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     async with training(base, tmp_path, train(steps=5)) as scene:
         with capture_logs() as logs:

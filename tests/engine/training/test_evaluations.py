@@ -14,7 +14,7 @@ from mint_engine.examples import held
 from mint_engine.examples.example import Example, read_line
 from mint_engine.policies.checkpoints import Checkpoints
 from mint_engine.policies.store import store_of
-from tests.engine.training.training_engine import LINES, assignment, train, training
+from tests.engine.training.training_engine import LINES, train, training
 
 
 async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:
@@ -22,8 +22,7 @@ async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> 
     reward = Length(target=12, tolerance=12)
     scored = {"reward": Reward(length=reward), "evaluation": Evaluation(every_steps=2, prompts=3)}
     async with training(base, tmp_path, train(**scored)) as scene:
-        scene.want(assignment("acme/one"))
-        told = (await scene.ended("acme/one"))["acme/one"]
+        told = await scene.complete("acme/one")
         assert told.published is not None
         assert told.published.step == told.step
         async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
@@ -47,8 +46,7 @@ async def test_examples_are_not_decoded_where_tokens_are_sent(
     monkeypatch.setattr(held, "read_line", note)
     wave = train(steps=2, algorithm=algorithm, evaluation=Evaluation(every_steps=2, prompts=3))
     async with training(base, tmp_path, wave) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     assert decoded
     assert threading.current_thread() not in decoded
 
@@ -62,11 +60,9 @@ async def answer(sampler: "sampling_pb2_grpc.SamplerAsyncStub", policy: str, pro
 
 async def test_an_evaluation_that_a_pause_or_an_end_cut_off_is_made_up_for(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        assert (await scene.ended("acme/one"))["acme/one"].evaluation is None
+        assert (await scene.complete("acme/one")).evaluation is None
     async with training(base, tmp_path, train(steps=2, evaluation=Evaluation(every_steps=2, prompts=3))) as scene:
-        scene.want(assignment("acme/one", lease=2))
-        made_up = (await scene.ended("acme/one"))["acme/one"].evaluation
+        made_up = (await scene.complete("acme/one", lease=2)).evaluation
         record = Checkpoints(store_of(scene.store), "acme/one").newest_record()
     assert made_up is not None
     assert record is not None

@@ -166,8 +166,7 @@ async def test_a_policy_whose_connection_can_not_be_closed_lets_go_of_its_slot_a
 
     monkeypatch.setattr(Scorer, "close", fail)
     async with training(base, tmp_path, train(steps=1)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         await until(lambda: len(scene.residency.slots.free) == scene.residency.slots.count)
         assert await scene.context.step_thread.call(lambda trainer: trainer.names) == frozenset()
         with suppress(RuntimeError):
@@ -199,8 +198,7 @@ async def test_a_policy_whose_volume_is_not_mounted_yet_waits_for_it_and_goes_on
 ) -> None:
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
     async with training(base, tmp_path, train(steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         learnt = scene.roster.rewards()["acme/one"]
     async with training(base, tmp_path, train(steps=3)) as scene:
         (tmp_path / "runs").rename(tmp_path / "elsewhere")

@@ -37,8 +37,7 @@ async def test_a_policy_that_was_paused_goes_on_as_if_nothing_had_been(base: Pat
         told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
         assert 2 <= told.step < 6
         await until(lambda: len(scene.residency.slots.free) == 10)
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         assert saved(scene, "acme/one") == undisturbed
 
 
@@ -52,8 +51,7 @@ async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, t
         kept, _ = saved(scene, "acme/one")
     async with training(base, tmp_path, train(steps=5)) as scene:
         with capture_logs() as logs:
-            scene.want(assignment("acme/one", lease=2))
-            await scene.ended("acme/one")
+            await scene.complete("acme/one", lease=2)
         assert began(logs)[0] >= len(kept) > 0  # a thread may have completed one more checkpoint afterwards
         assert saved(scene, "acme/one") == undisturbed
 
@@ -63,8 +61,7 @@ async def test_a_policy_whose_checkpoints_can_not_be_read_fails_and_leaves_what_
 ) -> None:
     """Starting over under the same name would replace the trained adapter with an untrained one."""
     async with training(base, tmp_path, train(steps=3)) as scene:
-        scene.want(assignment("acme/one"))
-        published = (await scene.ended("acme/one"))["acme/one"].published
+        published = (await scene.complete("acme/one")).published
         store = store_of(scene.store)
     folder = Checkpoints(store, "acme/one").folder
     kept = store.names(folder)
@@ -87,8 +84,7 @@ async def test_a_failed_policy_goes_on_once_its_files_are_back_and_its_wave_asks
 ) -> None:
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=5)
     async with training(base, tmp_path, train(steps=3)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         store = store_of(scene.store)
         folder = Checkpoints(store, "acme/one").folder
         blobs = {f"{folder}/{name}/{BLOB}": store.read(f"{folder}/{name}/{BLOB}", 1 << 30)
@@ -121,8 +117,7 @@ async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: 
         assert 2 <= len(rewards) <= 6
     async with training(base, tmp_path, seldom) as scene:
         with capture_logs() as logs:
-            scene.want(assignment("acme/one", lease=2))
-            await scene.ended("acme/one")
+            await scene.complete("acme/one", lease=2)
         assert began(logs) == [len(rewards)]
         assert saved(scene, "acme/one") == undisturbed
 
@@ -190,8 +185,7 @@ async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_i
         assert kept is None or "gradient" not in load(kept[1])
     async with training(base, tmp_path, train(**seldom)) as scene:
         with capture_logs() as logs:
-            scene.want(assignment("acme/one", lease=2))
-            await scene.ended("acme/one")
+            await scene.complete("acme/one", lease=2)
         assert began(logs) == [1 if epochs == 1 else 0]
         assert saved(scene, "acme/one") == undisturbed
 

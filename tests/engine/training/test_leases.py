@@ -96,8 +96,7 @@ async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, 
 async def test_a_policy_that_was_trained_under_a_later_lease_before_names_it(base: Path, tmp_path: Path) -> None:
     """As after a clock was put back. What earlier waves have published under its name counts, too."""
     async with training(base, tmp_path, train(steps=1)) as scene:
-        scene.want(assignment("acme/one", lease=7))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one", lease=7)
         for late in (assignment("acme/one", lease=6), replace(assignment("acme/one", lease=5), run="another")):
             scene.want(late)
             assert (await scene.failed("acme/one")).reason == StaleLease.__name__

@@ -21,7 +21,7 @@ from tests.engine import saved_families
 from tests.engine.running import save_base
 from tests.engine.training.calling import called
 from tests.engine.training.frontier_families import base_of
-from tests.engine.training.training_engine import assignment, training
+from tests.engine.training.training_engine import training
 
 
 def counted(maker: Maker, rank: int, targets: tuple[str, ...]) -> Taken:
@@ -105,7 +105,6 @@ async def test_an_engine_tells_its_budget_and_what_policies_of_calls_take_of_it(
         large, small = (needs(Policy(name="x", rank=rank), register.room) for rank in (8, 4))
         assert (register.room.calls, register.room.calls_copies) == (large.own + small.own, large.copies)
         assert lending.room.lasting == large.plus(small).total
-        scene.want(assignment("three"))
-        await scene.ended("three")
+        await scene.complete("three")
         await stub.DropPolicy(pb.DropPolicyRequest(policy="two"))
         assert (register.room.calls, register.room.calls_copies) == (small.own, small.copies)

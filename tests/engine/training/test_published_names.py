@@ -60,8 +60,7 @@ async def test_a_wave_that_takes_a_name_over_leaves_nothing_of_what_calls_have_p
         await stub.Publish(pb.PublishRequest(policy="one", sequence=1))
     async with called(base, tmp_path) as (scene, _):
         assert scene.residency.report()["one"].published
-        scene.want(assignment("one", lease=time.time_ns() // 1_000_000))
-        await scene.ended("one")
+        await scene.complete("one", lease=time.time_ns() // 1_000_000)
         cache = AnnouncementCache(scene.store, BASE, "tiny-1")
         await cache.look()
         assert cache.known == {}

@@ -25,8 +25,7 @@ from tests.waiting import until
 async def test_a_published_revision_is_served_at_once_without_reading_storage(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
         engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, scene.stepper)
-        scene.want(assignment("acme/one"))
-        published = (await scene.ended("acme/one"))["acme/one"].published
+        published = (await scene.complete("acme/one")).published
         assert published is not None
         assert published.step == 3
         told = await engine.ask("acme/one", PROMPT, 4)
@@ -58,8 +57,7 @@ async def test_a_revision_is_served_before_an_older_one_is_swept(
     monkeypatch.setattr(Lending, "offer", seen)
     monkeypatch.setattr(LocalStore, "delete", told)
     async with training(base, tmp_path, train(steps=6, publish_every_steps=1)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     assert [each for each in swept if each[0] != ENTRY] == [
         (str(Name(1, step)), str(Name(1, step + revisions.KEPT))) for step in (1, 2)
     ]
@@ -73,8 +71,7 @@ async def test_a_policy_is_trained_to_its_end_though_older_revisions_may_not_be_
 
     monkeypatch.setattr(LocalStore, "delete", refuse)
     async with training(base, tmp_path, train(steps=revisions.KEPT + 1, publish_every_steps=1)) as scene:
-        scene.want(assignment("acme/one"))
-        ended = (await scene.ended("acme/one"))["acme/one"]
+        ended = await scene.complete("acme/one")
     assert (ended.failure, ended.stage) == (None, Stage.COMPLETE)
     assert ended.published is not None
     assert ended.published.step == revisions.KEPT + 1
@@ -91,8 +88,7 @@ async def test_what_is_kept_is_written_by_threads_that_give_way_to_steps(
 
     monkeypatch.setattr(LocalStore, "write", seen)
     async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     assert nice == dict.fromkeys((PACKED, ENTRY, BLOB, RECORD), min(own + LOWER, 19))
 
 
@@ -100,16 +96,14 @@ async def test_the_revision_published_after_the_checkpoint_is_served_after_a_cra
     base: Path, tmp_path: Path
 ) -> None:
     async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
-        scene.want(assignment("acme/one"))
-        published = (await scene.ended("acme/one"))["acme/one"].published
+        published = (await scene.complete("acme/one")).published
         assert published is not None
         loader = scene.residency._climber._loader
         with loader.disk.using(published.source):
             packed = loader.load(published.source)
         later, _ = revisions.publish(store_of(scene.store), "acme/one", Name(1, 5), packed)
     async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
-        scene.want(assignment("acme/one", lease=2))
-        assert (await scene.ended("acme/one"))["acme/one"].published == later
+        assert (await scene.complete("acme/one", lease=2)).published == later
 
 
 async def test_a_failure_to_publish_is_reported_also_after_a_checkpoint(

@@ -44,7 +44,7 @@ from tests.engine.training import frontier_families
 from tests.engine.training.at_once import create, packed_of
 from tests.engine.training.frontier_families import LEAN, SUMS
 from tests.engine.training.scene import awaken, learn
-from tests.engine.training.training_engine import assignment, train, training
+from tests.engine.training.training_engine import train, training
 
 
 def one_of_two() -> PreTrainedModel:
@@ -259,5 +259,4 @@ async def test_a_wave_learns_from_the_routes_of_its_rollouts(tmp_path: Path) -> 
             assert np.array_equal(np.sort(rollout.routes, -1), expected.sort(-1).values.numpy())
         (unasked,) = await scene.context.rollouts.group(msgspec.structs.replace(ask, seeds=(1,), routes=False))
         assert unasked.routes is None
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")

@@ -22,7 +22,7 @@ from mint_engine.rewards.scorer import Scorer
 from tests.apiserver import ROOT
 from tests.docs.pages import blocks
 from tests.engine.stores import self_signed
-from tests.engine.training.training_engine import assignment, train, training
+from tests.engine.training.training_engine import train, training
 from tests.redis_process import free_port
 from tests.waiting import PATIENCE_S, until
 
@@ -166,8 +166,7 @@ async def test_a_service_with_room_for_one_call_scores_all_of_a_steps(
     async with serving(judge=Busy(calls=4, least=8)) as (judge, address):
         told = RewardService(address=address, batch=2, retries=1)
         async with training(base, tmp_path, train(reward=Reward(service=told), steps=1)) as scene:
-            scene.want(assignment("acme/one"))
-            await scene.ended("acme/one")
+            await scene.complete("acme/one")
         assert sorted(len(each.completions) for each in judge.requests) == [2, 2, 2, 2]
 
 

@@ -11,7 +11,7 @@ from mint_contracts.training import Dataset, TrainSampling
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.channelled import save_channelled
-from tests.engine.training.training_engine import assignment, train, training
+from tests.engine.training.training_engine import train, training
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -31,7 +31,6 @@ async def test_messages_in_channels_are_rewarded_with_their_markers(
     dataset = Dataset(lines=[json.dumps({"prompt": "Deep?"})], chat=chat)
     wave = train(dataset=dataset, steps=1, group_size=16, sampling=TrainSampling(max_tokens=64))
     async with training(save_channelled(tmp_path / "base"), tmp_path, wave) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     assert len(texts) == 32
     assert any("<|channel|>" in each for each in texts) == chat

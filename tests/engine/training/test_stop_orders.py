@@ -69,8 +69,7 @@ async def judged(*, evaluations: bool = False, hangs_at: int = HANGS_AT) -> Asyn
 async def undisturbed(base: Path, folder: Path) -> tuple[tuple[float, ...], bytes]:
     async with judged() as (judge, told), training(base, folder, told) as scene:
         judge.mended.set()
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         return saved(scene, "acme/one")
 
 
@@ -107,8 +106,7 @@ async def test_a_step_that_was_given_up_for_an_order_is_taken_as_if_nothing_had_
         await stopped(scene, Order.PAUSE, Stage.PAUSED)
         judge.mended.set()
         with capture_logs() as logs:
-            scene.want(assignment("acme/one"))
-            await scene.ended("acme/one")
+            await scene.complete("acme/one")
         assert began(logs) == [HANGS_AT]
         assert saved(scene, "acme/one") == whole
 
@@ -120,8 +118,7 @@ async def test_a_policy_that_is_paused_in_its_first_step_keeps_its_baseline(base
         baseline = scene.roster.progress()["acme/one"].evaluation
         assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == 0
         judge.mended.set()
-        scene.want(assignment("acme/one"))
-        ended = (await scene.ended("acme/one"))["acme/one"].evaluation
+        ended = (await scene.complete("acme/one")).evaluation
         assert judge.evaluated == [0, 2, 4]
         curve = scene.roster.curves()["acme/one"]
     assert baseline is not None
@@ -137,8 +134,7 @@ async def test_a_policy_that_is_paused_after_its_last_step_is_evaluated_once_it_
         await asyncio.wait_for(judge.asked.wait(), PATIENCE_S)
         assert await stopped(scene, Order.PAUSE, Stage.PAUSED) == told.steps
         judge.mended.set()
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         last = scene.roster.curves()["acme/one"][-1]
         assert (last.step, last.evaluation) == (told.steps, scene.roster.progress()["acme/one"].evaluation)
     assert judge.evaluated == [0, 2, 4, 4]
@@ -156,8 +152,7 @@ async def test_a_pause_that_is_taken_back_at_once_takes_the_same_steps(
         scene.want(assignment("acme/one", order=Order.PAUSE))
         await asyncio.wait_for(judge.given_up.wait(), PATIENCE_S)
         judge.mended.set()
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         assert saved(scene, "acme/one") == whole
 
 

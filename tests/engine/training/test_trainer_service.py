@@ -298,8 +298,7 @@ async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(ba
 
 async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path / "alone") as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         undisturbed = state_of(scene, "acme/one")
     async with called(base, tmp_path) as (scene, stub):
         updates = scene.updates

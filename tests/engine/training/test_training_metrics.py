@@ -108,8 +108,7 @@ async def test_steps_without_a_signal_are_steps_in_which_nothing_was_learnt(
     base: Path, tmp_path: Path, grown: Grown
 ) -> None:
     async with training(base, tmp_path, train(reward=Reward(exact_match=ExactMatch()), steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     assert grown["mint_train_steps_total"] == grown['mint_train_steps_skipped_total{reason="no signal"}'] == 2
     assert (grown["mint_train_tokens_total"], grown["mint_train_policies_together_count"]) == (0, 0)
     assert (grown["mint_train_reward_count"], grown["mint_train_reward_sum"]) == (2, 0)
@@ -118,8 +117,7 @@ async def test_steps_without_a_signal_are_steps_in_which_nothing_was_learnt(
 
 async def test_supervised_steps_have_no_rollouts_and_no_rewards(base: Path, tmp_path: Path, grown: Grown) -> None:
     async with training(base, tmp_path, train(algorithm="SFT", reward=None, steps=2)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
         _, tokens = told(scene)
     assert grown["mint_train_steps_total"] == 2
     assert grown["mint_train_tokens_total"] == tokens > 0
@@ -131,8 +129,7 @@ async def test_each_inner_epoch_is_a_forward_and_backward_and_all_of_them_one_up
     base: Path, tmp_path: Path, grown: Grown
 ) -> None:
     async with training(base, tmp_path, train(steps=1, inner_epochs=3)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     assert grown['mint_train_steps_skipped_total{reason="no signal"}'] == 0
     assert grown["mint_train_policies_together_count"] == grown["mint_train_policies_together_sum"] == 3
     assert grown.phases()["update"] == 1
@@ -162,8 +159,7 @@ async def test_steps_whose_gradient_is_not_finite_are_told_apart_and_spoil_no_su
 async def test_no_series_names_a_policy_and_seconds_are_called_so(base: Path, tmp_path: Path) -> None:
     """There can be thousands of policies; their individual progress is in the wave's status."""
     async with training(base, tmp_path, train(steps=1)) as scene:
-        scene.want(assignment("acme/one"))
-        await scene.ended("acme/one")
+        await scene.complete("acme/one")
     text = generate_latest().decode()
     assert "acme" not in text
     families = [

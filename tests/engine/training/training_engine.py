@@ -109,6 +109,11 @@ class Scene:
         await until(look)
         return self.roster.progress()
 
+    async def complete(self, policy: str, **terms: Any) -> Progress:
+        """Want one policy (see `assignment`), and no other; wait until it is complete, and return its progress."""
+        self.want(assignment(policy, **terms))
+        return (await self.ended(policy))[policy]
+
     async def failed(self, policy: str) -> Failure:
         """Wait until a policy has failed; return why."""
         failure = (await self.ended(policy, stage=Stage.FAILED))[policy].failure
@@ -221,6 +226,5 @@ def began(logs: Sequence[Mapping[str, Any]]) -> list[int]:
 async def whole(base: Path, folder: Path, policy: str, **changes: Any) -> tuple[tuple[float, ...], bytes]:
     """Return the rewards and state that a course ends with if it is not disturbed."""
     async with training(base, folder, train(**changes)) as scene:
-        scene.want(assignment(policy))
-        await scene.ended(policy)
+        await scene.complete(policy)
         return saved(scene, policy)
