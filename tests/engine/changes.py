@@ -4,8 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
-from tests.engine.made import read_tiny
+from tests.engine.made import edit_tensors, lora_names, read_tiny
 from tests.engine.tiers import Scene, once
 from tests.waiting import until
 
@@ -18,6 +20,12 @@ def change(store: Path, name: str, like: str) -> str:
         shutil.copy(store / like / file, store / name / f".{file}")
         os.replace(store / name / f".{file}", store / name / file)
     return read_tiny(store / name).revision
+
+
+def shift(folder: Path) -> None:
+    """Change one tensor of an adapter."""
+    name = lora_names(folder)[0]
+    edit_tensors(folder, {name: load_file(folder / WEIGHTS)[name] + 1})
 
 
 async def answers(here: Scene, name: str, expected: str) -> None:

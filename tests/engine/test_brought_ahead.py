@@ -26,8 +26,7 @@ async def test_what_is_brought_ahead_is_told_takes_no_slot_and_is_found_once_wan
     assert told.revision.startswith("sha256:")
     assert told.bytes > 0
     fetched = len(here.loader.fetches)
-    here.residency.want(wanted(store, *NAMES[:2]))
-    await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
+    await here.place(wanted(store, *NAMES[:2]))
     assert here.residency.report()[NAMES[1]].revision == told.revision
     assert len(here.loader.fetches) == fetched + 1
     assert here.tier(NAMES[2]) is Tier.REMOTE

@@ -148,8 +148,7 @@ async def test_a_broken_state_leaves_the_old_one_serving_until_it_is_mended(
 ) -> None:
     here = scene(**OFTEN)
     if way == "wave":
-        here.residency.want(wanted(store, NAME))
-        await until(lambda: here.tier(NAME) is Tier.DEVICE)
+        await here.place(wanted(store, NAME))
     old, fetched = await once(here, NAME), len(here.loader.fetches)
     edit_config(store / NAME, r="many")
     await until(lambda: here.failure(NAME) if way == "wave" else len(here.loader.fetches) > fetched)

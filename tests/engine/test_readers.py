@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.background_threads import LOWER, disable_thread_teams
 from mint_engine.residency.readers import Readers
@@ -133,8 +132,7 @@ async def test_a_new_state_of_what_is_served_is_read_beside_steps_where_it_lies_
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here, own, uri = scene(store=None, **OFTEN), own_nice(), f"file://{store}/{NAMES[0]}"
-    here.residency.want(wanted(store, NAMES[0]))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0]))
     here.loader.nice.clear()
     new = change(store, NAMES[0], like=NAMES[1])
     await answers(here, NAMES[0], new)
@@ -145,10 +143,8 @@ async def test_what_a_request_waits_for_does_not_give_way_as_what_waves_want_doe
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here, own = scene(slots=4, store=Source(f"file://{store}")), own_nice()
-    here.residency.want(wanted(store, NAMES[0]))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0]))
     await once(here, NAMES[1])
-    here.residency.want(wanted(store, NAMES[0]) + ahead(store, NAMES[2]))
-    await until(lambda: here.tier(NAMES[2]) is Tier.DISK)
+    await here.place(wanted(store, NAMES[0]) + ahead(store, NAMES[2]))
     told = [here.loader.nice[f"file://{store}/{name}"] for name in NAMES[:3]]
     assert told == [min(own + LOWER, 19), own, min(own + LOWER, 19)]

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from mint_contracts.records import Tier
 from mint_engine.adapters.packed import Packed
 from mint_engine.sources.fetch import WEIGHTS
-from tests.engine.made import edit_tensors, lora_names
+from tests.engine.changes import shift
+from tests.engine.made import edit_tensors
 from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
 from tests.waiting import until
 
@@ -19,11 +20,9 @@ async def test_a_new_source_takes_over_and_the_old_one_serves_until_then(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(store=None)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0], version="1"))
     async with here.residency.hold(NAMES[0]) as old:
-        name = lora_names(store / NAMES[0])[0]
-        edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+        shift(store / NAMES[0])
         here.loader.gate.clear()
         here.residency.want(wanted(store, NAMES[0], version="2"))
         await until(lambda: len(here.loader.fetches) == 2)
@@ -42,11 +41,9 @@ async def test_a_new_source_takes_over_even_when_every_slot_is_taken(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(slots=1, store=None)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0], version="1"))
     async with here.residency.hold(NAMES[0]) as old:
-        name = lora_names(store / NAMES[0])[0]
-        edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+        shift(store / NAMES[0])
         here.residency.want(wanted(store, NAMES[0], version="2"))
         await until(lambda: len(here.loader.fetches) == 2)
         waiting = asyncio.create_task(once(here, NAMES[0]))
@@ -60,8 +57,7 @@ async def test_a_failed_replacement_is_told_and_keeps_the_old_revision_serving(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(slots=1, store=None)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0], version="1"))
     old = await once(here, NAMES[0])
     tensors = load_file(store / NAMES[0] / WEIGHTS)
     name = min(tensors)
@@ -87,11 +83,9 @@ async def test_a_replacement_that_fails_in_the_only_slot_leaves_requests_the_old
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, load = scene(slots=1, store=None), Watched.load
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0], version="1"))
     old = await once(here, NAMES[0])
-    name = lora_names(store / NAMES[0])[0]
-    edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+    shift(store / NAMES[0])
 
     def broken(self: Watched, slot: int, packed: Packed) -> None:
         if packed.revision != old:
@@ -116,12 +110,10 @@ async def test_a_replacement_that_fails_in_anothers_slot_leaves_requests_the_old
         raise RuntimeError("device says no")
 
     here = scene(slots=2)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0], version="1"))
     async with here.residency.hold(NAMES[0]) as old:
         async with here.residency.hold(NAMES[1]):
-            name = lora_names(store / NAMES[0])[0]
-            edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+            shift(store / NAMES[0])
             monkeypatch.setattr(Watched, "load", broken)
             here.residency.want(wanted(store, NAMES[0], version="2"))
             await until(lambda: here.residency.books.current[NAMES[0]].source.revision == "2")

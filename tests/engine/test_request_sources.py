@@ -126,8 +126,7 @@ async def test_a_waves_adapter_is_not_reported_as_published(scene: Callable[...,
     here = scene()
     own = told(store, 1)
     here.residency.lending.offer(NAMES[0], own, here.loader.load(own))
-    here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
-    await until(lambda: here.tier(NAMES[0]) is Tier.HOST)
+    await here.place(wanted(store, NAMES[0], tier=Tier.HOST))
     assert not here.residency.report()[NAMES[0]].published
 
 

@@ -327,8 +327,7 @@ async def test_a_store_child_is_the_same_copy_for_waves_and_requests(
 ) -> None:
     here = scene(store=Source(f"file://{store}"))
     await once(here, NAMES[0])
-    here.residency.want([Assignment(NAMES[0], child(Source(f"file://{store}"), NAMES[0]), Tier.DEVICE)])
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place([Assignment(NAMES[0], child(Source(f"file://{store}"), NAMES[0]), Tier.DEVICE)])
     assert len(here.slots.loads) == 1
 
 
@@ -348,8 +347,7 @@ async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_br
 
     monkeypatch.setattr(Watched, "load", failing)
     (want,) = wanted(store, NAMES[0])
-    here.residency.want([want])
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place([want])
     assert len(lost) == 2
     (only,) = (tmp_path / "disk").iterdir()
     assert identity_of(only.stat()) == lost[1]
@@ -371,8 +369,7 @@ async def test_a_file_that_another_rank_could_not_read_stays_here(
 
     monkeypatch.setattr(Watched, "load", failing)
     (want,) = wanted(store, NAMES[0])
-    here.residency.want([want])
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place([want])
     (only,) = (tmp_path / "disk").iterdir()
     assert told == [identity_of(only.stat())] * 2
     assert len(here.loader.fetches) == 1

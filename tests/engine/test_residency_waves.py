@@ -44,8 +44,7 @@ async def test_an_unassigned_adapter_leaves_its_slot_when_idle_and_is_zeroed(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(store=None)
-    here.residency.want(wanted(store, NAMES[0]))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0]))
     async with here.residency.hold(NAMES[0]) as held:
         here.residency.want([])
         with pytest.raises(errors.AdapterNotFound):
@@ -58,13 +57,11 @@ async def test_an_unassigned_adapter_leaves_its_slot_when_idle_and_is_zeroed(
 
 async def test_waves_adapters_are_not_evicted_by_requests(scene: Callable[..., Scene], store: Path) -> None:
     here = scene(slots=2, slot_wait_s=0.05)
-    here.residency.want(wanted(store, NAMES[0]))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0]))
     for name in NAMES[1:6]:
         await once(here, name)
         assert here.tier(NAMES[0]) is Tier.DEVICE
-    here.residency.want(wanted(store, NAMES[0], NAMES[1]))
-    await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0], NAMES[1]))
     with pytest.raises(errors.Overloaded, match="wanted by waves"):
         await once(here, NAMES[2])
 
@@ -185,13 +182,11 @@ async def test_host_memory_full_of_wanted_adapters_is_waited_for(
     monkeypatch.setattr("mint_engine.residency.climb.FULL_RETRY_S", 0.05)
     one = read_tiny(store / NAMES[0]).nbytes
     here = scene(store=None, host=int(one * 1.5))
-    here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
-    await until(lambda: here.tier(NAMES[0]) is Tier.HOST)
+    await here.place(wanted(store, NAMES[0], tier=Tier.HOST))
     here.residency.want(wanted(store, NAMES[0], NAMES[1], tier=Tier.HOST))
     await until(lambda: here.failure(NAMES[1]) == "Overloaded")
     assert here.tier(NAMES[0]) is Tier.HOST
-    here.residency.want(wanted(store, NAMES[1], tier=Tier.HOST))
-    await until(lambda: here.tier(NAMES[1]) is Tier.HOST)
+    await here.place(wanted(store, NAMES[1], tier=Tier.HOST))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from mint_contracts import errors
 from mint_contracts.records import Tier
@@ -17,8 +16,7 @@ from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.slot_turns import SlotTerms
-from mint_engine.sources.fetch import WEIGHTS
-from tests.engine.made import edit_tensors, lora_names
+from tests.engine.changes import shift
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import PATIENCE_S, until
 
@@ -234,8 +232,7 @@ async def test_only_requests_without_a_closing_slot_are_refused(scene: Callable[
 
 async def test_waves_adapters_and_policies_keep_their_slots(scene: Callable[..., Scene], store: Path) -> None:
     here, end = scene(slots=2, slot_wait_s=0.05, terms=AT_ONCE), asyncio.Event()
-    here.residency.want(wanted(store, NAMES[0]))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0]))
     running = asyncio.create_task(hold(here, NAMES[0], end))
     lent = await here.residency.lending.reserve(NAMES[1])
     with pytest.raises(errors.Overloaded, match="wanted by waves"):
@@ -263,8 +260,7 @@ async def test_a_policy_does_not_take_the_slot_of_what_is_served_of_its_name(
     scene: Callable[..., Scene], store: Path
 ) -> None:
     here = scene(slots=1, slot_wait_s=0.05)
-    here.residency.want(wanted(store, NAMES[0]))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await here.place(wanted(store, NAMES[0]))
     with pytest.raises(errors.Overloaded, match="wanted by waves"):
         await here.residency.lending.reserve(NAMES[0])
     assert here.tier(NAMES[0]) is Tier.DEVICE
@@ -284,8 +280,7 @@ async def test_a_request_that_waited_for_a_closed_slot_gets_the_current_revision
     waiting = asyncio.create_task(once(here, NAMES[1]))
     await until(lambda: copy_of(here, NAMES[0]).closed)
     at_the_door = asyncio.create_task(once(here, NAMES[0]))
-    name = lora_names(store / NAMES[0])[0]
-    edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+    shift(store / NAMES[0])
     here.residency.want(versions["2"] + other)
     await until(lambda: here.residency.report()[NAMES[0]].source.revision == "2")
     end.set()

@@ -20,6 +20,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from tests.engine.made import tiny_fit
+from tests.waiting import until
 
 NAMES = [f"team/a{index}" for index in range(8)]
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -102,6 +103,11 @@ class Scene:
         except Internal as defect:  # the loop that has changed something would log it and go on
             self.defects.append(defect)
             raise
+
+    async def place(self, wants: list[Assignment]) -> None:
+        """Want these, and wait until the last one is in its tier."""
+        self.residency.want(wants)
+        await until(lambda: self.tier(wants[-1].adapter) is wants[-1].residency)
 
     def tier(self, adapter: str) -> Tier:
         held = self.residency.report().get(adapter)
