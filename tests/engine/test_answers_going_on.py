@@ -23,7 +23,7 @@ from mint_contracts.sampling_pb2 import (
 from mint_contracts.wire import from_rpc_error
 from mint_engine.requests.parameters import Sampling
 from mint_engine.scheduling.request import Request
-from tests.engine.running import Running, running, save_adapter
+from tests.engine.running import Running, running
 
 PROMPT = list(range(5, 45))
 WAYS: dict[str, dict[str, Any]] = {
@@ -34,11 +34,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "shaped": {"temperature": 1.0, "seed": 5, "regex": "[a-f]{3}-([0-9][a-z]){4}"},
     "shaped, several": {"temperature": 1.0, "seed": 5, "n": 2, "regex": "[a-f]{3}-([0-9][a-z]){2,4}"},
 }
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4)
 
 
 def request_of(**sampling: Any) -> GenerateRequest:

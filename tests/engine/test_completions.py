@@ -22,17 +22,12 @@ from mint_engine.requests.request import CheckedRequest
 from mint_engine.scheduling.budget import Share
 from mint_engine.scheduling.request import Request, siblings
 from mint_engine.scheduling.scheduler import Limits
-from tests.engine.running import Running, ask, peft_scores, running, save_adapter
+from tests.engine.running import Running, ask, peft_scores, running
 from tests.engine.steps import Gate, refusal
 from tests.waiting import until
 
 PROMPT = list(range(5, 45))
 HOT: dict[str, Any] = {"temperature": 1.0, "max_tokens": 9, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4)
 
 
 def request_of(n: int, adapter: str = "", **sampling: Any) -> GenerateRequest:

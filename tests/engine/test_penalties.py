@@ -17,7 +17,7 @@ from mint_engine.requests.parameters import Sampling, read_sampling
 from mint_engine.requests.penalties import change_together, penalise
 from mint_engine.requests.sampling import _draw
 from mint_engine.requests.token_counts import TokenCounts
-from tests.engine.running import Running, ask, running, save_adapter
+from tests.engine.running import Running, ask, running
 
 VOCABULARY = 40
 PROMPT = list(range(5, 25))
@@ -152,11 +152,6 @@ def test_rows_that_are_changed_together_get_the_bits_of_each_changed_alone(
     assert torch.equal(together, expected)
     for at, each in enumerate(asked):
         assert torch.equal(penalise(logits[at : at + 1], [each])[0], expected[at])
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4)
 
 
 async def greedy(engine: Running, adapter: str, **sampling: Any) -> tuple[int, ...]:

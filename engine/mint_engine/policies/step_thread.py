@@ -42,10 +42,10 @@ class StepThread:
     async def call(self, work: Callable[[Trainer], T]) -> T:
         """Run short work on the step thread between two steps. Raises what it raises."""
         answer: asyncio.Future[T] = self._loop.create_future()
+        resolve = self._resolver(answer)
 
         def run() -> None:
-            found = self._updates.defects.attempt(lambda: work(self._updates.trainer), "training", "has a defect")
-            self._schedule(lambda: _settle(answer, found))
+            resolve(self._updates.defects.attempt(lambda: work(self._updates.trainer), "training", "has a defect"))
 
         self._updates.call(run)
         self._wake()
@@ -91,11 +91,7 @@ class StepThread:
         If cancelled, returns only once the step thread is done with the policy.
         """
         answer: asyncio.Future[StepOutcome] = self._loop.create_future()
-
-        def resolve(found: StepOutcome | MintError) -> None:
-            self._schedule(lambda: _settle(answer, found))
-
-        self._updates.step(Due(policy, optimizer, resolve))
+        self._updates.step(Due(policy, optimizer, self._resolver(answer)))
         self._wake()
         return await wait_uncancelled(answer)
 
@@ -117,13 +113,10 @@ class StepThread:
         answer: asyncio.Future[Learnt] = self._loop.create_future()
         task = asyncio.current_task()
 
-        def resolve(found: Learnt | MintError) -> None:
-            self._schedule(lambda: _settle(answer, found))
-
         def gone() -> bool:
             return task is not None and task.cancelling() > 0
 
-        self._updates.put(Job(batch, optimizer, finish, resolve, epochs, gone, taken_s))
+        self._updates.put(Job(batch, optimizer, finish, self._resolver(answer), epochs, gone, taken_s))
         self._wake()
         try:
             return await wait_uncancelled(answer)
@@ -139,6 +132,9 @@ class StepThread:
             self._wake()
 
         self._schedule(lambda: self._loop.call_later(wait_s, do))
+
+    def _resolver(self, answer: asyncio.Future[T]) -> Callable[[T | MintError], None]:
+        return lambda found: self._schedule(lambda: _settle(answer, found))
 
     def _schedule(self, deliver: Callable[[], object]) -> None:
         if not self._loop.is_closed():

@@ -55,19 +55,18 @@ class Shards(Mapping[str, V]):
 
     def changed(self, entries: Mapping[str, V], gone: Iterable[str] = ()) -> "Shards[V]":
         """Return a copy with these entries and without the `gone` names; it shares the rest."""
-        parts, own = list(self._parts), set[int]()
+        parts = list(self._parts)
+
+        def part_of(name: str) -> dict[str, V]:
+            index = hash(name) & (COUNT - 1)
+            if parts[index] is self._parts[index]:
+                parts[index] = dict(parts[index])
+            return parts[index]
+
         for name, value in entries.items():
-            index = hash(name) & (COUNT - 1)
-            if index not in own:
-                own.add(index)
-                parts[index] = dict(parts[index])
-            parts[index][name] = value
+            part_of(name)[name] = value
         for name in gone:
-            index = hash(name) & (COUNT - 1)
-            if index not in own:
-                own.add(index)
-                parts[index] = dict(parts[index])
-            parts[index].pop(name, None)
+            part_of(name).pop(name, None)
         made = Shards[V]()
         made._parts, made._whole = parts, None
         return made
