@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
+from tests.gateway.secrets import Authority
 from tests.redis_process import RedisProcess, fill_disk, free_port
 
 BASE = "demo/smollm2"
@@ -190,18 +190,8 @@ async def test_a_task_that_is_cancelled_in_a_redis_call_ends(
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CA, its server certificate for 127.0.0.1, and another CA."""
     folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    fresh = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-    for name in ("ca", "other"):
-        openssl(*fresh, "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN=mint test {name}")
-    openssl(
-        *(*fresh, "-keyout", "server.key", "-out", "server.crt", "-subj", "/CN=redis"),
-        *("-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-addext", "basicConstraints=critical,CA:FALSE"),
-    )
+    Authority(folder).certificate("server")
+    Authority(folder, "other")
     return folder
 
 

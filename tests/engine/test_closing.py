@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
 from mint_engine.requests.closing import closed
-from mint_engine.requests.grammar import Grammars, Shape
+from tests.engine.schemas import may_come
 
 A, B = {"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "integer"}}}
 CLOSED = A | {"additionalProperties": False}
@@ -25,13 +25,6 @@ class Ship(BaseModel):
 
     holds: list[Hold]
     flag: Hold | None
-
-
-def may_come(tokenizer: PreTrainedTokenizerBase, schema: dict[str, Any], value: Any) -> bool:
-    """Whether the value may be the complete answer under the schema."""
-    grammar = Grammars(tokenizer, {0}).compile(Shape("json_schema", json.dumps(schema)))
-    tokens = tokenizer.encode(json.dumps(value))
-    return grammar.matcher.validate_tokens(tokens) == len(tokens)
 
 
 def test_an_answer_does_not_go_on_with_properties_that_nobody_named(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, SecretStr
 from transformers import PreTrainedTokenizerBase
 
 from mint_engine.requests.formats import KNOWN, known_alone
-from mint_engine.requests.grammar import Grammars, Shape
+from tests.engine.schemas import may_come
 
 # JSON Schema's own (2020-12), and some of OpenAPI's and pydantic's.
 NAMED = """
@@ -20,13 +20,6 @@ binary byte password path file-path color int32 int64 float double google-dateti
 """
 TEXT = {"type": "string"}
 OTHER = TEXT | {"format": "binary"}
-
-
-def may_come(tokenizer: PreTrainedTokenizerBase, schema: dict[str, Any], value: Any) -> bool:
-    """Whether the value may be the complete answer under the schema."""
-    grammar = Grammars(tokenizer, {0}).compile(Shape("json_schema", json.dumps(schema)))
-    tokens = tokenizer.encode(json.dumps(value))
-    return grammar.matcher.validate_tokens(tokens) == len(tokens)
 
 
 def test_the_known_formats_are_those_that_the_library_enforces() -> None:

@@ -3,8 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -16,7 +15,7 @@ from mint_contracts.sampling_pb2 import Chat
 from mint_gateway.http.calls import Call, Listed, Once, Reader, Single
 from mint_gateway.http.runs import Runs
 from mint_gateway.http.tools import Function, Tools
-from tests.gateway.call_readers import read
+from tests.gateway.call_readers import cut, read
 
 SEA = Call("sea", '{"deep": true}')
 TAGGED = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
@@ -212,11 +211,6 @@ _arguments = st.dictionaries(
 )
 _calls = st.lists(st.tuples(st.sampled_from(["sea", "ship"]), _arguments), min_size=1, max_size=3)
 _cuts = st.lists(st.integers(0, 200), max_size=8)
-
-
-def cut(text: str, cuts: Sequence[int]) -> list[str]:
-    places = sorted({0, len(text), *(each for each in cuts if each < len(text))})
-    return [text[begin:end] for begin, end in pairwise(places)]
 
 
 @given(

@@ -1,7 +1,6 @@
 """A thought is separated from its answer alike however the text is cut, and no text is held back without need."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +12,7 @@ from mint_gateway.http.parsing import Parser, Parsing, Part, Piece, parsing, pie
 from mint_gateway.http.tags import MOST_SPACE
 from mint_gateway.http.thoughts import Separator, Thought
 from mint_gateway.http.tools import NONE, Function, Tools
+from tests.gateway.call_readers import cut
 
 CALL = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
 SEA = Call("sea", '{"deep": true}')
@@ -87,11 +87,6 @@ _texts = st.lists(
     st.sampled_from(["<think>", "</think>", "<think", "</thi", "nk>", *"<>/ \n\u00a0a", CALL]), max_size=8
 ).map("".join)
 _cuts = st.lists(st.integers(0, 120), max_size=8)
-
-
-def cut(text: str, cuts: Sequence[int]) -> list[str]:
-    places = sorted({0, len(text), *(each for each in cuts if each < len(text))})
-    return [text[begin:end] for begin, end in pairwise(places)]
 
 
 def parser(thought: "Started.Thought.ValueType", *, tools: bool = False, shows: bool = True) -> Parser:

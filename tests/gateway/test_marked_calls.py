@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mint_gateway.http.tags import MOST_SPACE
 from mint_gateway.http.tools import Function, Tools
 from tests.engine.call_templates import TEMPLATES
 from tests.gateway import call_readers
+from tests.gateway.call_readers import cut
 
 PARAMETERS = {
     "type": "object",
@@ -241,11 +241,6 @@ _words = st.sampled_from(
     [*sorted(mark for form in TEMPLATES for mark in marks(form)), *'<>"\n \\', "sea", "</", "12"]
 )
 _cuts = st.lists(st.integers(0, 400), max_size=8)
-
-
-def cut(text: str, cuts: Sequence[int]) -> list[str]:
-    places = sorted({0, len(text), *(each for each in cuts if each < len(text))})
-    return [text[begin:end] for begin, end in pairwise(places)]
 
 
 @given(data=st.data(), form=st.sampled_from([*TEMPLATES]), cuts=_cuts)
