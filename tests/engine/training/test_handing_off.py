@@ -21,7 +21,7 @@ from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import finish_all, saved_of, step_all
-from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of, trainer_with
+from tests.engine.training.scene import DAPO, groups, learn, trainer_with
 from tests.waiting import until
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
@@ -29,9 +29,7 @@ OPTIMIZER = Optimizer(learning_rate=1e-2)
 
 def test_a_step_that_is_taken_is_handed_off_once_that_can_be() -> None:
     """Nothing is learnt again for that: the policy has the same step as with an immediate hand-off."""
-    trainer, other = trainer_of(), trainer_of()
-    for each in (trainer, other):
-        policies(each, 1)
+    trainer, other = trainer_with(1), trainer_with(1)
     updates, told, tried, waits = Updates(trainer), list[Learnt | MintError](), list[int](), list[float]()
 
     def later(wait_s: float, work: Callable[[], None]) -> None:
@@ -58,8 +56,7 @@ def test_a_step_that_is_taken_is_handed_off_once_that_can_be() -> None:
 
 
 async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_off_again() -> None:
-    trainer, tried, woken = trainer_of(), list[bool](), list[bool]()
-    policies(trainer, 1)
+    trainer, tried, woken = trainer_with(1), list[bool](), list[bool]()
     updates = Updates(trainer)
     step_thread = StepThread(updates, lambda: woken.append(True))
 
@@ -82,8 +79,7 @@ async def test_the_desk_has_the_step_thread_woken_when_it_is_time_to_hand_off_ag
 
 
 async def test_a_hand_off_that_waits_to_be_made_again_hears_that_nobody_wants_it_any_more() -> None:
-    trainer, tried = trainer_of(), list[bool]()
-    policies(trainer, 1)
+    trainer, tried = trainer_with(1), list[bool]()
     updates = Updates(trainer)
     step_thread = StepThread(updates, lambda: None)
 

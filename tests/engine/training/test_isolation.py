@@ -15,7 +15,7 @@ from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import create, step_all
-from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of, trainer_with
+from tests.engine.training.scene import OPTIMIZER, groups, learn, trainer_of, trainer_with
 
 KINDS = [
     pytest.param((dtype, lean), id=f"{dtype}, {'lean' if lean else 'generic'}")
@@ -127,9 +127,8 @@ def test_a_form_is_freed_with_its_last_policy() -> None:
 
 def test_a_step_that_is_refused_changes_nothing() -> None:
     """The learning rate fits into float32, but overflows once the first moment's bias is corrected."""
-    trainers = trainer_of(), trainer_of()
+    trainers = trainer_with(2), trainer_with(2)
     for trainer in trainers:
-        policies(trainer, 2)
         learn(trainer, [batch_of(0, 0), batch_of(1, 0)])
     refusing, other = trainers
     with pytest.raises(

@@ -22,7 +22,7 @@ from mint_engine.training.trainer import Trainer
 from tests.engine.running import save_base
 from tests.engine.training.at_once import finish_all, saved_of, step_all
 from tests.engine.training.calling import called, lesson, refused
-from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of, trainer_with
+from tests.engine.training.scene import DAPO, groups, learn, trainer_with
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 PIECE_ROWS, TURN_ROWS = 48, 100
@@ -86,9 +86,8 @@ def test_a_short_update_ends_before_a_long_one_that_came_earlier() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers_are_those_of_an_update_in_one_go_bit_for_bit(dtype: torch.dtype, *, lean: bool) -> None:
     """Covers neighbours with long and short updates, two epochs, and accumulation onto an existing gradient."""
-    taking_turns, in_one_go = (trainer_of(dtype=dtype, lean=lean) for _ in range(2))
+    taking_turns, in_one_go = (trainer_with(4, dtype=dtype, lean=lean) for _ in range(2))
     for each in (taking_turns, in_one_go):
-        policies(each, 4)
         learn(each, [PolicyBatch("p/3", SHORT, DAPO)])
     updates = Updates(taking_turns)
     told = {
@@ -130,9 +129,8 @@ def failing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, fails: Callable[[
 def test_an_update_that_fails_in_any_turn_leaves_nothing_and_may_be_retried(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    trainer, other = trainer_of(), trainer_of()
+    trainer, other = trainer_with(1), trainer_with(1)
     for each in (trainer, other):
-        policies(each, 1)
         learn(each, [PolicyBatch("p/0", SHORT, DAPO)])
     before, updates = saved_of(trainer, "p/0"), Updates(trainer)
     failed = put(updates, "p/0", LONG, None)
@@ -194,8 +192,7 @@ def test_an_engine_that_ends_between_or_within_turns_leaves_policies_as_they_wer
 
 
 def test_an_update_that_began_does_not_wait_for_rollouts() -> None:
-    now, trainer = [0.0], trainer_of()
-    policies(trainer, 1)
+    now, trainer = [0.0], trainer_with(1)
     updates = Updates(trainer, clock=lambda: now[0])
     told: Told = []
     updates.put(Job(PolicyBatch("p/0", LONG, DAPO), OPTIMIZER, lambda _: None, told.append, taken_s=3600.0))

@@ -216,9 +216,8 @@ def test_a_name_used_again_starts_from_zero() -> None:
 @pytest.mark.parametrize("between_steps", [True, False])
 def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -> None:
     """It is saved after a step or with an accumulated gradient, and restored on another engine of the base."""
-    whole, before, after = trainer_of(), trainer_of(), trainer_of()
+    whole, before, after = trainer_with(1), trainer_with(1), trainer_of()
     for trainer in (whole, before):
-        policies(trainer, 1)
         learn(trainer, [PolicyBatch("p/0", groups(1))])
         if between_steps:
             step_all(trainer, {"p/0": OPTIMIZER})
@@ -253,9 +252,8 @@ def test_split_accumulation_equals_combined() -> None:
     for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importance_sampling", "cross_entropy"):
         loss = Loss(type=loss_type, kl_coefficient=0.1)
         examples = groups(5, prompts=4)
-        one, many = trainer_of(), trainer_of()
+        one, many = trainer_with(1), trainer_with(1)
         for trainer, parts in ((one, [examples]), (many, [examples[:3], examples[3:8], examples[8:]])):
-            policies(trainer, 1)
             for part in parts:
                 learn(trainer, [PolicyBatch("p/0", part, loss, completion_tokens=20)])
             step_all(trainer, {"p/0": OPTIMIZER})
@@ -276,10 +274,9 @@ def test_pieces_change_nothing_but_rounding() -> None:
     examples = groups(6, prompts=3, size=4)
     # Interleaved, no two neighbours have the same prompt, so nothing is shared.
     lonely = [examples[group * 4 + place] for place in range(4) for group in range(3)]
-    shared, apart = trainer_of(), trainer_of()
+    shared, apart = trainer_with(1), trainer_with(1)
     outcomes = []
     for trainer, part in ((shared, examples), (apart, lonely)):
-        policies(trainer, 1)
         outcomes.append(learn(trainer, [PolicyBatch("p/0", part)])["p/0"])
     assert outcomes[0].rows < outcomes[1].rows
     assert outcomes[0].tokens == outcomes[1].tokens

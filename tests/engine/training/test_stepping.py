@@ -227,9 +227,7 @@ def put(updates: Updates, name: str, told: list[Learnt | MintError], ended: list
 
 @pytest.mark.usefixtures("short")
 def test_an_engine_decodes_between_the_pieces_of_a_step_and_nobody_gets_half_of_it() -> None:
-    trainer, other = trainer_of(), trainer_of()
-    for each in (trainer, other):
-        policies(each, 2)
+    trainer, other = trainer_with(2), trainer_with(2)
     updates, told, ended, looks = beside_tenants(trainer), list[Learnt | MintError](), list[bytes](), list[object]()
     put(updates, "p/0", told, ended)
     within = 0
@@ -250,9 +248,7 @@ def test_an_engine_decodes_between_the_pieces_of_a_step_and_nobody_gets_half_of_
 
 @pytest.mark.usefixtures("short")
 def test_an_engine_that_ends_within_a_step_takes_that_one_to_its_end_and_begins_no_other() -> None:
-    trainer, other = trainer_of(), trainer_of()
-    for each in (trainer, other):
-        policies(each, 2)
+    trainer, other = trainer_with(2), trainer_with(2)
     updates, told, ended = beside_tenants(trainer), list[Learnt | MintError](), list[bytes]()
     for name in ("p/0", "p/1"):
         put(updates, name, told, ended)
@@ -306,8 +302,7 @@ def take_all(advance: Callable[[], bool]) -> None:
 
 
 def test_a_work_changes_no_policy_however_late_its_device_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    device, trainer = Device(monkeypatch), trainer_of()
-    policies(trainer, 1)
+    device, trainer = Device(monkeypatch), trainer_with(1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
     before = saved_of(trainer, "p/0")
     device.fail(0)

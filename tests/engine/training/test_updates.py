@@ -44,9 +44,7 @@ def taken(trainer: Trainer, epochs: int, loss: Loss = DAPO) -> bytes:
 
 
 def test_two_epochs_are_two_updates_over_the_same_examples() -> None:
-    by_job, by_hand = trainer_of(), trainer_of()
-    policies(by_job, 1)
-    policies(by_hand, 1)
+    by_job, by_hand = trainer_with(1), trainer_with(1)
     for _ in range(2):
         learn(by_hand, [PolicyBatch("p/0", groups(1), DAPO)])
         step_all(by_hand, {"p/0": OPTIMIZER})
@@ -56,9 +54,7 @@ def test_two_epochs_are_two_updates_over_the_same_examples() -> None:
 
 def test_later_epochs_clip_how_far_a_sequence_has_moved_since_the_first_one() -> None:
     loss = Loss(importance_sampling_level="sequence", clip_low=0.01, clip_high=0.01, ratio_low=0.0, ratio_high=0.0)
-    by_job, by_hand = trainer_of(), trainer_of()
-    policies(by_job, 1)
-    policies(by_hand, 1)
+    by_job, by_hand = trainer_with(1), trainer_with(1)
     first = None
     clipped = []
     for _ in range(3):
@@ -75,9 +71,7 @@ def test_later_epochs_clip_how_far_a_sequence_has_moved_since_the_first_one() ->
 def test_later_epochs_leave_out_what_the_first_one_did_however_far_steps_have_moved_it_since() -> None:
     """The band is about how trainer and sampler compute; what steps do is for the clip."""
     loss = Loss(ratio_low=0.2, ratio_high=1.0)
-    by_job, by_hand = trainer_of(), trainer_of()
-    policies(by_job, 1)
-    policies(by_hand, 1)
+    by_job, by_hand = trainer_with(1), trainer_with(1)
     first, kept = None, []
     for _ in range(3):
         batch = PolicyBatch("p/0", groups(1), loss)
@@ -261,9 +255,7 @@ def small(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainer, other = trainer_of(), trainer_of()
-    for each in (trainer, other):
-        policies(each, 3)
+    trainer, other = trainer_with(3), trainer_with(3)
     batches = {"p/0": groups(1), "p/1": groups(1, prompts=20), "p/2": groups(2)}
     rows = max(sum(len(each.tokens) for each in batches[name]) for name in ("p/0", "p/2"))
     small(trainer, monkeypatch, rows)
@@ -287,11 +279,9 @@ def test_a_step_that_finds_no_memory_is_tried_again_with_the_gradient_of_one_att
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where a sum is divided by nothing, the gradients of two attempts would be twice as long as those of one."""
-    trainer, other, norm = trainer_of(), trainer_of(), optimizer._norm
+    trainer, other, norm = trainer_with(1), trainer_with(1), optimizer._norm
     unclipped = Optimizer(learning_rate=1e-2, max_grad_norm=0.0)
     batch, told = PolicyBatch("p/0", groups(1), Loss(type="cross_entropy")), list[Learnt | MintError]()
-    for each in (trainer, other):
-        policies(each, 1)
 
     def full(*_: object) -> Any:
         monkeypatch.setattr(optimizer, "_norm", norm)
@@ -368,8 +358,7 @@ def test_an_epoch_that_never_finds_memory_fails_its_policy_in_the_end() -> None:
 
 
 def test_a_callers_error_says_when_to_retry() -> None:
-    trainer, told = trainer_of(), list[Learnt | MintError]()
-    policies(trainer, 1)
+    trainer, told = trainer_with(1), list[Learnt | MintError]()
 
     def full(_: Trainer) -> None:
         raise Overloaded("slot 1", "is taken; retry later", retry_after_s=7.0)
