@@ -1,11 +1,13 @@
 """PEFT adapters on the experts of tiny mixture bases."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 
+from mint_engine.adapters.adapter import Module
 from tests.engine.families import FAMILIES, make_model
 from tests.engine.made import fill
 
@@ -15,6 +17,20 @@ ATTENTION = {
     "deepseek_v3": ["kv_b_proj", "q_a_proj"],
 }
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def pairs_of(
+    tensors: Mapping[str, torch.Tensor], modules: Mapping[str, Module]
+) -> Iterator[tuple[str, int, torch.Tensor, torch.Tensor]]:
+    """Yield (path, expert, A, B) for each expert of each stacked module: views of an adapter on both parameters."""
+    for path, module in modules.items():
+        if module.experts:
+            experts, _, leaf = path.rpartition(".")
+            name = f"base_model.model.{experts}" + (".base_layer" if leaf != "down_proj" else "")
+            a = tensors[f"{name}.lora_A.weight"].view(module.experts, -1, module.in_features)
+            b = tensors[f"{name}.lora_B.weight"].view(-1, a.shape[1], module.experts)[module.outputs]
+            for expert in range(module.experts):
+                yield path, expert, a[expert], b[:, :, expert]
 
 
 def save(folder: Path, name: str, **options: Any) -> torch.nn.Module:

@@ -19,7 +19,7 @@ from mint_engine.adapters.read import read_adapter
 from mint_engine.model.forward import Forward
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
-from tests.engine.expert_adapters import ATTENTION, BOTH, save
+from tests.engine.expert_adapters import ATTENTION, BOTH, pairs_of, save
 from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits, span
 from tests.engine.made import edit_config, editing
 from tests.engine.saved_families import BASES
@@ -155,19 +155,13 @@ KEPT = {"gate_proj": (1, 4), "up_proj": (1, 4), "down_proj": (4,)}
 def thin_out(folder: Path, forward: Forward) -> dict[str, torch.Tensor]:
     """Zero an adapter on both parameters for experts not in `KEPT`; return those in `KEPT` as separate pairs."""
     tensors, pairs = load_file(folder / WEIGHTS), {}
-    for path, module in forward.slots.modules.items():
-        if module.experts:
-            experts, _, leaf = path.rpartition(".")
-            name = f"base_model.model.{experts}" + (".base_layer" if leaf != "down_proj" else "")
-            a = tensors[f"{name}.lora_A.weight"].view(module.experts, -1, module.in_features)
-            b = tensors[f"{name}.lora_B.weight"].view(-1, a.shape[1], module.experts)
-            for expert in range(module.experts):
-                if expert in KEPT[leaf]:
-                    own = f"base_model.model.{experts}.{expert}.{leaf}"
-                    pairs[f"{own}.lora_A.weight"] = a[expert].clone()
-                    pairs[f"{own}.lora_B.weight"] = b[module.outputs, :, expert].contiguous()
-                else:
-                    a[expert] = b[module.outputs, :, expert] = 0
+    for path, expert, a, b in pairs_of(tensors, forward.slots.modules):
+        experts, _, leaf = path.rpartition(".")
+        if expert in KEPT[leaf]:
+            own = f"base_model.model.{experts}.{expert}.{leaf}"
+            pairs[f"{own}.lora_A.weight"], pairs[f"{own}.lora_B.weight"] = a.clone(), b.contiguous()
+        else:
+            a[:] = b[:] = 0
     save_file(tensors, folder / WEIGHTS)
     return pairs
 

@@ -15,6 +15,7 @@ from mint_engine.adapters.read import read_adapter
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.local import LocalFolder
+from tests.engine.expert_adapters import pairs_of
 from tests.engine.families import read_model
 from tests.engine.made import edit_config, packed_source
 from tests.engine.saved_families import EXPERTS, SERVED, save_adapter, save_base
@@ -86,16 +87,10 @@ def split(base: Path, folder: Path, target: Path) -> Path:
     """Write an adapter on experts' parameters as one on each expert's linears, by the names of the base's files."""
     shutil.copytree(folder, target)
     together, pairs = tensors(folder), {}
-    for path, module in find_modules(read_model(base)).items():
-        if module.experts:
-            experts, _, leaf = path.rpartition(".")
-            name = f"base_model.model.{experts}" + (".base_layer" if leaf != "down_proj" else "")
-            a = together[f"{name}.lora_A.weight"].view(module.experts, -1, module.in_features)
-            b = together[f"{name}.lora_B.weight"].view(-1, a.shape[1], module.experts)
-            for expert in range(module.experts):
-                own = f"base_model.model.{experts}.{expert}.{OLDER[leaf]}".replace(".mlp.", ".block_sparse_moe.")
-                pairs[f"{own}.lora_A.weight"] = a[expert].clone()
-                pairs[f"{own}.lora_B.weight"] = b[module.outputs, :, expert].contiguous()
+    for path, expert, a, b in pairs_of(together, find_modules(read_model(base))):
+        experts, _, leaf = path.rpartition(".")
+        own = f"base_model.model.{experts}.{expert}.{OLDER[leaf]}".replace(".mlp.", ".block_sparse_moe.")
+        pairs[f"{own}.lora_A.weight"], pairs[f"{own}.lora_B.weight"] = a.clone(), b.contiguous()
     rest = {name: each for name, each in together.items() if ".experts." not in name}
     save_file(rest | pairs, target / WEIGHTS)
     edit_config(target, target_modules=["q_proj", *OLDER.values()], target_parameters=None)
