@@ -14,7 +14,7 @@ from mint_contracts.errors import CorruptFile
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.file_identity import Identity, KnownFile, identity_of
 from mint_engine.adapters.packed import Header, Packed, bytes_of
-from mint_engine.residency.recent import Recent
+from mint_engine.adapters.recent import Recent
 from mint_engine.residency.remapping import populate
 
 # A shorter run is read instead of mapped: that is as fast, and a process may have only 65,530 mappings.
