@@ -8,9 +8,9 @@ from mint_contracts.records import EngineRecord, EngineView
 
 def engine_record(engine: str, **changes: Any) -> EngineRecord:
     """Return the first report of an engine that is ready, idle and empty, with these changes."""
-    empty = {"ready": True, "slots_used": 0, "slots_total": 8, "running": 0, "waiting": 0}
-    first = {"address": "10.0.0.1:8470", "incarnation": 1, "map_version": 1, "sequence": 1}
-    return EngineRecord(engine, **(first | empty | changes))
+    fields: dict[str, Any] = {"address": "10.0.0.1:8470", "incarnation": 1, "map_version": 1, "sequence": 1}
+    fields |= {"ready": True, "slots_used": 0, "slots_total": 8, "running": 0, "waiting": 0}
+    return EngineRecord(engine, **(fields | changes))
 
 
 async def engine_views(reader: MapReader, base: str) -> list[EngineView]:
