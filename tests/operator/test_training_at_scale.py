@@ -2,9 +2,12 @@
 
 import sys
 from types import FrameType
+from typing import Any
+
+import msgspec
 
 from mint_contracts.resources import Serve
-from mint_contracts.training_records import Stage
+from mint_contracts.training_records import Stage, TrainAssignment
 from tests.operator.training_worlds import World, base, engines, published, training_wave
 
 
@@ -32,3 +35,25 @@ def calls(policies: int) -> int:
 
 def test_a_plan_for_four_times_as_many_policies_takes_about_four_times_as_long() -> None:
     assert calls(1024) < 5 * calls(256)
+
+
+class Leases(dict[str, TrainAssignment]):
+    """One engine's leases, which count how often a policy's is looked for among those of any engine."""
+
+    looked = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        Leases.looked += 1
+        return super().get(key, default)
+
+
+def test_a_policy_is_not_looked_for_among_the_leases_of_every_engine() -> None:
+    policies, count = 64, 16
+    wave = training_wave("w", policies, admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(count, count, policies // count), [wave], engines(count), replicas=count)
+    world.step()
+    trains = {engine: Leases(of) for engine, of in world.training.trains.items()}
+    assert len(trains) == count
+    world.training = msgspec.structs.replace(world.training, trains=trains)
+    world.plan()
+    assert Leases.looked <= 2 * policies

@@ -5,7 +5,7 @@ serving wave that comes first; serving waves of lower priority give way to it.
 """
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 
 import msgspec
@@ -13,7 +13,14 @@ import msgspec
 from mint_contracts.records import Placement, Tier
 from mint_contracts.source import Source
 from mint_contracts.training import Policies, Train
-from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining, published_in
+from mint_contracts.training_records import (
+    Progress,
+    TrainAssignment,
+    TrainChange,
+    TrainState,
+    WaveTraining,
+    published_in,
+)
 from mint_operator.planning.conditions import find
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.naming import Claim
@@ -79,8 +86,10 @@ def prepared(
 ) -> Training:
     """Decide which policies train where. `engines` are the present ones, of which `outdated` are to restart."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
-    reporting = _reporting(engines, trained)
-    standings = {key: _standing(base, wave, trained, reporting, inputs) for key, wave in training.items()}
+    reporting, parts = _reporting(engines, trained), _by_wave(trained.state)
+    standings = {
+        key: _standing(base, wave, parts.get(key, TrainState()), reporting, inputs) for key, wave in training.items()
+    }
     order = sorted(training, key=lambda key: (not standings[key].leased, *turn(training[key])))
     serving = [wave for wave in waves if wave.spec.train is None]
     standings = without_conflicts(base, standings, order, serving)
@@ -173,26 +182,43 @@ def _reporting(engines: Sequence[Engine], trained: TrainKnown) -> Reporting:
     }
 
 
+def _by_wave(state: TrainState) -> dict[str, TrainState]:
+    """Return each wave's own part of the state, so that nobody goes through all of it for each wave or policy."""
+    trains = defaultdict[str, dict[str, dict[str, TrainAssignment]]](dict)
+    progress = defaultdict[str, dict[str, dict[str, Progress]]](dict)
+    for engine, leases_of in state.trains.items():
+        for name, lease in leases_of.items():
+            trains[lease.wave].setdefault(engine, {})[name] = lease
+    for engine, words in state.progress.items():
+        for name, word in words.items():
+            progress[word.wave].setdefault(engine, {})[name] = word
+    return {
+        wave: TrainState({wave: state.training[wave]} if wave in state.training else {}, trains[wave], progress[wave])
+        for wave in {*state.training, *trains, *progress}
+    }
+
+
 def _standing(
-    base: ObservedBase, wave: ObservedWave, known: TrainKnown, reporting: Reporting, inputs: Inputs
+    base: ObservedBase, wave: ObservedWave, state: TrainState, reporting: Reporting, inputs: Inputs
 ) -> WaveStanding:
-    if unread.is_unread(wave, known.state, inputs):
-        return unread.standing(wave, known.state, reporting)
-    train, policies, unfit = fitted(base, wave, inputs, known.state)
-    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, known.state, reporting)
-    manifest = manifest_of(wave, inputs, known.state)
+    """Return a wave's standing; `state` is its own part."""
+    if unread.is_unread(wave, state, inputs):
+        return unread.standing(wave, state, reporting)
+    train, policies, unfit = fitted(base, wave, inputs, state)
+    found = standings_of(wave.meta.key, wave.meta.uid, policies, train, state, reporting)
+    manifest = manifest_of(wave, inputs, state)
     unknown = manifest if isinstance(manifest, Refusal) else None
-    standing = WaveStanding(train, found, unfit=unfit, store=_store(base, wave, known), unknown=unknown)
+    standing = WaveStanding(train, found, unfit=unfit, store=_store(base, wave, state), unknown=unknown)
     able = found if unknown is None else tuple(each for each in found if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=standing.stopped)
     return msgspec.structs.replace(standing, wants_slot=needy)
 
 
-def _store(base: ObservedBase, wave: ObservedWave, known: TrainKnown) -> Source:
+def _store(base: ObservedBase, wave: ObservedWave, state: TrainState) -> Source:
     """Return where a wave's policies are saved and published, or were if its base no longer trains."""
     if base.spec.training is not None:
         return base.spec.training.store.source
-    record = known.state.training.get(wave.meta.key)
+    record = state.training.get(wave.meta.key)
     return record.store if record is not None and record.run == wave.meta.uid else Source(uri="")
 
 
