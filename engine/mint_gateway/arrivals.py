@@ -19,6 +19,7 @@ from mint_contracts.wire import to_status
 from mint_gateway.field_count import parsed
 from mint_gateway.guard import OPEN
 from mint_gateway.keys import sharer
+from mint_gateway.unread import Unread
 
 # Together 144 MiB at most; tests/chart/test_gateway_memory.py compares all such bounds with the chart.
 PLACES = 8  # of at most 8 MiB each
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Parse = Callable[[bytes], Any]
 _Answer = Callable[[Any, _Context], Awaitable[Any]]
+_Send = Callable[[Any, _Context], Awaitable[None]]
 Receiving = Callable[[], AbstractContextManager[object]]
 
 
@@ -111,8 +113,7 @@ class _Room:
 
         Raises Overloaded, Unavailable if it takes too long, and InvalidRequest for too many fields.
         """
-        client = sharer.get() or context.peer().rpartition(":")[0]
-        async with self._places.place(client):
+        async with self._places.place(_client(context)):
             try:
                 async with asyncio.timeout(self._arrival_s):
                     data = await context.read()
@@ -131,7 +132,7 @@ class Arrivals(grpc.aio.ServerInterceptor):
     def __init__(self, receiving: Mapping[str, Receiving]) -> None:
         """`receiving` returns, by method, a context in which a call's request is received."""
         self._keyed, self._open = _Room(PLACES, ARRIVAL_S), _Room(OPEN_PLACES, OPEN_ARRIVAL_S)
-        self._receiving = receiving
+        self._receiving, self._unread = receiving, Unread()
 
     async def intercept_service(
         self,
@@ -145,16 +146,24 @@ class Arrivals(grpc.aio.ServerInterceptor):
         is_open = handler_call_details.method.startswith(OPEN)
         room = self._open if is_open else self._keyed
         parse, register = cast("Any", handler.request_deserializer), cast("Any", handler.stream_unary)
-        codec = (None, handler.response_serializer)
+        encode = cast("Any", handler.response_serializer)
         if handler.request_streaming and not is_open:
-            return grpc.stream_unary_rpc_method_handler(_streaming(register, parse), *codec)
+            return grpc.stream_unary_rpc_method_handler(_streaming(register, parse), None, encode)
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse), *codec)
+            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse, self._sent(encode)))
         single = _single(answer, room, parse, self._receiving.get(handler_call_details.method, nullcontext))
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(single, *codec)
-        return grpc.stream_unary_rpc_method_handler(single, *codec)
+            return grpc.stream_stream_rpc_method_handler(single, None, encode)
+        return grpc.stream_stream_rpc_method_handler(_answering(single, self._sent(encode)))
+
+    def _sent(self, encode: Callable[[Any], bytes]) -> _Send:
+        async def sent(answer: Any, context: _Context) -> None:
+            data = encode(answer)
+            del answer  # in Python it takes four times as much
+            await self._unread.send(data, _client(context), context)
+
+        return sent
 
 
 def _streaming(register: _Answer, parse: _Parse) -> Any:
@@ -178,7 +187,18 @@ def _single(answer: _Answer, room: _Room, parse: _Parse, receiving: Receiving) -
     return single
 
 
-def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Room, parse: _Parse) -> Any:
+def _answering(single: _Answer, sent: _Send) -> Any:
+    """Return a stream of the one answer, which is the same to its client."""
+
+    async def answering(_: object, context: _Context) -> None:
+        await sent(await single(_, context), context)
+
+    return answering
+
+
+def _conversing(
+    answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Room, parse: _Parse, sent: _Send
+) -> Any:
     async def requests(context: _Context) -> AsyncIterator[Any]:
         request = await _received(context, room, parse)
         while request is not grpc.aio.EOF:
@@ -191,9 +211,14 @@ def _conversing(answer: Callable[[Any, _Context], AsyncIterator[Any]], room: _Ro
 
     async def conversing(_: object, context: _Context) -> None:
         async for each in answer(requests(context), context):
-            await context.write(each)
+            await sent(each, context)
 
     return conversing
+
+
+def _client(context: _Context) -> str:
+    """Return whose call it is: a key's or, if there are not several, an address's."""
+    return sharer.get() or context.peer().rpartition(":")[0]
 
 
 async def _received(context: _Context, room: _Room, parse: _Parse, receiving: Receiving = nullcontext) -> Any:

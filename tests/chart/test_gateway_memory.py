@@ -5,7 +5,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from mint_contracts.byte_budget import OWN_BYTES
 from mint_contracts.transport import MOST_TOKEN_BYTES
-from mint_gateway import answering, arrivals, health
+from mint_gateway import answering, arrivals, health, unread
 from mint_gateway.catalog import servicer as catalog
 from mint_gateway.field_count import ELEMENT_BYTES, MOST_BYTES, MOST_FIELDS
 from mint_gateway.http import door
@@ -39,6 +39,7 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "their own allowances": (Limits().connections + Limits().requests) * OWN_BYTES,
         "calls of the Trainer": trainer.MOST_BYTES,
         "names that are retired": catalog.MOST_RETIRING,
+        "gRPC answers that are not read": unread.MOST_BYTES,
         "watches of its health": health.MOST_WATCHES * HEALTH_WATCH,
         "other calls": (Limits().calls + Limits().watches) * MOST_BYTES,
         "messages of registrations": catalog.STREAMS * (MOST_TOKEN_BYTES + MOST_FIELDS * ELEMENT_BYTES),

@@ -1,0 +1,57 @@
+"""Answers to gRPC calls that clients do not read take only so much of a gateway's memory."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from mint_contracts.errors import Overloaded
+from mint_contracts.placement_pb2 import ListPlacementsRequest
+from mint_contracts.wire import from_rpc_error
+from mint_gateway.client import Client
+from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
+from tests.waiting import until
+
+UNREAD = (("grpc.http2.bdp_probe", 0),)  # else a client takes megabytes before it reads them
+MANY = 1_000  # placements, which are told in more than what a client takes unread
+
+
+async def test_unread_answers_are_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint_gateway.unread.MOST_BYTES", 4 << 20)
+    await scene.base(store=STORE)
+    engine = await scene.engine("e-0")
+    await scene.place_many([f"acme/support-{number}" for number in range(MANY)], ["e-0"])
+    await scene.open()
+    await scene.seen(engine)
+    async with grpc.aio.insecure_channel(scene.target, options=UNREAD) as channel:
+        listing: grpc.aio.UnaryStreamMultiCallable[ListPlacementsRequest, bytes] = channel.unary_stream(
+            "/mint.v1.Placement/ListPlacements", ListPlacementsRequest.SerializeToString
+        )
+        unread, refused = [], None
+        while refused is None:
+            call = listing(ListPlacementsRequest(), timeout=LIMIT_S)
+            unread.append(call)
+            assert len(unread) < 32
+            ended = asyncio.ensure_future(call.code())
+            await asyncio.wait({ended}, timeout=0.3)
+            refused = ended.result() if ended.done() else None
+        assert refused is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(
+            grpc.aio.AioRpcError, match="holds too many answers that were not read yet; retry later"
+        ) as error:
+            await unread[-1].read()
+        assert isinstance(from_rpc_error(error.value), Overloaded)
+        async with Client(scene.target, patience_s=0.0) as other:
+            assert (await other.explain("acme/support-7")).base_model == BASE, "there is room for short ones"
+            with pytest.raises(Overloaded):
+                await other.placements()
+            for each in unread:
+                each.cancel()
+
+            async def answered() -> bool:
+                try:
+                    return len(await other.placements()) == MANY
+                except Overloaded:
+                    return False
+
+            await until(answered)
