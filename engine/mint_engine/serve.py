@@ -32,12 +32,12 @@ from mint_engine.model.experts import route_shape
 from mint_engine.model.files import first_line
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.handshake import RanksEndpoint
-from mint_engine.policies.register import Register
+from mint_engine.policies.calls.register import Register
+from mint_engine.policies.calls.service import TrainerService
 from mint_engine.policies.rollouts import Rollouts
-from mint_engine.policies.service import TrainerService
-from mint_engine.policies.step_thread import StepThread
 from mint_engine.policies.training_context import TrainingContext, TrainingResidency
-from mint_engine.policies.updates import Updates
+from mint_engine.policies.updates.step_thread import StepThread
+from mint_engine.policies.updates.updates import Updates
 from mint_engine.requests.grammar import Grammars
 from mint_engine.residency.holding import Holder, Tenant
 from mint_engine.residency.policy_device import PolicyDevice

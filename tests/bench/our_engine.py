@@ -19,9 +19,9 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.background_threads import disable_thread_teams, run_in_background
 from mint_engine.build import build
-from mint_engine.policies.revisions import publish, sweep
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import store_of
+from mint_engine.policies.stored.revisions import publish, sweep
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import store_of
 from mint_engine.requests.events import Done, Event, Failed, Tokens
 from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.disk import DiskTier

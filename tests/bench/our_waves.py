@@ -26,14 +26,14 @@ from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import LoraLinear
+from mint_engine.policies.courses.handoff import hand_off, label_of
+from mint_engine.policies.courses.lessons import Lessons, Taken
+from mint_engine.policies.courses.terms import Terms
 from mint_engine.policies.halt import Halt
-from mint_engine.policies.handoff import hand_off, label_of
-from mint_engine.policies.lessons import Lessons, Taken
 from mint_engine.policies.rollouts import Rollouts
-from mint_engine.policies.step_thread import StepThread
-from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
-from mint_engine.policies.updates import Updates
+from mint_engine.policies.updates.step_thread import StepThread
+from mint_engine.policies.updates.updates import Updates
 from mint_engine.requests.events import Done, Event, Failed, Tokens
 from mint_engine.requests.parameters import Sampling
 from mint_engine.residency.host import HostTier

@@ -23,7 +23,7 @@ from mint_contracts.errors import (
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 from mint_contracts.storage_errors import storage_errors
-from mint_engine.policies.store import store_of
+from mint_engine.policies.stored.store import store_of
 from tests.engine import stores
 from tests.waiting import until
 

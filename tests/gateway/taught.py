@@ -13,7 +13,7 @@ from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
 from mint_contracts.source import Source
 from mint_engine.holdings_link import HoldingsLink
-from mint_engine.policies.calls import Calls
+from mint_engine.policies.calls.calls import Calls
 from mint_gateway.policy import Policy, example
 from tests.engine.training import training_engine
 from tests.engine.training.calling import BASE, answer_calls

@@ -11,7 +11,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.examples.render import Renderer
 from mint_engine.examples.shared import Datasets
 from mint_engine.policies.rollouts import Rollouts
-from mint_engine.policies.step_thread import StepThread
+from mint_engine.policies.updates.step_thread import StepThread
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.residency.slots import Slots
 

@@ -16,7 +16,7 @@ from mint_contracts.source import Source
 from mint_engine import process, serve
 from mint_engine.environment import Start
 from mint_engine.parallel import ranks
-from mint_engine.policies.updates import Job, Learnt
+from mint_engine.policies.updates.updates import Job, Learnt
 from mint_engine.residency import residency
 from tests.engine.parallel.learning import Learning
 from tests.engine.parallel.processes import followers

@@ -8,8 +8,8 @@ from structlog.testing import capture_logs
 
 from mint_contracts.errors import MintError, SourceUnavailable
 from mint_engine.parallel.rank import Rank
-from mint_engine.policies.handoff import hand_off
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.courses.handoff import hand_off
+from mint_engine.policies.updates.updates import Job, Learnt, Updates
 from tests.engine.parallel.learning import NAMES, Learning, engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.running import save_base

@@ -7,8 +7,8 @@ from typing import TypeVar
 from mint_contracts.training import Optimizer
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
-from mint_engine.policies.copying import packing
-from mint_engine.policies.updates import Updates
+from mint_engine.policies.updates.copying import packing
+from mint_engine.policies.updates.updates import Updates
 from mint_engine.training import state
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.policy import PolicySettings

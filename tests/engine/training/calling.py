@@ -12,11 +12,11 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError, SourceUnavailable
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies.announcement_cache import AnnouncementCache
-from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.checkpoints import RECORD
-from mint_engine.policies.resting import RestingPolicies
-from mint_engine.policies.store import Content, LocalStore, store_of
+from mint_engine.policies.calls.call_context import CallContext
+from mint_engine.policies.stored.announcement_cache import AnnouncementCache
+from mint_engine.policies.stored.checkpoints import RECORD
+from mint_engine.policies.stored.resting import RestingPolicies
+from mint_engine.policies.stored.store import Content, LocalStore, store_of
 from tests.engine.training.training_engine import Scene, training
 
 BASE = "tests/tiny"

@@ -8,8 +8,8 @@ import pytest
 
 from mint_contracts import backends
 from mint_contracts.source import Source
-from mint_engine.policies import keeping, roster
-from mint_engine.policies.store import Store, store_of
+from mint_engine.policies.courses import keeping, roster
+from mint_engine.policies.stored.store import Store, store_of
 from tests.engine import stores
 
 

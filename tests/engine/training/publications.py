@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mint_contracts.training_records import Published
 from mint_engine.adapters.packed import Packed
-from mint_engine.policies import revisions
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import Content, LocalStore, Store
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import Content, LocalStore, Store
 from tests.engine.made import peft_adapter, read_tiny
 from tests.engine.training.training_engine import Gate
 

@@ -1,7 +1,7 @@
 """A record of the calls made to real stores."""
 
 from mint_contracts.source import Source
-from mint_engine.policies.store import Content, Store, store_of
+from mint_engine.policies.stored.store import Content, Store, store_of
 
 
 class Asked(list[tuple[str, str]]):

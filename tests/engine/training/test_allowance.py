@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.training import Optimizer
-from mint_engine.policies.allowance import LEAST, Allowance
-from mint_engine.policies.updates import MOST_WAIT_S, WAIT_SHARE, Job, Learnt, Updates
+from mint_engine.policies.updates.allowance import LEAST, Allowance
+from mint_engine.policies.updates.updates import MOST_WAIT_S, WAIT_SHARE, Job, Learnt, Updates
 from mint_engine.scheduling.background import SHARE
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings

@@ -12,11 +12,11 @@ import pytest
 from mint_contracts.errors import SourceUnavailable, StaleLease
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import published_in
-from mint_engine.policies import announcement_cache
-from mint_engine.policies.announcement_cache import AnnouncementCache
-from mint_engine.policies.announcements import Announcements, Announcer
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import Store
+from mint_engine.policies.stored import announcement_cache
+from mint_engine.policies.stored.announcement_cache import AnnouncementCache
+from mint_engine.policies.stored.announcements import Announcements, Announcer
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import Store
 from tests.engine.training.publications import Held
 from tests.engine.training.recorded_store import Asked
 from tests.engine.training.training_engine import Gate

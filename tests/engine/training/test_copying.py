@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mint_contracts.errors import Internal
-from mint_engine.policies.copying import copying, packing
-from mint_engine.policies.step_thread import StepThread
-from mint_engine.policies.updates import Updates
+from mint_engine.policies.updates.copying import copying, packing
+from mint_engine.policies.updates.step_thread import StepThread
+from mint_engine.policies.updates.updates import Updates
 from mint_engine.training import policy as vectors
 from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch

@@ -17,7 +17,8 @@ from mint_contracts.training import Dataset, Regex, Reward, RewardService
 from mint_contracts.training_records import Order, Stage
 from mint_engine.examples import shared
 from mint_engine.examples.dataset import read_dataset
-from mint_engine.policies import course, patience
+from mint_engine.policies import patience
+from mint_engine.policies.courses import course
 from mint_engine.policies.patience import Patience
 from mint_engine.requests.parameters import Sampling
 from mint_engine.rewards.scorer import Scorer

@@ -13,10 +13,10 @@ from mint_contracts.source import parent
 from mint_contracts.step_figures import figures_of_step
 from mint_contracts.training import ExactMatch, Loss, Optimizer, Reward, TrainSampling
 from mint_contracts.training_records import Order, Stage, published_in
-from mint_engine.policies.checkpoints import Checkpoints
-from mint_engine.policies.lessons import LEAST_LOGPROB
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import store_of
+from mint_engine.policies.courses.lessons import LEAST_LOGPROB
+from mint_engine.policies.stored.checkpoints import Checkpoints
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import store_of
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.work import Share, Work
 from tests.engine.running import save_adapter

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_engine.policies.announcement_cache import AnnouncementCache
-from mint_engine.policies.store import LocalStore
+from mint_engine.policies.stored.announcement_cache import AnnouncementCache
+from mint_engine.policies.stored.store import LocalStore
 from tests.engine.training.calling import BASE, away, called, lesson, refused, resume
 from tests.engine.training.training_engine import Scene
 

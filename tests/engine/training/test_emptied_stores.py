@@ -7,8 +7,8 @@ from structlog.testing import capture_logs
 
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import patience
-from mint_engine.policies.checkpoints import Checkpoints, Record
-from mint_engine.policies.store import store_of
+from mint_engine.policies.stored.checkpoints import Checkpoints, Record
+from mint_engine.policies.stored.store import store_of
 from tests.engine.training.training_engine import Gate, Scene, assignment, began, saved, train, training, whole
 from tests.waiting import until
 

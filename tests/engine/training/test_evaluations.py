@@ -12,8 +12,8 @@ from mint_contracts import sampling_pb2, sampling_pb2_grpc
 from mint_contracts.training import Algorithm, Dataset, Evaluation, Length, Reward
 from mint_engine.examples import held
 from mint_engine.examples.example import Example, read_line
-from mint_engine.policies.checkpoints import Checkpoints
-from mint_engine.policies.store import store_of
+from mint_engine.policies.stored.checkpoints import Checkpoints
+from mint_engine.policies.stored.store import store_of
 from tests.engine.training.training_engine import LINES, train, training
 
 

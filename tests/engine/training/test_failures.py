@@ -12,7 +12,7 @@ from mint_contracts.training import Dataset, Evaluation, Loss, NumericAnswer, Op
 from mint_contracts.training_records import Order, Stage
 from mint_engine.examples.draw import draw
 from mint_engine.policies import patience
-from mint_engine.policies.store import LocalStore
+from mint_engine.policies.stored.store import LocalStore
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.running import CONTEXT
 from tests.engine.training.training_engine import LINES, assignment, saved, train, training, whole

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mint_contracts.training import Loss, LossType, Scaling
-from mint_engine.policies.groups import Group, batch_of, figures_of
+from mint_engine.policies.courses.groups import Group, batch_of, figures_of
 from mint_engine.policies.rollouts import Rollout
 from mint_engine.requests.parameters import Sampling
 from mint_engine.requests.sampling import choose_tokens, score_tokens

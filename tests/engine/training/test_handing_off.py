@@ -15,9 +15,9 @@ from mint_contracts.errors import (
     SourceUnavailable,
 )
 from mint_contracts.training import Optimizer
-from mint_engine.policies import keeping
-from mint_engine.policies.step_thread import StepThread
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.courses import keeping
+from mint_engine.policies.updates.step_thread import StepThread
+from mint_engine.policies.updates.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import finish_all, saved_of, step_all

@@ -9,10 +9,11 @@ from safetensors.torch import load
 from structlog.testing import capture_logs
 
 from mint_contracts.training_records import Order, Stage
-from mint_engine.policies import revisions, roster
-from mint_engine.policies.checkpoints import BLOB, KEPT, Checkpoints
-from mint_engine.policies.store import store_of
-from mint_engine.policies.updates import ALONE_S
+from mint_engine.policies.courses import roster
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.checkpoints import BLOB, KEPT, Checkpoints
+from mint_engine.policies.stored.store import store_of
+from mint_engine.policies.updates.updates import ALONE_S
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
 from tests.engine.training.training_engine import (

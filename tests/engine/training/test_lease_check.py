@@ -6,8 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts.errors import SourceUnavailable
-from mint_engine.policies import lease_check
-from mint_engine.policies.lease_check import LeaseCheck
+from mint_engine.policies.calls import lease_check
+from mint_engine.policies.calls.lease_check import LeaseCheck
 from tests.waiting import until
 
 

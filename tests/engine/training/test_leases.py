@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from mint_contracts.errors import StaleLease
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
-from mint_engine.policies import keeping
-from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
-from mint_engine.policies.course import Course
-from mint_engine.policies.lessons import Lessons
-from mint_engine.policies.store import LocalStore, store_of
+from mint_engine.policies.courses import keeping
+from mint_engine.policies.courses.course import Course
+from mint_engine.policies.courses.lessons import Lessons
+from mint_engine.policies.stored.checkpoints import Checkpoints, Record, digest_of
+from mint_engine.policies.stored.store import LocalStore, store_of
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
 from tests.waiting import PATIENCE_S, until

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Draining, MintError, Overloaded
 from mint_contracts.training import Optimizer
-from mint_engine.policies import updates as update
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.updates import updates as update
+from mint_engine.policies.updates.updates import Job, Learnt, Updates
 from mint_engine.training import work as works
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import plan_pieces

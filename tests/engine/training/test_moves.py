@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.training import Evaluation, Policies, Train
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
-from mint_engine.policies.moves import Move, Standing, is_sure, next_move
+from mint_engine.policies.courses.moves import Move, Standing, is_sure, next_move
 
 TRAINS = st.builds(
     lambda steps, save, publish, evaluate: Train(

@@ -18,7 +18,7 @@ from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training_records import TrainChange, WaveTraining, published_in
-from mint_engine.policies.name_conflicts import NameConflicts
+from mint_engine.policies.calls.name_conflicts import NameConflicts
 from mint_engine.sources.blocking import run_blocking
 from tests.contracts.catalogs import make_complete
 from tests.engine.running import save_base

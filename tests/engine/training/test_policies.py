@@ -23,7 +23,7 @@ from mint_engine.adapters.check import Fit, check_numbers, check_packed
 from mint_engine.adapters.packed import halves, is_finite
 from mint_engine.adapters.peft_config import parse
 from mint_engine.model.modules import find_modules
-from mint_engine.policies.handoff import hand_off
+from mint_engine.policies.courses.handoff import hand_off
 from mint_engine.residency.slots import Slots
 from mint_engine.training import state
 from mint_engine.training.example import Example, PolicyBatch, completion

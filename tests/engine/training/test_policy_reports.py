@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_engine.policies import calls
-from mint_engine.policies.announcements import Announcements
+from mint_engine.policies.calls import calls
+from mint_engine.policies.stored.announcements import Announcements
 from tests.engine.training.calling import away, called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, hold_updates
 

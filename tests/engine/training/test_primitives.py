@@ -6,7 +6,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training import LossType
-from mint_engine.policies.primitives import batch_of_request
+from mint_engine.policies.calls.primitives import batch_of_request
 from tests.engine.training.calling import lesson
 from tests.engine.training.scene import learn, trainer_with
 

@@ -16,8 +16,8 @@ from mint_contracts.settings import REDIS_URL
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
-from mint_engine.policies import announcement_cache
-from mint_engine.policies.announcement_cache import AnnouncementCache
+from mint_engine.policies.stored import announcement_cache
+from mint_engine.policies.stored.announcement_cache import AnnouncementCache
 from mint_engine.serve import listen
 from tests.engine.running import settings_for
 from tests.engine.training.calling import BASE, called, lesson, refused, step

@@ -9,11 +9,12 @@ from mint_contracts.source import Source
 from mint_contracts.training_records import Stage, revisions_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.background_threads import LOWER
-from mint_engine.policies import patience, revisions
-from mint_engine.policies.checkpoints import BLOB, RECORD
-from mint_engine.policies.revisions import ENTRY
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import Content, LocalStore, store_of
+from mint_engine.policies import patience
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.checkpoints import BLOB, RECORD
+from mint_engine.policies.stored.revisions import ENTRY
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import Content, LocalStore, store_of
 from mint_engine.residency.lending import Lending
 from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine

@@ -7,8 +7,8 @@ import pytest
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import MintError, SourceForbidden, SourceUnavailable
 from mint_contracts.training_records import revisions_of
-from mint_engine.policies.revisions import ENTRY, KEPT
-from mint_engine.policies.store import LocalStore
+from mint_engine.policies.stored.revisions import ENTRY, KEPT
+from mint_engine.policies.stored.store import LocalStore
 from mint_engine.sources.fetch import PACKED
 from tests.engine.training.calling import BASE, called
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mint_contracts import training_pb2 as pb
-from mint_engine.policies.primitives import MOST_EXAMPLES
+from mint_engine.policies.calls.primitives import MOST_EXAMPLES
 from tests.engine.running import CONTEXT
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.training_engine import assignment, train

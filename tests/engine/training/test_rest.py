@@ -10,9 +10,9 @@ import pytest
 from mint_contracts import training_pb2 as pb
 from mint_contracts.names import ADAPTER_MAX_LENGTH
 from mint_contracts.source import Source
-from mint_engine.policies import register
-from mint_engine.policies.resting import RestingPolicies, RestingPolicy
-from mint_engine.policies.store import store_of
+from mint_engine.policies.calls import register
+from mint_engine.policies.stored.resting import RestingPolicies, RestingPolicy
+from mint_engine.policies.stored.store import store_of
 from tests.engine.training.calling import BASE, called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, hold_updates
 from tests.waiting import until

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
-from mint_engine.policies.call_checkpoints import KEPT
-from mint_engine.policies.checkpoints import RECORD
-from mint_engine.policies.store import Content, LocalStore
+from mint_engine.policies.calls.call_checkpoints import KEPT
+from mint_engine.policies.stored.checkpoints import RECORD
+from mint_engine.policies.stored.store import Content, LocalStore
 from tests.engine.training.calling import away, called, lesson, refused, resume, step
 
 LEFT = b'"left":true'

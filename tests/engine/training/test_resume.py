@@ -14,8 +14,8 @@ from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training import Reward, RewardService, Train
 from mint_contracts.training_records import Progress, Stage, WaveTraining
-from mint_engine.policies.checkpoints import Checkpoints
-from mint_engine.policies.store import store_of
+from mint_engine.policies.stored.checkpoints import Checkpoints
+from mint_engine.policies.stored.store import store_of
 from tests.engine.pods import BASE, Pod, pod
 from tests.engine.training.training_engine import WAVE, assignment, train
 from tests.redis_process import RedisProcess, patient

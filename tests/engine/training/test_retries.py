@@ -17,9 +17,9 @@ from safetensors.torch import load
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.training import Dataset, Optimizer, Reward, RewardService, Train
 from mint_contracts.training_records import Stage
-from mint_engine.policies.checkpoints import Checkpoints
-from mint_engine.policies.handoff import label_of
-from mint_engine.policies.store import store_of
+from mint_engine.policies.courses.handoff import label_of
+from mint_engine.policies.stored.checkpoints import Checkpoints
+from mint_engine.policies.stored.store import store_of
 from tests.engine.training.training_engine import Scene, assignment, saved, train, training
 from tests.waiting import PATIENCE_S, until
 

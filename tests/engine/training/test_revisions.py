@@ -13,9 +13,9 @@ from mint_contracts.errors import (
     StaleLease,
 )
 from mint_contracts.training_records import revisions_of
-from mint_engine.policies import revisions
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import Store
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import Store
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
 from mint_engine.sources.fetch import PACKED

@@ -16,7 +16,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.transport import MOST_ROUTE_BYTES
 from mint_engine.model.routes import RouteShape
-from mint_engine.policies import primitives
+from mint_engine.policies.calls import primitives
 from mint_engine.policies.rollouts import Ask
 from mint_engine.requests import routed
 from mint_engine.requests.parameters import Sampling

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mint_contracts.training import Optimizer
-from mint_engine.policies.updates import Job, Updates
+from mint_engine.policies.updates.updates import Job, Updates
 from mint_engine.training import lean_pass
 from mint_engine.training import work as works
 from mint_engine.training.batch import ROW_MULTIPLE, Batch

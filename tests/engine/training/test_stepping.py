@@ -10,9 +10,9 @@ import torch
 from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, TornPolicy
 from mint_contracts.training import Optimizer
 from mint_engine.adapters.packed import halves
-from mint_engine.policies.copying import copying, packing
-from mint_engine.policies.handoff import hand_off
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.courses.handoff import hand_off
+from mint_engine.policies.updates.copying import copying, packing
+from mint_engine.policies.updates.updates import Job, Learnt, Updates
 from mint_engine.training import optimizer as optimizers
 from mint_engine.training import stepping as steppings
 from mint_engine.training import work as works

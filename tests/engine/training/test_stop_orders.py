@@ -15,7 +15,8 @@ from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.errors import Overloaded, RewardUnavailable
 from mint_contracts.training import Evaluation, Reward, RewardService, Train
 from mint_contracts.training_records import Order, Stage
-from mint_engine.policies import lessons, patience
+from mint_engine.policies import patience
+from mint_engine.policies.courses import lessons
 from mint_engine.policies.halt import Halt, Halted
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.training.training_engine import Scene, assignment, began, saved, train, training

@@ -23,10 +23,18 @@ from mint_contracts.errors import (
     StaleLease,
 )
 from mint_contracts.source import Source
-from mint_engine.policies import revisions
-from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECORD, Checkpoints, Record, digest_of
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import LocalStore, Store, store_of
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.checkpoints import (
+    BLOB,
+    MAX_RECORD,
+    MOST_STEPS,
+    RECORD,
+    Checkpoints,
+    Record,
+    digest_of,
+)
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import LocalStore, Store, store_of
 from tests.waiting import PATIENCE_S
 
 SCHEMES = ("file", "pvc", "s3", "lengthless s3", "gs")

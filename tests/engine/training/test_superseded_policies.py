@@ -11,10 +11,10 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import StaleLease
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies import claims, lease_check
-from mint_engine.policies.checkpoints import RECORD, Checkpoints
-from mint_engine.policies.series import Series
-from mint_engine.policies.store import Content, LocalStore, store_of
+from mint_engine.policies.calls import claims, lease_check
+from mint_engine.policies.stored.checkpoints import RECORD, Checkpoints
+from mint_engine.policies.stored.series import Series
+from mint_engine.policies.stored.store import Content, LocalStore, store_of
 from tests.engine.training.calling import away, called, fail_after_records, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene
 

@@ -10,10 +10,10 @@ import pytest
 
 from mint_contracts import durable
 from mint_contracts.errors import SourceNotFound, SourceUnavailable, StaleLease
-from mint_engine.policies import store as stores
-from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import LocalStore, Store
+from mint_engine.policies.stored import store as stores
+from mint_engine.policies.stored.checkpoints import Checkpoints, Record, digest_of
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import LocalStore, Store
 from tests.engine.training.publications import made
 from tests.engine.training.publications import publish as publish_and_sweep
 from tests.engine.training.training_engine import Gate

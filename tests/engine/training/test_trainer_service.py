@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_records import revisions_of
-from mint_engine.policies.call_checkpoints import RUN
-from mint_engine.policies.checkpoints import Checkpoints
-from mint_engine.policies.store import store_of
+from mint_engine.policies.calls.call_checkpoints import RUN
+from mint_engine.policies.stored.checkpoints import Checkpoints
+from mint_engine.policies.stored.store import store_of
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.training_engine import Gate, Scene, assignment, training, weights

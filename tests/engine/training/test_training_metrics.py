@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts.training import Evaluation, ExactMatch, Reward
 from mint_contracts.training_records import Stage
-from mint_engine.policies.course import MOST_SKIPPED
+from mint_engine.policies.courses.course import MOST_SKIPPED
 from mint_engine.training.example import PolicyBatch
 from tests.engine.training.training_engine import Scene, assignment, train, training
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_engine.policies.turns import Waiting, next_turn
+from mint_engine.policies.updates.turns import Waiting, next_turn
 
 ROWS, BYTES = 10, 12
 

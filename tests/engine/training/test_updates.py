@@ -17,8 +17,8 @@ from mint_contracts.errors import (
     Overloaded,
 )
 from mint_contracts.training import Loss, Optimizer
-from mint_engine.policies import updates as update
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.updates import updates as update
+from mint_engine.policies.updates.updates import Job, Learnt, Updates
 from mint_engine.training import example as examples
 from mint_engine.training import optimizer
 from mint_engine.training.example import Example, PolicyBatch, with_old

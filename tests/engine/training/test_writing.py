@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mint_engine.policies import writing
-from mint_engine.policies.writing import write_along
+from mint_engine.policies.stored import writing
+from mint_engine.policies.stored.writing import write_along
 
 CONTENT = bytes(range(256)) * 20
 

@@ -16,11 +16,11 @@ from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.model.base import Base
-from mint_engine.policies.checkpoints import Checkpoints
-from mint_engine.policies.roster import Roster
-from mint_engine.policies.store import store_of
+from mint_engine.policies.courses.roster import Roster
+from mint_engine.policies.stored.checkpoints import Checkpoints
+from mint_engine.policies.stored.store import store_of
 from mint_engine.policies.training_context import TrainingContext
-from mint_engine.policies.updates import Updates
+from mint_engine.policies.updates.updates import Updates
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader

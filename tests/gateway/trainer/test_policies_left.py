@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from mint_contracts import errors
-from mint_engine.policies import call_checkpoints
+from mint_engine.policies.calls import call_checkpoints
 from mint_gateway.client import Client
 from tests.engine.training.training_engine import Gate, hold_updates
 from tests.gateway.taught import LESSON, NAMES, School, learn

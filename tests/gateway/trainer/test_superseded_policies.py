@@ -6,8 +6,8 @@ import pytest
 from mint_contracts import errors
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_pb2_grpc import TrainerStub
-from mint_engine.policies import lease_check
-from mint_engine.policies.store import LocalStore
+from mint_engine.policies.calls import lease_check
+from mint_engine.policies.stored.store import LocalStore
 from mint_gateway.client import Client
 from tests.engine.training.calling import lesson
 from tests.gateway.taught import LESSON, NAMES, School, learn

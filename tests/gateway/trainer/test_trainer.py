@@ -9,7 +9,7 @@ from mint_contracts import errors
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies import register
+from mint_engine.policies.calls import register
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import listen
 from mint_gateway.policy import Policy, example

@@ -16,11 +16,11 @@ import structlog
 
 from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound, StaleLease, TornPolicy
 from mint_contracts.records import PolicyRoom
-from mint_engine.policies import call_checkpoints
-from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.calls import Calls, draining
-from mint_engine.policies.claims import Claims
-from mint_engine.policies.outlasting import outlast
+from mint_engine.policies.calls import call_checkpoints
+from mint_engine.policies.calls.call_context import CallContext
+from mint_engine.policies.calls.calls import Calls, draining
+from mint_engine.policies.calls.claims import Claims
+from mint_engine.policies.calls.outlasting import outlast
 from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256

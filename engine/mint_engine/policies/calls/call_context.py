@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from mint_engine.policies.announcement_cache import AnnouncementCache
-from mint_engine.policies.calls import Calls
-from mint_engine.policies.resting import RestingPolicies
-from mint_engine.policies.store import Store
+from mint_engine.policies.calls.calls import Calls
+from mint_engine.policies.stored.announcement_cache import AnnouncementCache
+from mint_engine.policies.stored.resting import RestingPolicies
+from mint_engine.policies.stored.store import Store
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.residency.policy_memory import PolicyMemory
 from mint_engine.training.policy import Policy

@@ -17,9 +17,9 @@ from mint_contracts.source import child
 from mint_contracts.training_records import Published, published_in, revisions_of
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed, bytes_of
-from mint_engine.policies.checkpoints import READS
-from mint_engine.policies.series import Name, Series
-from mint_engine.policies.store import HeadLast, Store
+from mint_engine.policies.stored.checkpoints import READS
+from mint_engine.policies.stored.series import Name, Series
+from mint_engine.policies.stored.store import HeadLast, Store
 from mint_engine.sources.fetch import PACKED
 
 KEPT = 4  # newest revisions, so that an engine that is still loading an older one finds it

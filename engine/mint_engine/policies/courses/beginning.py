@@ -9,8 +9,8 @@ from mint_engine.background_threads import run_in_background
 from mint_engine.examples.draw import draw
 from mint_engine.examples.example import Example
 from mint_engine.examples.lengths import check_lengths
-from mint_engine.policies.checkpoints import Checkpoints, Record
-from mint_engine.policies.terms import Terms
+from mint_engine.policies.courses.terms import Terms
+from mint_engine.policies.stored.checkpoints import Checkpoints, Record
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer

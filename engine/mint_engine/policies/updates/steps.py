@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mint_contracts.errors import EngineUnavailable, Internal, MintError, NotFound
 from mint_contracts.training import Optimizer
-from mint_engine.policies.defects import Defects
+from mint_engine.policies.updates.defects import Defects
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.stepping import Stepping
 from mint_engine.training.trainer import Trainer

@@ -11,8 +11,8 @@ import structlog
 from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.course import Course
-from mint_engine.policies.moves import is_sure
+from mint_engine.policies.courses.course import Course
+from mint_engine.policies.courses.moves import is_sure
 from mint_engine.policies.training_context import TrainingContext
 
 CLOSE_S = 10.0

@@ -14,14 +14,14 @@ import msgspec
 
 from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden, StaleLease
 from mint_engine.background_threads import run_in_background
-from mint_engine.policies import revisions
-from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.calls import Calls
-from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
-from mint_engine.policies.copying import copying
-from mint_engine.policies.resting import RestingPolicy
-from mint_engine.policies.series import Name, superseded
-from mint_engine.policies.store import Store
+from mint_engine.policies.calls.call_context import CallContext
+from mint_engine.policies.calls.calls import Calls
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.checkpoints import Checkpoints, Record, digest_of
+from mint_engine.policies.stored.resting import RestingPolicy
+from mint_engine.policies.stored.series import Name, superseded
+from mint_engine.policies.stored.store import Store
+from mint_engine.policies.updates.copying import copying
 from mint_engine.sources.blocking import run_blocking
 from mint_engine.training import state
 from mint_engine.training.policy import Policy

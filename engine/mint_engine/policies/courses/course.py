@@ -20,17 +20,17 @@ from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Published, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
 from mint_engine.examples.example import Example
-from mint_engine.policies import beginning
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.checkpoints import Record
+from mint_engine.policies.courses import beginning
+from mint_engine.policies.courses.handoff import hand_off, label_of
+from mint_engine.policies.courses.keeping import Keeping
+from mint_engine.policies.courses.lessons import Lessons
+from mint_engine.policies.courses.moves import Move, Standing, next_move
+from mint_engine.policies.courses.terms import Terms, terms_of
 from mint_engine.policies.halt import Halt, Halted
-from mint_engine.policies.handoff import hand_off, label_of
-from mint_engine.policies.keeping import Keeping
-from mint_engine.policies.lessons import Lessons
-from mint_engine.policies.moves import Move, Standing, next_move
 from mint_engine.policies.patience import AWAY, Patience
-from mint_engine.policies.store import store_of
-from mint_engine.policies.terms import Terms, terms_of
+from mint_engine.policies.stored.checkpoints import Record
+from mint_engine.policies.stored.store import store_of
 from mint_engine.policies.training_context import TrainingContext
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.trainer import Trainer

@@ -19,15 +19,15 @@ from mint_contracts.errors import Internal
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.beginning import holder_of
-from mint_engine.policies.groups import Group, batch_of, figures_of, supervised
+from mint_engine.policies.courses.beginning import holder_of
+from mint_engine.policies.courses.groups import Group, batch_of, figures_of, supervised
+from mint_engine.policies.courses.handoff import hand_off
+from mint_engine.policies.courses.terms import Terms
 from mint_engine.policies.halt import Halt
-from mint_engine.policies.handoff import hand_off
 from mint_engine.policies.patience import Patiently
 from mint_engine.policies.rollouts import Ask, Rollout
-from mint_engine.policies.terms import Terms
 from mint_engine.policies.training_context import TrainingContext
-from mint_engine.policies.updates import Learnt
+from mint_engine.policies.updates.updates import Learnt
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch

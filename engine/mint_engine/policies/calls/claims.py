@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager, suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, StaleLease
 from mint_engine.background_threads import run_in_background
-from mint_engine.policies.call_checkpoints import Found, checkpoints_of, not_resumable, resting_policy_of
-from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.checkpoints import Checkpoints
+from mint_engine.policies.calls.call_checkpoints import Found, checkpoints_of, not_resumable, resting_policy_of
+from mint_engine.policies.calls.call_context import CallContext
+from mint_engine.policies.stored.checkpoints import Checkpoints
 from mint_engine.sources.blocking import run_blocking
 
 RETRY_S = 1.0

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from mint_contracts.errors import MintError, SourceUnavailable, StaleLease
-from mint_engine.policies.outlasting import outlast
+from mint_engine.policies.calls.outlasting import outlast
 
 LOOK_S = 10.0  # between two looks, each of which lists a folder
 SURE_S = 60.0  # that a look stays valid while the store is unavailable

@@ -23,11 +23,10 @@ from mint_contracts.names import check_adapter
 from mint_contracts.paging import page_size
 from mint_contracts.wire import to_status
 from mint_engine.background_threads import run_in_background
-from mint_engine.policies import call_checkpoints, revisions
-from mint_engine.policies.call_context import CallContext
-from mint_engine.policies.calls import Calls
-from mint_engine.policies.copying import packing
-from mint_engine.policies.primitives import (
+from mint_engine.policies.calls import call_checkpoints
+from mint_engine.policies.calls.call_context import CallContext
+from mint_engine.policies.calls.calls import Calls
+from mint_engine.policies.calls.primitives import (
     Ordered,
     batch_of_request,
     digest_of_request,
@@ -35,8 +34,10 @@ from mint_engine.policies.primitives import (
     response_of,
     settings_of,
 )
-from mint_engine.policies.register import Register
-from mint_engine.policies.series import Name
+from mint_engine.policies.calls.register import Register
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.updates.copying import packing
 from mint_engine.sources.blocking import run_blocking
 from mint_engine.training.pieces import longest_of
 

@@ -9,8 +9,8 @@ from mint_contracts.awaiting import wait_uncancelled
 from mint_contracts.errors import MintError
 from mint_contracts.training import Optimizer
 from mint_engine.model.routes import RouteShape
-from mint_engine.policies.steps import Due
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.updates.steps import Due
+from mint_engine.policies.updates.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.making import Maker
 from mint_engine.training.optimizer import StepOutcome

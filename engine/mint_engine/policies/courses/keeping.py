@@ -18,16 +18,16 @@ from mint_contracts.source import Source
 from mint_contracts.training_records import Published
 from mint_engine.adapters.packed import Packed
 from mint_engine.background_threads import run_in_background
-from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.beginning import holder_of
-from mint_engine.policies.checkpoints import Checkpoints, Record, digest_of
-from mint_engine.policies.copying import Copying, copying, packing
+from mint_engine.policies.courses.beginning import holder_of
+from mint_engine.policies.courses.terms import Terms
 from mint_engine.policies.patience import Patiently
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import Store
-from mint_engine.policies.terms import Terms
+from mint_engine.policies.stored import revisions
+from mint_engine.policies.stored.checkpoints import Checkpoints, Record, digest_of
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import Store
 from mint_engine.policies.training_context import TrainingContext
+from mint_engine.policies.updates.copying import Copying, copying, packing
 from mint_engine.sources.blocking import run_blocking
 from mint_engine.training import state
 from mint_engine.training.policy import Policy

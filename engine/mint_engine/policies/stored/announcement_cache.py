@@ -10,9 +10,9 @@ import structlog
 
 from mint_contracts.errors import MintError
 from mint_contracts.source import Source
-from mint_engine.policies.announcements import Announcements, Announcer
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import store_of
+from mint_engine.policies.stored.announcements import Announcements, Announcer
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import store_of
 from mint_engine.sources.blocking import run_blocking
 
 LOOK_S = 10.0  # as often as the map is read

@@ -16,8 +16,8 @@ import structlog
 from mint_contracts.errors import CapacityExceeded, CorruptFile, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.step_figures import Curve
 from mint_contracts.training_records import Published
-from mint_engine.policies.series import Name, Series
-from mint_engine.policies.store import Store
+from mint_engine.policies.stored.series import Name, Series
+from mint_engine.policies.stored.store import Store
 
 KEPT = 2  # complete checkpoints; the second in case the first is broken
 READS = 2  # attempts before a file counts as broken: a store may return a truncated read

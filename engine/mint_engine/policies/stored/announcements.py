@@ -15,8 +15,8 @@ import structlog
 from mint_contracts.errors import CapacityExceeded, MintError, SourceNotFound, StaleLease
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import published_in
-from mint_engine.policies.series import Name
-from mint_engine.policies.store import Store
+from mint_engine.policies.stored.series import Name
+from mint_engine.policies.stored.store import Store
 
 MAX_ANNOUNCEMENT = 1 << 16
 

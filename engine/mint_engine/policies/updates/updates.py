@@ -19,11 +19,11 @@ import structlog
 from mint_contracts.errors import Draining, Internal, MintError, Overloaded
 from mint_contracts.training import Optimizer
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.allowance import Allowance
-from mint_engine.policies.defects import Defects
 from mint_engine.policies.patience import ATTEMPTS, AWAY, wait_after
-from mint_engine.policies.steps import Due, Steps
-from mint_engine.policies.turns import Waiting, next_turn
+from mint_engine.policies.updates.allowance import Allowance
+from mint_engine.policies.updates.defects import Defects
+from mint_engine.policies.updates.steps import Due, Steps
+from mint_engine.policies.updates.turns import Waiting, next_turn
 from mint_engine.residency.copies import fresh_error
 from mint_engine.training.example import PolicyBatch, with_old
 from mint_engine.training.optimizer import StepOutcome

@@ -18,7 +18,7 @@ from mint_contracts.durable import publish, sync
 from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceUnavailable
 from mint_contracts.source import WRITABLE, Location, Source, locate
 from mint_contracts.storage_errors import lacks_bucket, os_errors, storage_errors, volume_full
-from mint_engine.policies.writing import write_along
+from mint_engine.policies.stored.writing import write_along
 
 PARTIAL = ".partial"
 _MORE_TRIES = 8  # to remove a folder that others write into, each by one call at a time

@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from mint_engine.policies.store import Store
+from mint_engine.policies.stored.store import Store
 
 _NAME = re.compile(r"([^@]+)@([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)")
 

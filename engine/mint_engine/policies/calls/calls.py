@@ -11,8 +11,8 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 
 from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
-from mint_engine.policies.lease_check import LeaseCheck
-from mint_engine.policies.outlasting import outlast
+from mint_engine.policies.calls.lease_check import LeaseCheck
+from mint_engine.policies.calls.outlasting import outlast
 from mint_engine.training.policy import PolicySettings
 
 DRAIN_RETRY_S = 1.0

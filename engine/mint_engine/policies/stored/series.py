@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import msgspec
 
 from mint_contracts.errors import SourceNotFound, StaleLease
-from mint_engine.policies.store import Store
+from mint_engine.policies.stored.store import Store
 
 CLAIM = "taken."
 
