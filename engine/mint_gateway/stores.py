@@ -37,11 +37,13 @@ class Stores:
         """Return those of several bases whose stores have the adapter, or the only one that may have it.
 
         A store that cannot be asked now counts as it last answered. Raises Unavailable if it depends on one that has
-        never answered.
+        never answered. A base of which no engine has been ready yet does not count beside one that has the adapter.
         """
         answers = await asyncio.gather(*(self._ask(view, adapter) for view in views))
         told = {view.base: answer for view, answer in zip(views, answers, strict=True)}
         left = [view for view in views if told[view.base] is not Told.LACKS]
+        if Told.HAS in answers:
+            left = [view for view in left if told[view.base] is Told.HAS or not _is_new(view)]
         if len(left) > 1 and answers.count(Told.HAS) < 2:
             names = ", ".join(sorted(view.base for view in left))
             untold = ", ".join(sorted(view.base for view in left if told[view.base] is Told.CANNOT_TELL))
@@ -77,3 +79,7 @@ class Stores:
                 except grpc.aio.AioRpcError as error:
                     return Told.HAS if error.code() is grpc.StatusCode.UNIMPLEMENTED else Told.CANNOT_TELL
         return Told.HAS if answer.found else Told.LACKS
+
+
+def _is_new(view: MapView) -> bool:
+    return view.record is not None and view.record.unserved

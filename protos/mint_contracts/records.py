@@ -41,6 +41,7 @@ class BaseRecord(_Record, frozen=True):
     created: int = 0  # when its BaseModel was created, in seconds since 1970; 0: unknown
     trains: bool = False
     training: Source | None = None  # where what policies save and publish is; unknown from an older operator
+    unserved: bool = False  # no engine has ever been ready; not known from an older operator
 
 
 class Place(_Record, frozen=True, gc=False):

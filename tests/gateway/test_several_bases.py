@@ -180,6 +180,17 @@ async def test_a_name_keeps_its_base_while_the_store_of_another_that_lacked_it_c
         assert await two.ask() == OTHER, "what it tells now is what counts"
 
 
+async def test_a_new_base_takes_no_name_from_a_store_before_an_engine_of_it_has_been_ready(two: Two) -> None:
+    await two.begin(BASE, OTHER)
+    two.engines[BASE].stored = {ADAPTER}
+    await two.engines[OTHER].leave()
+    record = BaseRecord(OTHER, Source(f"{STORE}/1"), unserved=True)
+    two.scene.versions[OTHER] = await two.scene.writer.apply(OTHER, MapChange(base=record))
+    await two.scene.seen()
+    await until(lambda: not two.scene.gateway.mirror.views[OTHER].engines["e-1"].alive)
+    assert await two.ask() == BASE
+
+
 async def test_stores_are_asked_once_for_all_that_ask_for_a_name_within_a_moment(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_contracts.records import BaseRecord, MapChange, MapState, Tier
-from mint_contracts.resources import AdapterWaveStatus, Residency, Tenant
+from mint_contracts.records import BaseRecord, EngineView, MapChange, MapState, Tier
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, Residency, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Snapshot
@@ -245,6 +245,24 @@ def test_a_base_that_is_gone_is_forgotten_once_its_engines_have_ended() -> None:
     assert draining.forgets == ()
     assert draining.changes[KEY].del_placements == tuple(SIX)
     assert plan(snapshot(None, engines=[engine(0, alive=False)], placements=first)).forgets == (KEY,)
+
+
+def test_a_base_is_new_until_an_engine_of_it_has_been_ready() -> None:
+    def is_new(engines: list[EngineView], record: BaseRecord | None, phase: str = "") -> bool:
+        of = msgspec.structs.replace(base(), status=BaseModelStatus(phase=phase))
+        change = plan(snapshot(of, engines=engines, state=MapState(1, record, {}, {}))).changes[KEY]
+        assert change.base is not None
+        return change.base.unserved
+
+    created = int(base().meta.created_s)
+    new, served = BaseRecord(KEY, created=created, unserved=True), BaseRecord(KEY, created=created)
+    loading = [engine(0, ready=False)]
+    assert is_new([], None)
+    assert is_new(loading, new)
+    assert not is_new([engine(0)], new)
+    assert not is_new(loading, served, "Failed"), "which the map remembers"
+    assert not is_new(loading, None, "Degraded"), "and the status, if the map was lost"
+    assert is_new(loading, BaseRecord(KEY, created=created - 1)), "that was another base of its name"
 
 
 def test_no_name_is_looked_for_in_the_store_or_catalog_of_a_base_that_is_gone() -> None:

@@ -35,6 +35,7 @@ from mint_operator.planning.wave_records import Recorded, wave_records
 from mint_operator.training.plan import Training, decided, prepared
 
 CATALOG_GRACE_S = 60.0  # a catalog lost with the map is read again at about 50,000 adapters a second
+_SERVES = {"Ready", "Rolling", "Degraded"}
 _NOT_KNOWN = {conditions.CATALOG_UNREAD, "MapUnavailable"}
 REPORT_GRACE_S = 10.0  # after the map was lost, running engines report again within a heartbeat or two
 
@@ -116,7 +117,7 @@ def plan_base(
     )
     status = base_status(base, facts, now)
     wave_statuses = statuses(admission, placed, engines, status, now, before.wave_statuses if before else None, left)
-    assigned, record = _assigned(placed, before), _record(base)
+    assigned, record = _assigned(placed, before), _record(base, engines, known)
     recorded = wave_records(base, admission, expired, before.recorded if before else Recorded())
     early = _early(admission, placed, before, known)
     again = repair(base.meta.uid, now, before.repair if before else None, failed=key in snapshot.apply_failures)
@@ -262,7 +263,7 @@ def _early(admission: Admission, placed: Placed | None, before: Known | None, kn
     return ahead(queue, placed, brought(known.state.assigned) if before is None else before.early)
 
 
-def _record(base: ObservedBase) -> BaseRecord:
+def _record(base: ObservedBase, engines: Sequence[Engine], known: BaseMap | None) -> BaseRecord:
     store, training = base.spec.adapters.store, base.spec.training
     catalog = None if base.without_catalog else base.spec.catalog
     return BaseRecord(
@@ -274,7 +275,16 @@ def _record(base: ObservedBase) -> BaseRecord:
         created=int(base.meta.created_s),
         trains=training is not None,
         training=training.store.source if training else None,
+        unserved=not _has_served(base, engines, known),
     )
+
+
+def _has_served(base: ObservedBase, engines: Sequence[Engine], known: BaseMap | None) -> bool:
+    """Whether an engine has ever been ready, as far as engines, the last status and the map tell."""
+    if base.status.phase in _SERVES or any(engine.ready for engine in engines):
+        return True
+    told = None if known is None else known.state.base
+    return told is not None and not told.unserved and told.created == int(base.meta.created_s)
 
 
 def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
