@@ -71,15 +71,6 @@ def read_lines(text: bytes) -> list[Entry]:
     return _line.decode_lines(text)
 
 
-def filled(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row of a table of entries without the columns and labels that are null in it."""
-    found = {key: value for key, value in row.items() if value is not None}
-    labels = found.get("labels")
-    if isinstance(labels, dict):  # a struct has every label that any row has
-        found["labels"] = {key: value for key, value in labels.items() if value is not None}
-    return found
-
-
 def check(entry: Entry) -> Entry:
     """Return the entry itself if all of it is valid. Raises InvalidRequest or SourceForbidden."""
     check_adapter(entry.name)

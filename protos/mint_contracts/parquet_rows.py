@@ -8,7 +8,6 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from mint_contracts.entries import filled
 from mint_contracts.errors import CapacityExceeded, CorruptFile
 
 MOST_ROW_BYTES = 16 << 20  # of rows converted to Python objects at once, and of one row
@@ -50,13 +49,20 @@ def count(subject: str, file: BinaryIO) -> int:
 
 
 def entry_lines(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterator[bytes]:
-    """Yield the rows of a table of entries as lines of JSON. Raises as `rows` does."""
+    """Yield the rows of a table of entries as lines of JSON, without what is null in them. Raises as `rows` does."""
     for row in rows(subject, file, most_bytes):
         try:
-            line = msgspec.json.encode(filled(row))
+            line = msgspec.json.encode(_filled(row))
         except (ValueError, TypeError, OverflowError) as error:  # a value that JSON cannot represent
             raise _unheld(subject, error) from error
         yield line
+
+
+def _filled(value: Any) -> Any:
+    """Return a value without the fields that are null in it: a struct has every field that any row has."""
+    if isinstance(value, dict):
+        return {key: _filled(each) for key, each in value.items() if each is not None}
+    return [_filled(each) for each in value] if isinstance(value, list) else value
 
 
 def _chunks(metadata: Any) -> Iterator[Any]:

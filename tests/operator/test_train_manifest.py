@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy
 import pytest
 from pyarrow import DictionaryArray, Table, parquet
@@ -49,6 +51,24 @@ def test_a_policy_may_bring_its_own_loss() -> None:
     line = b'{"name": "acme/a", "loss": {"type": "dr_grpo", "clipHigh": 0.3, "filterGroups": false}}\n'
     own = Loss(type="dr_grpo", clip_high=0.3, filter_groups=False)
     assert parsed("s3://b/m.jsonl", line + b'{"name": "acme/b"}') == (Policy("acme/a", loss=own), Policy("acme/b"))
+
+
+def test_policies_in_parquet_are_those_of_the_same_lines() -> None:
+    """There, each has null for whatever others of them set: in a dataset, in rewards and in parts of a sum."""
+    rows: list[dict[str, Any]] = [
+        {"name": "acme/a", "dataset": {"uri": "s3://b/x.jsonl", "templateVariables": {"effort": "low"}}},
+        {"name": "acme/b", "dataset": {"lines": ['{"q": "1+1?"}'], "promptField": "q"}, "rank": 4},
+        {"name": "acme/c", "reward": {"regex": {"pattern": "!", "full": True}}, "loss": {"clipHigh": 0.3}},
+        {"name": "acme/d", "reward": {"regex": {"pattern": "!"}}, "loss": {"type": "grpo"}},
+        {"name": "acme/e", "reward": {"sum": [
+            {"weight": 1.0, "reward": {"length": {"target": 5, "tolerance": 5}}},
+            {"weight": 0.5, "reward": {"service": {"address": "judge:1"}}},
+        ]}},
+    ]  # fmt: skip
+    columns = {name: [each.get(name) for each in rows] for name in ("name", "dataset", "rank", "reward", "loss")}
+    parquet.write_table(Table.from_pydict(columns), packed := io.BytesIO())
+    told = parsed("s3://b/m.jsonl", msgspec.json.Encoder().encode_lines(rows))
+    assert parsed("s3://b/m.parquet", packed.getvalue()) == told
 
 
 @pytest.mark.parametrize(
