@@ -1,4 +1,4 @@
-"""Compiles the kernels: `python compile.py` makes one library per instruction set, beside the sources.
+"""Compiles the kernels: `python compile.py` makes one library per instruction set, beside this file.
 
 Only the standard library is used, so that the package's build can run it before anything is installed.
 """
@@ -11,23 +11,8 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = (
-    "all_reduce.cpp",
-    "amx_permission.cpp",
-    "attend.cpp",
-    "backward.cpp",
-    "constants.cpp",
-    "draw.cpp",
-    "experts.cpp",
-    "grouped_product.cpp",
-    "logits.cpp",
-    "lora.cpp",
-    "pass.cpp",
-    "rows.cpp",
-    "top_k.cpp",
-    "tree_attention.cpp",
-)
-HEADERS = tuple(sorted(path.name for path in HERE.glob("*.h")))
+CODE = HERE / "cpp"
+SOURCES, HEADERS = (sorted(path.name for path in CODE.glob(kind)) for kind in ("*.cpp", "*.h"))
 # No fused multiply-add unless the source asks for one: results must not depend on how a loop was vectorised.
 # GCC 12 wrongly reports its own intrinsics as uninitialised (bug 105593).
 FLAGS = (
@@ -65,7 +50,7 @@ def digest() -> str:
     """Return a digest of the code of sources and headers, and of the flags; each library embeds that of its build."""
     digest = hashlib.sha256(repr((FLAGS, VARIANTS)).encode())
     for name in (*SOURCES, *HEADERS):
-        digest.update(f"\0{name}\0{code_of((HERE / name).read_text())}".encode())
+        digest.update(f"\0{name}\0{code_of((CODE / name).read_text())}".encode())
     return digest.hexdigest()
 
 
@@ -100,7 +85,7 @@ def compile_all() -> list[Path]:
             continue
         if not is_current(path):
             partial = path.with_suffix(".partial")
-            command = [compiler, *FLAGS, *flags, sources, *(str(HERE / name) for name in SOURCES), "-o", str(partial)]
+            command = [compiler, *FLAGS, *flags, sources, *(str(CODE / name) for name in SOURCES), "-o", str(partial)]
             subprocess.run(command, check=True)  # noqa: S603 - a fixed command over our own sources
             partial.replace(path)
         libraries.append(path)

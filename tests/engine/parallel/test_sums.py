@@ -205,7 +205,7 @@ def test_waiting_ranks_are_released_when_another_cannot_go_on(tmp_path: Path) ->
 
 
 def until_one_waits(shared: SharedMemory) -> None:
-    """Wait until one waits at the first barrier (kernels/peers.h: SharedBarriers)."""
+    """Wait until one waits at the first barrier (kernels/cpp/peers.h: SharedBarriers)."""
     waiting = shared._every[64:68].view(torch.int32)
     give_up = time.monotonic() + ANSWER_S
     while not waiting[0]:
