@@ -6,19 +6,32 @@ from typing import Any
 
 import msgspec
 
+from mint_contracts.records import PolicyRoom
 from mint_contracts.resources import Serve
 from mint_contracts.training_records import Stage, TrainAssignment
 from tests.operator.training_worlds import World, base, engines, published, training_wave
 
+FOR_TWO = PolicyRoom(500, {"q_proj": 10}, own=2, copies=1)
 
-def calls(policies: int) -> int:
-    """Return how many of the operator's functions a plan calls for new reports on a wave of so many policies."""
+
+def world_of(policies: int, count: int, room: PolicyRoom | None = None) -> World:
+    """Return a world in which a wave's policies train on so many engines, of which each has this room."""
+    views = [
+        msgspec.structs.replace(view, record=msgspec.structs.replace(view.record, policy_room=room))
+        for view in engines(count)
+        if view.record is not None
+    ]
     wave = training_wave("w", policies, admission="Elastic", serve=Serve(residency="Host"))
-    world, made = World(base(4, 4, 256), [wave], engines(4), replicas=4), 0
+    world = World(base(count, count, 256), [wave], views, replicas=count)
     for step in (1, 2):
         world.known = world.step().known
         world.say(Stage.RUNNING, step, published=published(step))
-    assert len(world.leases) == policies
+    return world
+
+
+def calls(world: World) -> int:
+    """Return how many of the operator's functions a plan calls."""
+    made = 0
 
     def counted(frame: FrameType, event: str, _: object) -> None:
         nonlocal made
@@ -34,7 +47,17 @@ def calls(policies: int) -> int:
 
 
 def test_a_plan_for_four_times_as_many_policies_takes_about_four_times_as_long() -> None:
-    assert calls(1024) < 5 * calls(256)
+    worlds = [world_of(policies, 4) for policies in (256, 1024)]
+    assert [len(world.leases) for world in worlds] == [256, 1024]
+    few, many = map(calls, worlds)
+    assert many < 5 * few
+
+
+def test_a_plan_does_not_try_every_engine_for_each_policy_that_waits_for_memory() -> None:
+    worlds = [world_of(512, count, FOR_TWO) for count in (2, 32)]
+    assert [len(world.leases) for world in worlds] == [4, 64]
+    few, many = map(calls, worlds)
+    assert many < 3 * few, "of which most are for those that train"
 
 
 class Leases(dict[str, TrainAssignment]):
@@ -48,12 +71,9 @@ class Leases(dict[str, TrainAssignment]):
 
 
 def test_a_policy_is_not_looked_for_among_the_leases_of_every_engine() -> None:
-    policies, count = 64, 16
-    wave = training_wave("w", policies, admission="Elastic", serve=Serve(residency="Host"))
-    world = World(base(count, count, policies // count), [wave], engines(count), replicas=count)
-    world.step()
+    world = world_of(64, 16, FOR_TWO)
     trains = {engine: Leases(of) for engine, of in world.training.trains.items()}
-    assert len(trains) == count
+    assert len(trains) == 16
     world.training = msgspec.structs.replace(world.training, trains=trains)
     world.plan()
-    assert Leases.looked <= 2 * policies
+    assert Leases.looked <= 2 * 64

@@ -5,7 +5,7 @@ addition there is room in host memory for one policy's copies, with which polici
 for the largest (the engine's `Room`). Pure.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -109,6 +109,11 @@ def needs(
     if gpu is not None:
         found = Taken(found.own, found.copies, weights * gpu.own + shared(gpu.shared))
     return found if any(found.within(each) for each in budgets or (_budget(room),)) else NOTHING
+
+
+def size_of(policy: Policy) -> Hashable:
+    """Return what a policy's needs depend on: those for which it is equal need the same on every engine."""
+    return policy.rank, tuple(policy.target_modules), policy.start_from
 
 
 def _budget(room: PolicyRoom) -> Free:

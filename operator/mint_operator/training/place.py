@@ -6,12 +6,12 @@ policies of an engine that has restarted and takes long to load its base move to
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
 from mint_operator.training.gang import packed
-from mint_operator.training.memory import Memory
+from mint_operator.training.memory import Memory, size_of
 from mint_operator.training.standing import PolicyStanding, WaveStanding
 
 
@@ -186,17 +186,18 @@ def _packed(standing: WaveStanding, pins: Mapping[str, str], slots: Slots) -> di
 
 
 def _filled(standing: WaveStanding, pins: Mapping[str, str], slots: Slots, most: int, blind: bool) -> dict[str, str]:
-    found, near = dict(pins), Counter(pins.values())
+    found, near, too_large = dict(pins), Counter(pins.values()), set[Hashable]()
     by_name = {policy.name: policy for policy in standing.policies}
     for name in standing.wants_slot:
-        if name in found:
+        policy = by_name[name]
+        if name in found or size_of(policy.settings) in too_large:
             continue
         if len(found) - len(pins) >= most or not slots.room():
             break
-        policy = by_name[name]
         home = policy.engine if slots.open(policy.engine, policy.settings, blind=blind) else None
         engine = home or slots.best(near, policy.settings, blind=blind)
         if engine is None:  # a smaller policy may still fit
+            too_large.add(size_of(policy.settings))
             continue
         slots.take(engine, policy.settings)
         near[engine] += 1
