@@ -18,7 +18,7 @@ from mint_gateway.http import buffered_answer, door, offload, openai_request, op
 from mint_gateway.http.tools import Function
 from mint_gateway.keys import sharer
 from tests.gateway.http_requests import CHAT, TEXT, get, post
-from tests.gateway.scene import BASE, LIMIT_S, Scene
+from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 
@@ -152,6 +152,18 @@ async def test_answers_are_told_whole_while_all_together_have_room(
     for _ in range(4):
         status, body, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
         assert (status, len(body["choices"][0]["text"])) == (200, 500_000), "what was told takes room no more"
+
+
+async def test_so_are_lists_while_all_together_have_room(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not read its list of 10,000 models held a megabyte for a minute, on each connection."""
+    monkeypatch.setattr(door, "MOST_KEPT", 32 << 10)
+    await scene.with_engine(store=STORE)
+    await scene.place_many([f"acme/support-{number}" for number in range(600)], ["e-0"])
+    await scene.seen()
+    for _ in range(4):
+        assert (await get(scene, "/v1/models?limit=400"))[0] == 200, "what was told takes room no more"
+    status, body = await get(scene, "/v1/models")
+    assert (status, body["error"]["code"]) == (429, "Overloaded")
 
 
 async def test_requests_are_taken_in_while_all_that_come_have_room(

@@ -42,6 +42,7 @@ MOST_BYTES = 4 << 20  # of a request, as over gRPC
 # Totals in memory; tests/chart/test_gateway_memory.py compares all such bounds with the chart.
 MOST_ARRIVING = 64 << 20  # of requests that have not arrived completely, or are not parsed yet
 MOST_KEPT = 96 << 20  # of answers that are not streamed, from their first events until the client has read them
+LISTS_AT_ONCE = 4  # made of models: 10,000 take 8 MiB
 BODY_S = 30.0  # for a request's body to arrive
 MOST_OUTSIDE = 64  # connections beyond the limit that are told so; any others are closed
 OUTSIDE_S = 5.0  # for a connection beyond the limit to send its request
@@ -83,7 +84,7 @@ class Door:
         self._calls = calls
         self._page = page
         self._guards = guards
-        self._offload = Offload()
+        self._offload, self._turns = Offload(), asyncio.Semaphore(LISTS_AT_ONCE)
         self._arriving = ByteBudget(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
         message = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
         self._kept = ByteBudget(MOST_KEPT, "gateway", message)
@@ -91,7 +92,7 @@ class Door:
     def application(self) -> web.Application:
         """Return the application to serve."""
         application = web.Application(
-            client_max_size=MOST_BYTES, middlewares=[send_middleware, error_middleware, *self._guards]
+            client_max_size=MOST_BYTES, middlewares=[send_middleware, error_middleware, self._keep, *self._guards]
         )
         application.router.add_post("/v1/completions", self._complete)
         application.router.add_post("/v1/chat/completions", self._chat)
@@ -109,6 +110,16 @@ class Door:
         application.router.add_get(LIVE, _live)
         application.router.add_route("*", "/{path:.*}", _full)
         return application
+
+    @web.middleware
+    async def _keep(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Send a complete response, and account for its memory until the client has read it. Raises Overloaded."""
+        response = await handler(request)
+        if response.prepared or not isinstance(response, web.Response):
+            return response
+        with self._kept.share(client=sharer.get()) as share:
+            share.fill(response.content_length or 0)
+            return await sent(request, response)
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         def read(
@@ -177,11 +188,15 @@ class Door:
         if not limit.isdecimal() or len(limit) > 9:
             raise InvalidRequest("limit", f"is not a number: {limit[:100]!r}")
         with self._calls.admit():
-            views = dict(self._mirror.views_in_scope())  # so that each view is restricted only once
-            page = await models.page(views, http.query.get("after", ""), int(limit))
-            served = await models.serving_each(views, page)
-            created = await self._dates.of((bases[0], name) for name, bases in served.items())
-            return reply(models.listed(views, page, served, created))
+            async with self._turns:
+                return reply(await self._listed(http.query.get("after", ""), int(limit)))
+
+    async def _listed(self, after: str, limit: int) -> openai_response.Json:
+        views = dict(self._mirror.views_in_scope())  # so that each view is restricted only once
+        page = await models.page(views, after, limit)
+        served = await models.serving_each(views, page)
+        created = await self._dates.of((bases[0], name) for name, bases in served.items())
+        return models.listed(views, page, served, created)
 
     async def _model(self, http: web.Request) -> web.Response:
         name, base = http.match_info["model"], http.query.get("base_model", "")
