@@ -15,9 +15,9 @@ from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import InvalidRequest, MintError, Unavailable
 from mint_gateway.begun import Begun
 from mint_gateway.field_count import memory
-from mint_gateway.keys import caller, sharer
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
+from mint_gateway.security.keys import caller, sharer
 
 REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; clients may send megabytes as a name

@@ -17,8 +17,8 @@ from mint_contracts.errors import InvalidRequest, MintError, Overloaded, Unavail
 from mint_contracts.shares import Shares
 from mint_contracts.wire import to_status
 from mint_gateway.field_count import parsed
-from mint_gateway.guard import OPEN
-from mint_gateway.keys import sharer
+from mint_gateway.security.guard import OPEN
+from mint_gateway.security.keys import sharer
 from mint_gateway.unread import Unread
 
 # Together 144 MiB at most; tests/chart/test_gateway_memory.py compares all such bounds with the chart.

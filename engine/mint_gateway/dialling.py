@@ -11,7 +11,7 @@ import grpc
 import msgspec
 
 from mint_contracts.errors import InvalidRequest, SourceNotFound, SourceUnavailable
-from mint_gateway.pem import check_certificates
+from mint_gateway.security.pem import check_certificates
 
 AUTHORIZATION = "authorization"  # carries the key, both in gRPC metadata and in HTTP headers
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB

@@ -8,7 +8,7 @@ from mint_gateway.explain import explain
 from mint_gateway.explain_wave import explain_wave
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
-from mint_gateway.scope_filter import waves_within
+from mint_gateway.security.scope_filter import waves_within
 from mint_gateway.view import incomplete
 
 

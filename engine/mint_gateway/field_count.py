@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.shared_threads import SharedThreads
-from mint_gateway.keys import sharer
+from mint_gateway.security.keys import sharer
 
 MOST_FIELDS = 65_536  # of a message, with those of its elements
 BRIEF_FIELDS = 2048  # counted in two milliseconds, so at once

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterable, Mapping
 
-from mint_gateway.scope_filter import in_pieces
+from mint_gateway.security.scope_filter import in_pieces
 from mint_gateway.time_slices import TimeSlices
 
 PIECE = 1_000  # names looked at between two looks at the clock

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from mint_contracts.errors import Overloaded
 from mint_contracts.shares import Shares
-from mint_gateway.keys import sharer
+from mint_gateway.security.keys import sharer
 
 
 class InFlight:

@@ -20,8 +20,8 @@ def main() -> None:
         from mint_contracts.errors import MintError
         from mint_contracts.logs import log_as_json
         from mint_contracts.settings import DRAIN_S, GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
-        from mint_gateway.door_security import DoorSecurity
         from mint_gateway.process import run
+        from mint_gateway.security.door_security import DoorSecurity
 
     parser = argparse.ArgumentParser(prog="mint-gateway", description=main.__doc__)
     parser.add_argument(

@@ -18,8 +18,8 @@ from mint_contracts.map_reader import MapReader, Pulse, known_of
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
 from mint_contracts.reasons import Reasons
 from mint_contracts.records import Placement
-from mint_gateway.scope import granted
-from mint_gateway.scope_filter import within
+from mint_gateway.security.scope import granted
+from mint_gateway.security.scope_filter import within
 from mint_gateway.view import MapView, lost_something, merge, stale_holdings
 
 POLL_S = 0.5

@@ -8,8 +8,8 @@ from contextlib import suppress
 from mint_contracts.functions import connect
 from mint_contracts.scraping import expose
 from mint_contracts.settings import DRAIN_S
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
+from mint_gateway.security.door_security import DoorSecurity
 from mint_gateway.server import OPEN, Limits, serve
 
 

@@ -20,11 +20,11 @@ from mint_gateway.channels import Channels
 from mint_gateway.choose import Candidate, Now, candidates, refusal
 from mint_gateway.explain import why_none_answers
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import opaque, sharer
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import candidate_bases, choose_base, possible_bases, resolve
 from mint_gateway.retries import Patience, Retries, another_may_do_better, is_away
-from mint_gateway.scope import granted
+from mint_gateway.security.keys import opaque, sharer
+from mint_gateway.security.scope import granted
 from mint_gateway.stores import Stores
 from mint_gateway.view import MapView, unread
 

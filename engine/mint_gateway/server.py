@@ -34,21 +34,21 @@ from mint_gateway.arrivals import Arrivals
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.catalog.servicer import CatalogServicer
-from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.explainer import Explainer
 from mint_gateway.health import Health
 from mint_gateway.http.door import Bounds, Door, opened
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
-from mint_gateway.mounted import Mounted
 from mint_gateway.page.answers import Page
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
 from mint_gateway.retries import Patience
 from mint_gateway.route import Router
+from mint_gateway.security.certificate import Certificate, grpc_credentials, http_context
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.mounted import Mounted
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.trainer.forwarding import Forwarding
 from mint_gateway.trainer.servicer import TrainerServicer

@@ -8,7 +8,7 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import Pulse
 from mint_contracts.records import BaseRecord, EngineRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
-from mint_gateway.scope import EVERYTHING, Scope
+from mint_gateway.security.scope import EVERYTHING, Scope
 
 
 class Engine(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ from mint_contracts.training_reports import LatestReports, Progresses
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
-from mint_gateway.scope import granted
-from mint_gateway.scope_filter import progresses_within, training_within
+from mint_gateway.security.scope import granted
+from mint_gateway.security.scope_filter import progresses_within, training_within
 from mint_gateway.view import incomplete
 from mint_gateway.wave_history import History
 from mint_gateway.waves import (

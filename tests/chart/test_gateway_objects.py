@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import settings
-from mint_gateway.mounted import files_of
-from mint_gateway.scope import EVERYTHING as EVERYTHING_OPEN
-from mint_gateway.scope import Scope
-from mint_gateway.scopes import SCOPES_FILE, read_scopes
+from mint_gateway.security.mounted import files_of
+from mint_gateway.security.scope import EVERYTHING as EVERYTHING_OPEN
+from mint_gateway.security.scope import Scope
+from mint_gateway.security.scopes import SCOPES_FILE, read_scopes
 from tests.chart.rendering import (
     DEFAULTS,
     container,

@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 
 from mint_contracts.functions import connect
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
+from mint_gateway.security.door_security import DoorSecurity
 from mint_gateway.server import OPEN, Limits, serve
 from tests.chart.rendering import DEFAULTS, container, render, workloads
 from tests.gateway.secrets import Authority, mount

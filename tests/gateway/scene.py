@@ -16,9 +16,9 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.source import Source
 from mint_gateway.client import Client
 from mint_gateway.dialling import Trust
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
 from mint_gateway.retries import Patience
+from mint_gateway.security.door_security import DoorSecurity
 from mint_gateway.server import OPEN, Gateway, Limits, serve
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.scripted_trainer import ScriptedTrainer

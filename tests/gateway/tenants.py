@@ -20,8 +20,8 @@ from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Progress, Stage, TrainChange, WaveTraining
 from mint_gateway.client import Client
-from mint_gateway.door_security import DoorSecurity
-from mint_gateway.scopes import SCOPES_FILE
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.scopes import SCOPES_FILE
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import lines
 from tests.gateway.scene import LIMITS, Scene, complete

@@ -19,7 +19,7 @@ from mint_contracts.transport import MOST_TOKEN_BYTES
 from mint_gateway import arrivals
 from mint_gateway.arrivals import Places
 from mint_gateway.client import Client, question
-from mint_gateway.door_security import DoorSecurity
+from mint_gateway.security.door_security import DoorSecurity
 from tests.gateway.http_requests import get
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.secrets import mount

@@ -15,8 +15,8 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway.channels import Channels
 from mint_gateway.client import Client
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http import connections, door
+from mint_gateway.security.door_security import DoorSecurity
 from mint_gateway.server import Limits
 from tests.gateway.http_requests import TEXT, post
 from tests.gateway.scene import BASE, LIMIT_S, Scene

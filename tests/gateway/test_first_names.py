@@ -10,8 +10,8 @@ from mint_contracts.records import Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_gateway import first_names as module
 from mint_gateway.first_names import first_names
-from mint_gateway.scope import Scope
-from mint_gateway.scope_filter import within
+from mint_gateway.security.scope import Scope
+from mint_gateway.security.scope_filter import within
 from mint_gateway.view import MapView
 from tests.gateway.scene import BASE
 

@@ -11,9 +11,9 @@ from mint_contracts.byte_budget import ByteBudget
 from mint_contracts.errors import CapacityExceeded, MintError, Overloaded, Unauthenticated
 from mint_gateway import answering
 from mint_gateway.client import Client, question
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import sharer
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.keys import sharer
 from tests.gateway.http_requests import TEXT, post
 from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine

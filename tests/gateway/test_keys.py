@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_gateway.client import Client, question
-from mint_gateway.door_security import DoorSecurity
-from mint_gateway.keys import Keys, read_keys
-from mint_gateway.mounted import Mounted
 from mint_gateway.page.files import FILES
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.keys import Keys, read_keys
+from mint_gateway.security.mounted import Mounted
 from tests.gateway.command import mint
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.secrets import mount

@@ -16,7 +16,7 @@ from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started,
 from mint_gateway import answering
 from mint_gateway.http import buffered_answer, door, offload, openai_request, openai_response
 from mint_gateway.http.tools import Function
-from mint_gateway.keys import sharer
+from mint_gateway.security.keys import sharer
 from tests.gateway.http_requests import CHAT, TEXT, get, post
 from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.gateway.scripted import ScriptedEngine

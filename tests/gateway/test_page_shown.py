@@ -11,8 +11,8 @@ from mint_contracts.records import Failure, MapChange, Tier, WaveRecord
 from mint_contracts.source import Source
 from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Published, Stage
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.door import listen
+from mint_gateway.security.door_security import DoorSecurity
 from mint_gateway.server import serve
 from tests.gateway.browser import Browser, browsing
 from tests.gateway.scene import BASE, LIMITS, STORE, Scene

@@ -11,8 +11,8 @@ from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, InvalidReq
 from mint_contracts.records import BaseRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
 from mint_gateway.resolve import candidate_bases, choose_base, possible_bases
-from mint_gateway.scope import Scope
-from mint_gateway.scope_filter import within
+from mint_gateway.security.scope import Scope
+from mint_gateway.security.scope_filter import within
 from mint_gateway.view import Engine, MapView
 from tests.gateway.scripted import ScriptedEngine
 

@@ -18,11 +18,11 @@ from mint_contracts.source import Source, child
 from mint_contracts.training import Policies, Train
 from mint_contracts.training_records import WaveTraining, published_in
 from mint_gateway.catalog.writable import Writable
-from mint_gateway.door_security import DoorSecurity
-from mint_gateway.mounted import Files, Mounted, files_of
-from mint_gateway.scope import EVERYTHING, Scope
-from mint_gateway.scope_filter import training_within, waves_within, within
-from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.mounted import Files, Mounted, files_of
+from mint_gateway.security.scope import EVERYTHING, Scope
+from mint_gateway.security.scope_filter import training_within, waves_within, within
+from mint_gateway.security.scopes import SCOPES_FILE, Scopes, read_scopes
 from mint_gateway.view import MapView, live_engine
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.secrets import mount
@@ -310,7 +310,7 @@ def test_mounted_files_are_read_as_of_one_moment(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_never_stays_the_same_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint_gateway.mounted.PAUSE_S", 0.0)
+    monkeypatch.setattr("mint_gateway.security.mounted.PAUSE_S", 0.0)
     folder, versions = tmp_path / "scopes", iter(range(1, 1000))
 
     def read_as_it_changes(real: Path) -> Files:
@@ -319,7 +319,7 @@ def test_a_folder_that_never_stays_the_same_is_given_up(tmp_path: Path, monkeypa
         return files
 
     mount(folder, {SCOPES_FILE: b"0"})
-    monkeypatch.setattr("mint_gateway.mounted.files_of", read_as_it_changes)
+    monkeypatch.setattr("mint_gateway.security.mounted.files_of", read_as_it_changes)
     with pytest.raises(SourceUnavailable, match="scopes: changes whenever it is read"):
         Mounted(folder, lambda _, found: found)
 

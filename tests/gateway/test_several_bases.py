@@ -18,8 +18,8 @@ from mint_contracts.source import Source
 from mint_gateway import answers
 from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import question
-from mint_gateway.door_security import DoorSecurity
-from mint_gateway.scopes import SCOPES_FILE
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.scopes import SCOPES_FILE
 from mint_gateway.server import OPEN
 from tests.contracts.catalogs import entry
 from tests.gateway.catalogs import followed, lines

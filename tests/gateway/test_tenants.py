@@ -12,12 +12,12 @@ from grpc_reflection.v1alpha import reflection
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
 from mint_contracts.training_records import published_in
-from mint_gateway import scope_filter
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
-from mint_gateway.keys import opaque
 from mint_gateway.page.files import FILES
-from mint_gateway.scope import Scope
+from mint_gateway.security import scope_filter
+from mint_gateway.security.keys import opaque
+from mint_gateway.security.scope import Scope
 from mint_gateway.view import MapView
 from tests.contracts.catalogs import entry
 from tests.gateway import paged, trained

@@ -16,13 +16,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from mint_contracts import errors
-from mint_gateway.certificate import TLS_BUFFER, read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
-from mint_gateway.door_security import DoorSecurity
 from mint_gateway.http.connections import PARTING_S
 from mint_gateway.http.door import listen
-from mint_gateway.mounted import Mounted
+from mint_gateway.security.certificate import TLS_BUFFER, read_certificate
+from mint_gateway.security.door_security import DoorSecurity
+from mint_gateway.security.mounted import Mounted
 from mint_gateway.server import serve
 from tests.gateway.command import mint, own_lines
 from tests.gateway.scene import BASE, LIMITS, Scene

@@ -13,8 +13,8 @@ from mint_contracts.records import Failure, WaveRecord
 from mint_contracts.resources import Catalog, Manifests, Selector, Serve, Tenant, WaveAdapters
 from mint_contracts.training import Dataset, Policies, Policy
 from mint_contracts.training_records import Stage, WaveTraining
-from mint_gateway.scope import Scope
-from mint_gateway.scope_filter import training_within, waves_within
+from mint_gateway.security.scope import Scope
+from mint_gateway.security.scope_filter import training_within, waves_within
 from mint_operator.planning.snapshot import Inputs, ObservedWave
 from tests.operator.training_worlds import FAILURE, World, base, dead, engines, training_wave
 from tests.operator.worlds import unread, wave

@@ -30,9 +30,9 @@ from mint_gateway.catalog.registration import Registration
 from mint_gateway.catalog.writable import Writable
 from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import caller, sharer
 from mint_gateway.route import Router
-from mint_gateway.scope import OUT_OF_SCOPE, granted
+from mint_gateway.security.keys import caller, sharer
+from mint_gateway.security.scope import OUT_OF_SCOPE, granted
 from mint_gateway.servicers import answered
 
 STREAMS = 4  # registering at the same time

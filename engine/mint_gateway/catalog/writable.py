@@ -8,7 +8,7 @@ from mint_contracts.entries import Entry
 from mint_contracts.errors import PermissionDenied
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import REVISIONS
-from mint_gateway.scope import EVERYTHING, OUT_OF_SCOPE, Scope
+from mint_gateway.security.scope import EVERYTHING, OUT_OF_SCOPE, Scope
 
 
 @dataclass(frozen=True)

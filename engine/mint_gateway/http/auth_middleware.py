@@ -5,12 +5,12 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import Unauthenticated
-from mint_gateway.access import Access
 from mint_gateway.answering import LOGGED_LENGTH
 from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.http.error_middleware import Handler
 from mint_gateway.metrics import Metrics
 from mint_gateway.page.files import FILES
+from mint_gateway.security.access import Access
 
 HEALTH, LIVE = "/health", "/live"
 _OPEN = frozenset({HEALTH, LIVE, *FILES})

@@ -33,10 +33,10 @@ from mint_gateway.http.send_middleware import send_middleware, sent
 from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import sharer
 from mint_gateway.mirror import Mirror
 from mint_gateway.page.answers import Page
 from mint_gateway.route import Router
+from mint_gateway.security.keys import sharer
 
 MOST_BYTES = 4 << 20  # of a request, as over gRPC
 # Totals in memory; tests/chart/test_gateway_memory.py compares all such bounds with the chart.

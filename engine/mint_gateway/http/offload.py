@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mint_contracts.shared_threads import SharedThreads
-from mint_gateway.keys import sharer
+from mint_gateway.security.keys import sharer
 
 LONG = 64 << 10  # bytes of JSON or events; reading or writing more takes ten milliseconds or longer
 

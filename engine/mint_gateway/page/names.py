@@ -10,7 +10,7 @@ from mint_gateway.catalog.listing import page_of
 from mint_gateway.first_names import first_names
 from mint_gateway.mirror import Mirror
 from mint_gateway.page.pages import Asked
-from mint_gateway.scope import granted
+from mint_gateway.security.scope import granted
 
 CATALOGS_AT_ONCE = 8  # asked for one completion
 CATALOGS_S = 1.0  # for all catalogs together: a person types on meanwhile

@@ -14,8 +14,8 @@ from mint_gateway.page import bases, waves
 from mint_gateway.page.bases import SeenBase, Tally, Total
 from mint_gateway.page.pages import Asked
 from mint_gateway.page.waves import Serving, Training
-from mint_gateway.scope import granted
-from mint_gateway.scope_filter import waves_within
+from mint_gateway.security.scope import granted
+from mint_gateway.security.scope_filter import waves_within
 from mint_gateway.time_slices import TimeSlices
 from mint_gateway.view import MapView
 from mint_gateway.wave_phase import Copies

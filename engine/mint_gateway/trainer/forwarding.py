@@ -28,7 +28,7 @@ from mint_gateway.choose import home_order
 from mint_gateway.explain import why_none_answers
 from mint_gateway.retries import Patience, Retries, is_away
 from mint_gateway.route import Router
-from mint_gateway.scope import OUT_OF_SCOPE
+from mint_gateway.security.scope import OUT_OF_SCOPE
 from mint_gateway.trainer.policy_locations import ASK_S, PolicyLocation, PolicyLocator, policy_not_found, trainers
 from mint_gateway.trainer.resting import resting
 from mint_gateway.view import Engine, MapView, incomplete

@@ -17,8 +17,8 @@ from mint_contracts.wire import to_status
 from mint_gateway.answering import TOKEN_BYTES, Fields, noting, noting_failure
 from mint_gateway.field_count import memory
 from mint_gateway.inflight import InFlight
-from mint_gateway.keys import caller, sharer
 from mint_gateway.metrics import Metrics
+from mint_gateway.security.keys import caller, sharer
 from mint_gateway.servicers import answered, pass_on
 from mint_gateway.trainer.forwarding import CallTrail, Forwarding, Request
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import structlog
 
-from mint_gateway.keys import Keys, caller, read_keys, sharer
-from mint_gateway.mounted import Mounted
-from mint_gateway.scope import EVERYTHING, granted
-from mint_gateway.scopes import Scopes, no_scopes, read_scopes
+from mint_gateway.security.keys import Keys, caller, read_keys, sharer
+from mint_gateway.security.mounted import Mounted
+from mint_gateway.security.scope import EVERYTHING, granted
+from mint_gateway.security.scopes import Scopes, no_scopes, read_scopes
 
 _log = structlog.get_logger()
 

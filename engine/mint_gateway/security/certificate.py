@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 
 from mint_contracts.errors import CorruptFile, SourceNotFound
-from mint_gateway.mounted import Files, Mounted
-from mint_gateway.pem import check_certificates
+from mint_gateway.security.mounted import Files, Mounted
+from mint_gateway.security.pem import check_certificates
 
 CHAIN, KEY = "tls.crt", "tls.key"
 TLS_BUFFER = 32 << 10  # of each connection of asyncio's, whose own 256 KiB let clients without a key fill the memory

@@ -9,7 +9,7 @@ import msgspec
 from mint_contracts.records import Mentions, Placement, WaveRecord
 from mint_contracts.training_records import WaveTraining
 from mint_contracts.training_reports import Progresses
-from mint_gateway.scope import EVERYTHING, Scope
+from mint_gateway.security.scope import EVERYTHING, Scope
 from mint_gateway.view import Engine, MapView
 
 T = TypeVar("T")

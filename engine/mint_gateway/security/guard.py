@@ -10,10 +10,10 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts.errors import Unauthenticated
 from mint_contracts.wire import to_status
-from mint_gateway.access import Access
 from mint_gateway.answering import LOGGED_LENGTH
 from mint_gateway.dialling import AUTHORIZATION
 from mint_gateway.metrics import Metrics
+from mint_gateway.security.access import Access
 
 # Prefixes of the methods that need no key.
 OPEN = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")

@@ -7,12 +7,12 @@ from pathlib import Path
 from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import InvalidRequest
-from mint_gateway.access import Access
-from mint_gateway.certificate import Certificate, read_certificate
-from mint_gateway.guard import Guard
 from mint_gateway.http.auth_middleware import auth_middleware
 from mint_gateway.metrics import Metrics
-from mint_gateway.mounted import Mounted
+from mint_gateway.security.access import Access
+from mint_gateway.security.certificate import Certificate, read_certificate
+from mint_gateway.security.guard import Guard
+from mint_gateway.security.mounted import Mounted
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import structlog
 from msgspec import UNSET, Meta, UnsetType
 
 from mint_contracts.errors import MintError, SourceNotFound, Unauthenticated
-from mint_gateway.mounted import Files
-from mint_gateway.scope import EVERYTHING, Scope
+from mint_gateway.security.mounted import Files
+from mint_gateway.security.scope import EVERYTHING, Scope
 
 SCOPES_FILE = "scopes.json"
 

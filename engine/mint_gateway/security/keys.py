@@ -14,7 +14,7 @@ import structlog
 
 from mint_contracts.errors import Unauthenticated
 from mint_gateway.dialling import AUTHORIZATION
-from mint_gateway.mounted import Files
+from mint_gateway.security.mounted import Files
 
 # The name of the current request's key; empty if the gateway requires none.
 caller: ContextVar[str] = ContextVar("caller", default="")
