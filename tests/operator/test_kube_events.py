@@ -8,6 +8,7 @@ import pytest
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing.kube_events import newest
 from tests.operator.stage import Stage, base_model
+from tests.operator.test_groups import API, await_served
 
 QUOTA = 'create Pod smol-0 in StatefulSet smol failed error: pods "smol-0" is forbidden: exceeded quota: small'
 MOUNT = 'MountVolume.SetUp failed for volume "models": mount.nfs: access denied by server'
@@ -23,6 +24,21 @@ async def test_pods_that_may_not_be_made_are_told_of_until_they_are(stage: Stage
     tell(stage, "StatefulSet", "smol", "SuccessfulCreate", "create Pod smol-0 in StatefulSet smol", at=2)
     await stage.once()
     assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
+
+
+async def test_workers_that_may_not_be_made_are_told_of_although_their_leader_runs(stage: Stage) -> None:
+    stage.server.kubectl("apply", "--server-side", "-f", str(API))
+    await_served(stage.server)
+    await stage.reconcile(base_model(engine={"tensorParallelSize": 2, "nodes": 2}))
+    pod(stage, {"phase": "Running", "containerStatuses": [container({"running": {}})]})
+    await stage.once()
+    assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
+    quota = QUOTA.replace("smol-0", "smol-0-1").replace("smol failed", "smol-0 failed")
+    tell(stage, "StatefulSet", "smol-0", "FailedCreate", quota, at=1)
+    await stage.once()
+    ready = await stage.condition("BaseModel", "smol")
+    assert (ready["status"], ready["reason"]) == ("False", "FailedCreate")
+    assert f"smol-0: FailedCreate: smol-0-1: {quota}" in ready["message"]
 
 
 async def test_a_pod_that_has_a_node_and_no_volumes_says_why(stage: Stage) -> None:

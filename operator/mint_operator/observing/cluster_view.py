@@ -22,7 +22,7 @@ from mint_operator.observing.new_fields import Schema
 from mint_operator.observing.store import Store
 from mint_operator.observing.written import Written
 from mint_operator.planning.engines import engine_name
-from mint_operator.planning.groups import WORKLOADS
+from mint_operator.planning.groups import WORKLOADS, leader_of
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER
 from mint_operator.planning.podspec import REDIS_SECRET
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, ObservedWave
@@ -163,6 +163,9 @@ class ClusterView:
         for base, pod in self._pods.objects.values():
             trouble = decode.overdue(pod, now) or (self._warnings.get(_about(base, pod)) if pod.waits else None)
             pods[base].append(pod if trouble is None else msgspec.structs.replace(pod, trouble=trouble))
+        for key, worker, maker in self._missing_workers():
+            if trouble := self._warnings.get(maker):
+                pods[key].append(EnginePod(name=worker, trouble=trouble))
         self.pods = {base: tuple(each) for base, each in pods.items()}
 
     def _wants_groups(self) -> bool:
@@ -185,11 +188,26 @@ class ClusterView:
         """Read the Events about missing pods, and about pods that have a node but no containers yet."""
         lacking = {key: _maker(base) for key, base in self.bases.items() if self._lacks_pods(key, base)}
         waiting = {_about(base, pod) for base, pod in self._pods.objects.values() if pod.waits}
+        waiting |= {maker for _, _, maker in self._missing_workers()}
         if not lacking and not waiting and not self._warnings:
             return
         self._warnings = await warnings(self._kube, {*lacking.values(), *waiting})
         self.unmade = {key: self._warnings[maker] for key, maker in lacking.items() if maker in self._warnings}
         self._arrange()
+
+    def _missing_workers(self) -> list[tuple[str, str, About]]:
+        """Return the first worker that each leader lacks: its base, its name, and the object that creates it."""
+        there = {(base, pod.name) for base, pod in self._pods.objects.values()}
+        found = []
+        for base, leader in sorted(there):
+            of = self.bases.get(base)
+            if of is None or leader_of(leader) != of.meta.name:
+                continue
+            names = (f"{leader}-{index}" for index in range(1, of.spec.engine.nodes))
+            missing = [name for name in names if (base, name) not in there]
+            if missing:
+                found.append((base, missing[0], About(WORKLOADS[0], of.meta.namespace, leader)))
+        return found
 
     def _lacks_pods(self, key: str, base: ObservedBase) -> bool:
         """Whether an engine that should run has no pod."""
