@@ -25,7 +25,7 @@ def _strong_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let gateways poll catalogs and secrets often, so that no test waits a second for a timer."""
-    for looked in ("catalog.keeper", "catalog.catalogs", "mounted"):
+    for looked in ("catalog.keeper", "catalog.catalogs", "security.mounted"):
         monkeypatch.setattr(f"mint_gateway.{looked}.LOOK_S", 0.1)
 
 
