@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from mint_contracts.records import Tier
+from mint_contracts.records import Held, Tier
 from mint_contracts.resources import Serve, Tenant
 from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.elastic import PATIENCE_S, SHRINK_AFTER_S
@@ -244,6 +245,29 @@ def test_a_resumed_elastic_wave_runs_only_policies_that_have_slots() -> None:
     world.change("w", paused=False)
     world.step()
     assert [world.leases[name][1].order for name in named("w", [0, 1])] == [Order.RUN, Order.PAUSE]
+
+
+def test_an_engine_is_not_kept_for_what_paused_policies_have_published() -> None:
+    served, policies = dict.fromkeys(("a/0", "a/1"), Tier.DEVICE), named("w", [0, 1])
+    world = World(base(1, 2, slots=2), [worlds.wave("s", list(served))], [worlds.engine(0, served)], replicas=1)
+    world.step()
+    world.waves.append(training_wave("w", 2))
+    assert replicas(world.step()) == 2
+    world.engines, world.replicas = [*world.engines, worlds.engine(1)], 2
+    world.step()
+    world.say(Stage.RUNNING, 3, published=published(3))
+    world.change("w", paused=True)
+    world.step()
+    world.say(Stage.PAUSED, 3, published=published(3), saved=3)
+    world.known = world.step().known
+    homes = worlds.homes(world.placements)
+    assert [homes[name] for name in policies] == [["smol-1"], ["smol-1"]], "where they were trained"
+    world.now += SHRINK_AFTER_S
+    world.known = world.step().known
+    held = {name: Held(name, published(3).source, Tier.DISK) for name in policies}
+    world.engines[0] = msgspec.structs.replace(world.engines[0], held=world.engines[0].held | held)
+    assert replicas(world.step()) == 1
+    assert all(found == ["smol-0"] for found in worlds.homes(world.placements).values())
 
 
 def above_a_lowered_maximum() -> World:

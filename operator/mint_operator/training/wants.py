@@ -1,8 +1,8 @@
 """The adapters that a training wave publishes, as it wants them served.
 
 A published revision is held as `serve` says once its policy has ended; until then the engine that trains it keeps it
-on disk and serves it, so that a policy never takes two slots. It is held whether or not the wave could continue, or
-be trained again, on its base as that is now.
+on disk and serves it, so that a policy never takes two slots, and any engine while the policy is paused. It is held
+whether or not the wave could continue, or be trained again, on its base as that is now.
 """
 
 import msgspec
@@ -51,5 +51,5 @@ def _want(wave: ObservedWave, standing: WaveStanding, policy: PolicyStanding, so
     spec, serve, waves = wave.spec, wave.spec.serve, (wave.meta.key,)
     if standing.ended(policy):
         return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, spec.priority, pins(spec))
-    home = (policy.engine,) if policy.engine else ()
+    home = (policy.engine,) if policy.holds else ()
     return Want(policy.name, source, Tier.DISK, 1, waves, spec.priority, home, at_home=True)
