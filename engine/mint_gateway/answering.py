@@ -18,11 +18,16 @@ from mint_gateway.field_count import memory
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
 from mint_gateway.security.keys import caller, sharer
+from mint_gateway.slow_clients import NothingTaken
 
 REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # longer than any valid name; clients may send megabytes as a name
 
 MOST_BYTES = 96 << 20  # of requests in flight through both doors together
+# Of prompts' log-probabilities that clients have not read yet. They come in one event, which takes up to seven times
+# its size on the wire: parsed, encoded again, and in gRPC.
+MOST_SCORES = 320 << 20
+SCORES_TIMES = 6
 RETRY_S = 1.0  # other gateways answer, or this one's successor soon will
 TOKEN_BYTES = 10  # memory that protobuf uses per token
 
@@ -38,6 +43,9 @@ class Answering:
         self._router = router
         self._metrics = metrics
         self._budget = ByteBudget(MOST_BYTES, "gateway", f"has {MOST_BYTES >> 20} MiB of requests in flight")
+        self._scores = ByteBudget(
+            MOST_SCORES, "gateway", f"holds {MOST_SCORES >> 20} MiB of prompts' log-probabilities"
+        )
         self._ends_at: float | None = None
         self._in_flight: set[asyncio.Timeout] = set()
 
@@ -56,8 +64,28 @@ class Answering:
                 size = max(memory(request), TOKEN_BYTES * len(request.tokens.ids))
                 share.fill(size)
                 begun = Begun(request, share, size)
+                weighed = partial(self._send, send)
                 async with self._until_the_end():
-                    await self._router.generate(request, send, begun, remaining_s=remaining_s, trail=trail)
+                    await self._router.generate(request, weighed, begun, remaining_s=remaining_s, trail=trail)
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Account for an event of this size until its client has read it. Raises Overloaded, CapacityExceeded."""
+        with self._scores.share(client=sharer.get()) as share:
+            share.fill(SCORES_TIMES * size)
+            yield
+
+    async def _send(self, send: Send, event: sampling_pb2.GenerateEvent) -> None:
+        if not event.HasField("started"):  # only this one has what a prompt's tokens need
+            await send(event)
+            return
+        size = event.ByteSize()
+        with self.holding(size):
+            try:
+                await send(event)
+            except NothingTaken as error:
+                error.size = size
+                raise
 
     @contextmanager
     def receiving(self) -> Iterator[Trail]:

@@ -40,7 +40,8 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
         try:
             await self._answering.answer(request, writing.write, context.time_remaining())
         except NothingTaken as error:
-            await writing.end(error)
+            with self._answering.holding(error.size):  # again, before anybody else can
+                await writing.end(error)
         except MintError as error:
             await context.abort_with_status(to_status(error))
         except grpc.aio.AioRpcError as error:

@@ -17,6 +17,8 @@ TAKE_S = 60.0
 class NothingTaken(ConnectionAbortedError):
     """A client has not read a piece of its answer for TAKE_S."""
 
+    size = 0  # of the piece, where that is known
+
     def __init__(self) -> None:
         super().__init__(f"the client has read nothing for {TAKE_S:g} s")
 

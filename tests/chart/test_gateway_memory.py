@@ -33,6 +33,7 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "gRPC requests that wait for a place": places * arrivals.WAITING * UNRECEIVED,
         "HTTP requests that are arriving": door.MOST_ARRIVING,
         "requests in flight": answering.MOST_BYTES,
+        "prompts' log-probabilities": answering.MOST_SCORES,
         "HTTP answers that are not streamed": door.MOST_KEPT,
         "connections by HTTP": (Limits().connections + door.MOST_OUTSIDE) * (HTTP_CONNECTION + HTTP_AHEAD),
         "connections by gRPC": Limits().connections * GRPC_CONNECTION,

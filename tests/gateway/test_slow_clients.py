@@ -6,6 +6,8 @@ import json
 import socket
 from collections.abc import AsyncIterable
 from contextlib import closing, suppress
+from functools import partial
+from typing import Any
 
 import aiohttp
 import grpc
@@ -13,7 +15,10 @@ import msgspec
 import pytest
 
 from mint_contracts import sampling_pb2
+from mint_contracts.errors import Overloaded
+from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_gateway.slow_clients import Writing
+from tests.gateway.http_requests import TEXT, post
 from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
@@ -132,3 +137,47 @@ async def test_a_grpc_client_that_goes_while_it_is_sent_a_piece_is_one_that_canc
         call.cancel()
         assert await asyncio.wait_for(met, LIMIT_S) is asyncio.CancelledError
     await server.stop(None)
+
+
+class Scoring(ScriptedEngine):
+    """Begins each answer with as much as the log-probabilities of a long prompt."""
+
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
+        started = sampling_pb2.Started(base_model=self.base, prompt=[bytes(1 << 20)])
+        await context.write(sampling_pb2.GenerateEvent(started=started))
+        await context.write(sampling_pb2.GenerateEvent(chunk=sampling_pb2.Chunk()))
+        await context.write(sampling_pb2.GenerateEvent(finished=sampling_pb2.Finished()))
+
+
+async def test_what_tells_of_a_long_prompt_has_room_until_it_is_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the request was given up: gRPC keeps it for as long as its client likes."""
+    monkeypatch.setattr("mint_gateway.slow_clients.TAKE_S", 0.3)
+    monkeypatch.setattr("mint_gateway.answering.MOST_SCORES", 10 << 20)
+    await scene.base()
+    engine = await scene.engine("e-0", kind=Scoring)
+    await scene.open()
+    await scene.seen(engine)
+    request = sampling_pb2.GenerateRequest(base_model=BASE, text="Ahoy")
+
+    async def answered() -> bool:
+        try:
+            return bool(await scene.client.completions(request))
+        except Overloaded as error:
+            assert "MiB of prompts' log-probabilities" in str(error)  # noqa: PT017
+            return False
+
+    assert await answered()
+    assert await answered(), "what was read has no room any more"
+    counted = partial(scene.gateway.metrics.registry.get_sample_value, "mint_gateway_requests_total")
+    async with grpc.aio.insecure_channel(scene.target, options=[("grpc.http2.bdp_probe", 0)]) as channel:
+        unread = SamplerStub(channel).Generate(request)
+        await until(lambda: counted({"code": "CANCELLED", "client": ""}) == 1)
+        assert not await answered()
+        status, body, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "stream": True})
+        assert (status, body["error"]["code"]) == (429, "Overloaded")
+        unread.cancel()
+        await until(answered)
