@@ -10,7 +10,8 @@ import msgspec
 
 from mint_contracts import sampling_pb2
 from mint_contracts.catalog_calls import retired
-from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MintError
+from mint_contracts.entries import Entry
+from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MapUnavailable, MintError
 from mint_contracts.names import check_base
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
@@ -100,20 +101,33 @@ class Router:
         return view, None if entry is None else entry.source
 
     async def _meant(self, base: str, adapter: str) -> MapView:
-        """Return the view that the names mean; if the map leaves several, ask their catalogs, then their stores."""
+        """Return the view that the names mean; if the map leaves several, ask their catalogs, then their stores.
+
+        A catalog that has never answered here, as that of a new base whose folder cannot be read, decides nothing
+        where another base knows the name, or may have it in its store: it would hold up the names of all others.
+        """
         views = self._mirror.views_in_scope()
         found = candidate_bases(views, base, adapter)
         if len(found) == 1:
             return found[0]
         asked = [view.base for view in found if _may_ask(view, adapter)]
-        entries = await asyncio.gather(*(self._catalog.find(each, adapter) for each in asked))
-        said = dict(zip(asked, entries, strict=True))
+        answers = await asyncio.gather(*(self._catalog.find(each, adapter) for each in asked), return_exceptions=True)
+        said, unreadable = dict[str, Entry | None](), list[MapUnavailable]()
+        for each, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, MapUnavailable) and each not in self._catalog.read:
+                unreadable.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                said[each] = answer
         known, storing = possible_bases(found, adapter, said)
         storing = [
             view for view in storing if view.scope.adapter(adapter)
         ]  # else its key is told of no store's names
         if len(storing) > 1 and not known:
             storing = await self._stores.having(storing, adapter)
+        if unreadable and not (known or storing):
+            raise unreadable[0]
         return choose_base(views, known or storing, adapter, said)
 
     @contextmanager

@@ -276,6 +276,17 @@ async def test_no_catalog_is_asked_for_a_name_that_the_key_does_not_open(
     assert {base for base, _ in asked_for} == {SHARED, "acme/own"}, "the other tenant's base is not asked"
 
 
+async def test_a_catalog_that_can_never_be_read_holds_up_no_name_of_others(two: Two) -> None:
+    await two.begin()
+    await two.register(BASE)
+    third, folder = "demo/third", Source("file:///etc/hostname/catalog")
+    two.scene.versions[third] = await two.scene.writer.apply(third, MapChange(base=BaseRecord(third, catalog=folder)))
+    await two.scene.seen()
+    assert await two.ask() == BASE
+    with pytest.raises(MapUnavailable, match=f"catalog of {third}"):
+        await two.scene.client.answer(question("Ahoy?", adapter="team/unknown"))
+
+
 async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
     fragile: Scene, own_redis: RedisProcess, tmp_path: Path, news: list[tuple[str, str]]
 ) -> None:

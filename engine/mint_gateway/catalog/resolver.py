@@ -35,6 +35,7 @@ class Resolver:
         self._reader, self._away = reader, away
         self._answers: Answers[Key, Entry | None] = Answers(REMEMBERED, clock, self._unpin)
         self._pins: dict[Key, set[str]] = {}  # each name's cached NAME@REVISION keys
+        self.read: set[str] = set()  # bases whose catalogs have ever answered here
 
     async def find(self, base: str, asked: str) -> Entry | None:
         """Return the entry of NAME or NAME@REVISION, or None if the catalog does not have it. Raises MapUnavailable.
@@ -84,6 +85,7 @@ class Resolver:
 
     async def _read(self, key: Key) -> Entry | None:
         entry = await self._reader.find(key[0], *split_asked(key[1]))
+        self.read.add(key[0])
         if "@" in key[1]:
             self._pins.setdefault(_bare(key), set()).add(key[1])
         return entry
