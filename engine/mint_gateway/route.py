@@ -104,7 +104,7 @@ class Router:
         """Return the view that the names mean; if the map leaves several, ask their catalogs, then their stores.
 
         A catalog that has never answered here, as that of a new base whose folder cannot be read, decides nothing
-        where another base knows the name, or may have it in its store: it would hold up the names of all others.
+        where another base knows the name, or has it in its store: it would hold up the names of all others.
         """
         views = self._mirror.views_in_scope()
         found = candidate_bases(views, base, adapter)
@@ -124,7 +124,7 @@ class Router:
         storing = [
             view for view in storing if view.scope.adapter(adapter)
         ]  # else its key is told of no store's names
-        if len(storing) > 1 and not known:
+        if not known and (len(storing) > 1 or (storing and unreadable)):
             storing = await self._stores.having(storing, adapter)
         if unreadable and not (known or storing):
             raise unreadable[0]

@@ -276,10 +276,13 @@ async def test_no_catalog_is_asked_for_a_name_that_the_key_does_not_open(
     assert {base for base, _ in asked_for} == {SHARED, "acme/own"}, "the other tenant's base is not asked"
 
 
-async def test_a_catalog_that_can_never_be_read_holds_up_no_name_of_others(two: Two) -> None:
-    await two.begin()
-    await two.register(BASE)
-    third, folder = "demo/third", Source("file:///etc/hostname/catalog")
+@pytest.mark.parametrize("stores", [(), (BASE,)], ids=["which another lists", "which another's store has"])
+async def test_a_catalog_that_can_never_be_read_holds_up_no_name(two: Two, stores: tuple[str, ...]) -> None:
+    await two.begin(*stores)
+    two.engines[BASE].stored = {ADAPTER}
+    if not stores:
+        await two.register(BASE)
+    third, folder = "demo/third", Source(f"file://{__file__}/catalog")
     two.scene.versions[third] = await two.scene.writer.apply(third, MapChange(base=BaseRecord(third, catalog=folder)))
     await two.scene.seen()
     assert await two.ask() == BASE
