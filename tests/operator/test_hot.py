@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from mint_operator.planning.demand import LEAST, MOST, coarse, followed
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import BaseMap, ObservedWave
 from tests.operator.drawn_worlds import most_in_slots
-from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, wave
+from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
 
 ENGINES, SLOTS = 4, 3
 Placements = dict[str, Placement]
@@ -67,6 +68,28 @@ def test_copies_go_only_when_demand_has_fallen_to_half_of_what_brought_them() ->
         assert world.step({"a/0": requests}) == before
     world.step({"a/0": KEPT - 1})
     assert (world.copies(), world.spare()) == (1, 0)
+
+
+def on(name: str, *places: tuple[int, bool]) -> Placement:
+    """Return the placement of an adapter by its engines and whether its copy there is spare."""
+    found = tuple(Place(f"smol-{ordinal}", Tier.DEVICE, "drawn", spare=spare) for ordinal, spare in places)
+    return Placement(name, source(name), ("team/any",), found)
+
+
+@pytest.mark.parametrize("tier", [Tier.DEVICE, Tier.DISK])
+def test_a_spare_copy_takes_the_place_of_one_whose_slot_is_wanted_once_it_can_answer(tier: Tier) -> None:
+    """The first engine is full of wanted copies, and the second one has the other copy of what wants a slot there."""
+    before = {"a/0": on("a/0", (0, False), (1, True)), "a/1": on("a/1", (0, False)), "b": on("b", (1, False))}
+    waves = [wave("one", ["a/0", "a/1"]), wave("two", ["b"], replicas=2)]
+    views = [engine(0, dict.fromkeys(("a/0", "a/1"), Tier.DEVICE)), engine(1, {"a/0": tier, "b": Tier.DEVICE})]
+    of = snapshot(base(2, 2, 2), waves, views, before)
+    known = msgspec.structs.replace(of.maps[KEY], demand={"a/0": FULL + 1})
+    now = placed(plan(msgspec.structs.replace(of, maps={KEY: known})), before)
+    if tier is Tier.DEVICE:
+        assert homes(now) == {"a/0": ["smol-1"], "a/1": ["smol-0"], "b": ["smol-1", "smol-0"]}
+        assert not now["a/0"].places[0].spare
+    else:
+        assert homes(now) == homes(before)
 
 
 def test_a_spare_copy_gives_its_slot_to_a_wave_and_nothing_else_moves() -> None:

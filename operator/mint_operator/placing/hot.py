@@ -6,6 +6,8 @@ there.
 
 from collections.abc import Collection, Mapping
 
+import msgspec
+
 from mint_contracts.records import Place, Tier
 from mint_operator.placing.table import Table
 from mint_operator.placing.target import KEPT, target
@@ -39,14 +41,34 @@ def spread_hot(table: Table) -> None:
 
 
 def give_way(table: Table, want: Want, without: Collection[str]) -> str | None:
-    """Drop the spare copy that is least in demand and whose engine can take `want`; returns the engine's name."""
+    """Drop the spare copy that is least in demand and whose engine can take `want`; returns the engine's name.
+
+    If there is none, drop a wanted copy instead that a spare one on another engine can replace at once.
+    """
     if want.residency is not Tier.DEVICE:
         return None
-    for name in reversed(table.hot):
+    board, others = table.board, [name for name in reversed(table.hot) if name != want.adapter]
+
+    def takes(engine: str) -> bool:
+        return board.able(engine) and engine not in without and (not want.pins or engine in want.pins)
+
+    for name in others:
         for index, place in enumerate(table.places(name)):
-            ours = name == want.adapter or place.engine in without
-            allowed = table.board.able(place.engine) and (not want.pins or place.engine in want.pins)
-            if place.spare and allowed and not ours:
+            if place.spare and takes(place.engine):
                 table.drop(name, index)
                 return place.engine
+    for name in others:
+        places = table.placed[name]
+        spare = next((at for at, place in enumerate(places) if place.spare and _answers(table, name, place)), None)
+        here = next((at for at, place in enumerate(places) if takes(place.engine)), None)
+        if spare is not None and here is not None:
+            engine, places[spare] = places[here].engine, msgspec.structs.replace(places[spare], spare=False)
+            table.drop(name, here)
+            return engine
     return None
+
+
+def _answers(table: Table, name: str, place: Place) -> bool:
+    """Whether a copy is where requests can be answered from it now."""
+    warmth, able = table.warmth.get(name, {}).get(place.engine, 0), table.board.able(place.engine)
+    return able and place.engine not in table.board.unready and warmth >= place.residency.warmth
