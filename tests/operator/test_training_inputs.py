@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from mint_contracts.records import Failure
 from mint_contracts.resources import Serve
 from mint_contracts.training import Algorithm, ConfigMapKey, Dataset, Loss, Policies, Policy
-from mint_contracts.training_records import Stage
+from mint_contracts.training_records import Order, Stage
 from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.snapshot import Inputs
 from mint_operator.training.fit import manifest_of
@@ -155,3 +156,49 @@ def test_a_policy_that_has_begun_needs_its_own_config_map_no_more(texts: Any, st
     world.step()
     assert (world.leases, dict(world.placements), world.status("w").phase) == before
     assert world.leases or world.placements
+
+
+OWN = Policies(list=tuple(Policy(name=f"acme/{n}", dataset=Dataset(config_map=ConfigMapKey(n))) for n in "ab"))
+SAYS = {"data.jsonl": '{"prompt": "a"}'}
+AWAY = Failure("SourceUnavailable", "could not be read (etcd is away); retrying", terminal=False)
+
+
+@pytest.mark.parametrize("text", [{}, {"b": AWAY}], ids=["deleted", "unread"])
+def test_a_policy_that_has_begun_goes_on_without_the_examples_of_one_that_has_not(text: Any) -> None:
+    wave = training_wave("w", policies=OWN, admission="Elastic", serve=Serve(residency="Host"))
+    given = Inputs(config_maps={"team": dict.fromkeys("ab", SAYS)})
+    world = planned(base(slots=1), [wave], engines(1), inputs=given)
+    world.hear(Stage.RUNNING, 1)
+    before = world.leases
+    assert list(before) == ["acme/a"]
+    world.inputs = Inputs(config_maps={"team": text})
+    world.step()
+    assert (world.leases, world.status("w").phase) == (before, "Training")
+    world.complete()
+    assert "acme/b" not in world.leases
+    _, reason, message = condition(world, "w", "Ready")
+    assert reason == ("SourceUnavailable" if text else "SourceNotFound")
+    assert "1 of 2 policies are not training yet; ConfigMap b: " in message
+    world.inputs = given
+    world.step()
+    assert world.leases["acme/b"][1].order is Order.RUN
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"policies": OWN}, {"dataset": Dataset(config_map=ConfigMapKey("a"))}],
+    ids=["policies' own", "the wave's"],
+)
+def test_a_wave_that_has_begun_keeps_its_examples_while_its_base_refuses_it(fields: dict[str, Any]) -> None:
+    given = Inputs(config_maps={"team": dict.fromkeys("ab", SAYS)})
+    world = planned(base(), [training_wave("w", 2, **fields)], engines(1), inputs=given)
+    world.hear(Stage.RUNNING, 1)
+    before = world.leases, world.training.training["team/w"].train.dataset
+    able = world.base
+    limits = structs.replace(able.spec.adapters, max_rank=4)
+    world.base = structs.replace(able, spec=structs.replace(able.spec, adapters=limits))
+    world.step()
+    assert {lease.order for _, lease in world.leases.values()} == {Order.PAUSE}
+    world.base, world.inputs = able, Inputs()
+    world.step()
+    assert (world.leases, world.training.training["team/w"].train.dataset) == before

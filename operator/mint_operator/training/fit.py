@@ -1,6 +1,7 @@
 """Whether a wave can be trained on its base as both are written, and its training with all inputs filled in."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,38 +19,50 @@ from mint_operator.training.data import check_claims, config_maps, inlined
 from mint_operator.training.policies import check, check_losses, expand
 from mint_operator.training.standing import PolicyStanding, heard
 
-Fitted = tuple[Train, tuple[Policy, ...], Refusal | None]
+
+class Fitted(NamedTuple):
+    """A wave's training and its policies, with all inputs filled in.
+
+    `unfit` says why the wave is not to be trained, `unknown` why it is unknown how to train policies not begun yet.
+    """
+
+    train: Train
+    policies: tuple[Policy, ...]
+    unfit: Refusal | None = None
+    unknown: Refusal | None = None
 
 
 def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainState) -> Fitted:
-    """Return the wave's training, its policies, and why it is not to be trained (None: it is).
+    """Return what is to be trained of the wave.
 
-    A wave that has begun keeps its policies even on a base that no longer trains. If its manifest cannot be read, as
-    when the operator has just started, it continues with the policies that `state` has: these cannot change, though
-    what only the manifest says is unknown.
+    A wave that has begun keeps its policies and examples even on a base that no longer trains. If its manifest cannot
+    be read, as when the operator has just started, it continues with the policies that `state` has: these cannot
+    change, though what only the manifest says is unknown. Those that have begun go on without the examples of others.
     """
     train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
     if base.spec.training is None:
         message = (
             f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
         )
-        train, policies, _ = _as_written(wave, train, state) or (train, _recorded(wave, state), None)
-        return train, policies, Refusal(conditions.NO_TRAINING_STORE, message, mentions=NO_NAMES)
+        train, policies = _as_written(wave, train, state) or (train, _recorded(wave, state))
+        return Fitted(train, policies, Refusal(conditions.NO_TRAINING_STORE, message, mentions=NO_NAMES))
     manifest = manifest_of(wave, inputs, state)
     if isinstance(manifest, Refusal):
-        return _as_written(wave, train, state) or (train, (), manifest)
+        written = _as_written(wave, train, state)
+        return Fitted(*written, unknown=manifest) if written else Fitted(train, (), manifest)
     policies, mentions = (), ANY_ADAPTERS
     try:
         policies = expand(meta.namespace, meta.name, train, manifest)
         if wrong := _wrong(policies, train, base):
-            return train, policies, wrong
+            return Fitted(*_as_begun(wave, train, policies, state), wrong)
         check_claims(train, policies, claims(base))
         mentions = NO_NAMES
-        train, policies = _with_examples(wave, train, policies, inputs, state)
+        found = _with_examples(wave, train, policies, inputs, state)
         _check_slots(base, wave, train, len(policies))
     except MintError as error:
-        return train, policies or _recorded(wave, state), Refusal.of(error, mentions)
-    return train, policies, None
+        policies = policies or _recorded(wave, state)
+        return Fitted(*_as_begun(wave, train, policies, state), Refusal.of(error, mentions))
+    return found
 
 
 def _wrong(policies: Sequence[Policy], train: Train, base: ObservedBase) -> Refusal | None:
@@ -93,23 +106,39 @@ def _began_with(wave: ObservedWave, state: TrainState) -> tuple[str, ...]:
 
 def _with_examples(
     wave: ObservedWave, train: Train, policies: tuple[Policy, ...], inputs: Inputs, state: TrainState
-) -> tuple[Train, tuple[Policy, ...]]:
+) -> Fitted:
     """Fill in examples from ConfigMaps. Policies that have begun keep their own instead. Raises like `inlined`."""
     texts = inputs.config_maps.get(wave.meta.namespace, {})
     record = _begun(wave, state) if config_maps(train) else None
     if record is None or not _began_with(wave, state):
         try:
-            return inlined(train, policies, texts)
-        except (SourceNotFound, SourceUnavailable, InvalidRequest):
+            return Fitted(*inlined(train, policies, texts))
+        except _UNREADABLE:
             if record is None:
                 raise
-    return inlined(_examples_of(record, train), _begun_policies(wave, record, train, policies, state), texts)
+    train, policies = _as_begun(wave, train, policies, state)
+    try:
+        return Fitted(*inlined(train, policies, texts))
+    except _UNREADABLE as error:
+        leased = _leased(wave, state)
+        train, begun = inlined(train, tuple(each for each in policies if each.name in leased), texts)
+        if not begun:
+            raise
+        filled = {each.name: each for each in begun}
+        policies = tuple(filled.get(each.name, each) for each in policies)
+        return Fitted(train, policies, unknown=Refusal.of(error, NO_NAMES))
 
 
-def _begun_policies(
-    wave: ObservedWave, record: WaveTraining, train: Train, policies: tuple[Policy, ...], state: TrainState
-) -> tuple[Policy, ...]:
-    """Return the policies with the examples of their leases; without any for a policy that has ended."""
+def _as_begun(
+    wave: ObservedWave, train: Train, policies: tuple[Policy, ...], state: TrainState
+) -> tuple[Train, tuple[Policy, ...]]:
+    """Return them with the examples that the map has, and none for a policy that has ended, if the wave has begun.
+
+    Leases and records are written from what is returned: examples that these lack are lost.
+    """
+    record = _begun(wave, state) if config_maps(train) else None
+    if record is None:
+        return train, policies
     leased = _leased(wave, state)
     latest = latest_reports(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
     progress = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
@@ -121,7 +150,7 @@ def _begun_policies(
         elif PolicyStanding(policy, progress=progress.get(policy.name)).ended(train.steps):
             dataset = None
         found.append(msgspec.structs.replace(policy, dataset=dataset))
-    return tuple(found)
+    return _examples_of(record, train), tuple(found)
 
 
 def _leased(wave: ObservedWave, state: TrainState) -> dict[str, Policy]:
@@ -148,14 +177,14 @@ def _examples_of(record: WaveTraining, train: Train) -> Train:
     return msgspec.structs.replace(train, dataset=record.train.dataset, evaluation=record.train.evaluation)
 
 
-def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted | None:
+def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> tuple[Train, tuple[Policy, ...]] | None:
     """Return the wave with policies and examples as the map has them; None if it has not begun."""
     record = _begun(wave, state)
     if record is None:
         return None
     settings = _leased(wave, state)
     policies = tuple(settings.get(name, Policy(name=name)) for name in record.policies)
-    return _examples_of(record, train), policies, None
+    return _examples_of(record, train), policies
 
 
 def _recorded(wave: ObservedWave, state: TrainState) -> tuple[Policy, ...]:
@@ -193,6 +222,7 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
         )
 
 
+_UNREADABLE = (SourceNotFound, SourceUnavailable, InvalidRequest)
 _REWRITTEN = Refusal(
     conditions.MANIFEST_REWRITTEN,
     "the manifest of its policies was rewritten after the wave began, and lacks some of them; restore those lines, "

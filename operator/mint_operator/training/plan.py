@@ -24,7 +24,6 @@ from mint_contracts.training_records import (
 from mint_operator.planning.conditions import find
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.naming import Claim
-from mint_operator.planning.refusal import Refusal
 from mint_operator.planning.shards import flat
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
 from mint_operator.planning.statuses import WaveStatuses
@@ -32,7 +31,7 @@ from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training import unread
 from mint_operator.training.conflicts import without_conflicts
 from mint_operator.training.diff import difference
-from mint_operator.training.fit import fitted, manifest_of
+from mint_operator.training.fit import fitted
 from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
@@ -204,10 +203,8 @@ def _standing(
     """Return a wave's standing; `state` is its own part."""
     if unread.is_unread(wave, state, inputs):
         return unread.standing(wave, state, reporting)
-    train, policies, unfit = fitted(base, wave, inputs, state)
+    train, policies, unfit, unknown = fitted(base, wave, inputs, state)
     found = standings_of(wave.meta.key, wave.meta.uid, policies, train, state, reporting)
-    manifest = manifest_of(wave, inputs, state)
-    unknown = manifest if isinstance(manifest, Refusal) else None
     standing = WaveStanding(train, found, unfit=unfit, store=_store(base, wave, state), unknown=unknown)
     able = found if unknown is None else tuple(each for each in found if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=standing.stopped)
