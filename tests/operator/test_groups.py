@@ -2,7 +2,6 @@
 
 import copy
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,16 @@ from mint_contracts.resources import EngineSpec, Resources
 from mint_contracts.settings import ENGINE_SETTINGS, RANKS_PORT, EngineSettings
 from mint_operator.observing import decode
 from mint_operator.planning.engines import engine_name, expected
-from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import SETTINGS_DIGEST, Manifest, render, settings_digest
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Snapshot
-from tests.apiserver import POLL_S, START_TIMEOUT_S, ApiServer, KubectlError, serve
+from tests.apiserver import ApiServer, KubectlError, serve
+from tests.operator.leader_worker_set import serve_groups
 from tests.operator.stage import base_model, staged
 from tests.operator.worlds import NOW, RELEASE, base
 
 Body = dict[str, Any]
 
-API = Path(__file__).with_name("leader_worker_set.yaml")
 GUARDED = msgspec.structs.replace(RELEASE, gateway_namespace="mint", gateway_labels={"a": "gateway"})
 
 
@@ -182,25 +180,10 @@ def statefulset(name: str, template: Body, labels: dict[str, str]) -> str:
     )
 
 
-def await_served(api_server: ApiServer) -> None:
-    """Wait until the API is served; `kubectl wait` would fail on a definition that has no status yet."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            api_server.kubectl("get", "--raw", f"/apis/{API_VERSION}/leaderworkersets")
-        except KubectlError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_S)
-        else:
-            return
-
-
 def test_real_api_servers_accept_a_groups_objects(api_server: ApiServer) -> None:
     """All fields pass strict validation, and a wrong one would be noticed."""
     namespace = api_server.namespace("groups")
-    api_server.kubectl("apply", "--server-side", "-f", str(API))
-    await_served(api_server)
+    serve_groups(api_server)
 
     def take(body: str) -> str:
         return api_server.kubectl(
@@ -276,8 +259,7 @@ async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
         assert await stage.get("StatefulSet", "single") is not None
         assert await stage.get("Service", "smol") is None
 
-        own_api_server.kubectl("apply", "--server-side", "-f", str(API))
-        await_served(own_api_server)
+        serve_groups(own_api_server)
         await stage.once()
         found = await stage.get("LeaderWorkerSet", "smol")
         assert found is not None

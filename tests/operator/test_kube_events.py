@@ -7,8 +7,8 @@ import pytest
 
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing.kube_events import newest
+from tests.operator.leader_worker_set import serve_groups
 from tests.operator.stage import Stage, base_model
-from tests.operator.test_groups import API, await_served
 
 QUOTA = 'create Pod smol-0 in StatefulSet smol failed error: pods "smol-0" is forbidden: exceeded quota: small'
 MOUNT = 'MountVolume.SetUp failed for volume "models": mount.nfs: access denied by server'
@@ -27,8 +27,7 @@ async def test_pods_that_may_not_be_made_are_told_of_until_they_are(stage: Stage
 
 
 async def test_workers_that_may_not_be_made_are_told_of_although_their_leader_runs(stage: Stage) -> None:
-    stage.server.kubectl("apply", "--server-side", "-f", str(API))
-    await_served(stage.server)
+    serve_groups(stage.server)
     await stage.reconcile(base_model(engine={"tensorParallelSize": 2, "nodes": 2}))
     pod(stage, {"phase": "Running", "containerStatuses": [container({"running": {}})]})
     await stage.once()
