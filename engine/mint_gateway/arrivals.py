@@ -8,7 +8,7 @@ line before them, a client has at most as many as it leaves free, so however slo
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -19,7 +19,7 @@ from mint_contracts.wire import to_status
 from mint_gateway.field_count import parsed
 from mint_gateway.security.guard import OPEN
 from mint_gateway.security.keys import sharer
-from mint_gateway.unread import Unread
+from mint_gateway.unread import MOST_BYTES, OPEN_BYTES, Unread
 
 # Together 144 MiB at most; tests/chart/test_gateway_memory.py compares all such bounds with the chart.
 PLACES = 8  # of at most 8 MiB each
@@ -132,7 +132,8 @@ class Arrivals(grpc.aio.ServerInterceptor):
     def __init__(self, receiving: Mapping[str, Receiving]) -> None:
         """`receiving` returns, by method, a context in which a call's request is received."""
         self._keyed, self._open = _Room(PLACES, ARRIVAL_S), _Room(OPEN_PLACES, OPEN_ARRIVAL_S)
-        self._receiving, self._unread = receiving, Unread()
+        self._keyed_unread, self._open_unread = Unread(MOST_BYTES), Unread(OPEN_BYTES)
+        self._receiving = receiving
 
     async def intercept_service(
         self,
@@ -144,26 +145,22 @@ class Arrivals(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         is_open = handler_call_details.method.startswith(OPEN)
-        room = self._open if is_open else self._keyed
+        room, unread = (self._open, self._open_unread) if is_open else (self._keyed, self._keyed_unread)
         parse, register = cast("Any", handler.request_deserializer), cast("Any", handler.stream_unary)
         encode = cast("Any", handler.response_serializer)
         if handler.request_streaming and not is_open:
             return grpc.stream_unary_rpc_method_handler(_streaming(register, parse), None, encode)
+        sent = _sent(unread, encode)
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse, self._sent(encode)))
-        single = _single(answer, room, parse, self._receiving.get(handler_call_details.method, nullcontext))
-        if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(single, None, encode)
-        return grpc.stream_stream_rpc_method_handler(_answering(single, self._sent(encode)))
-
-    def _sent(self, encode: Callable[[Any], bytes]) -> _Send:
-        async def sent(answer: Any, context: _Context) -> None:
-            data = encode(answer)
-            del answer  # in Python it takes four times as much
-            await self._unread.send(data, _client(context), context)
-
-        return sent
+            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse, sent))
+        receiving = self._receiving.get(handler_call_details.method, nullcontext)
+        single = _single(answer, room, parse, receiving)
+        if not handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(_answering(single, sent))
+        if not is_open:  # health bounds its own streams
+            single = _held(single, unread, receiving)
+        return grpc.stream_stream_rpc_method_handler(single, None, encode)
 
 
 def _streaming(register: _Answer, parse: _Parse) -> Any:
@@ -185,6 +182,30 @@ def _single(answer: _Answer, room: _Room, parse: _Parse, receiving: Receiving) -
         return await answer(request, context)
 
     return single
+
+
+def _held(single: _Answer, unread: Unread, receiving: Receiving) -> Any:
+    """Return a stream that is accounted for until it ends: also while its client reads nothing."""
+
+    async def held(_: object, context: _Context) -> None:
+        with ExitStack() as holding:
+            try:
+                with receiving():
+                    holding.enter_context(unread.held(_client(context)))
+            except Overloaded as error:
+                await context.abort_with_status(to_status(error))
+            await single(_, context)
+
+    return held
+
+
+def _sent(unread: Unread, encode: Callable[[Any], bytes]) -> _Send:
+    async def sent(answer: Any, context: _Context) -> None:
+        data = encode(answer)
+        del answer  # in Python it takes four times as much
+        await unread.send(data, _client(context), context)
+
+    return sent
 
 
 def _answering(single: _Answer, sent: _Send) -> Any:

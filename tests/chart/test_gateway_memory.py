@@ -40,7 +40,7 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "their own allowances": (Limits().connections + Limits().requests) * OWN_BYTES,
         "calls of the Trainer": trainer.MOST_BYTES,
         "names that are retired": catalog.MOST_RETIRING,
-        "gRPC answers that are not read": unread.MOST_BYTES,
+        "gRPC calls and answers that are not read": unread.MOST_BYTES + unread.OPEN_BYTES,
         "watches of its health": health.MOST_WATCHES * HEALTH_WATCH,
         "other calls": (Limits().calls + Limits().watches) * MOST_BYTES,
         "messages of registrations": catalog.STREAMS * (MOST_TOKEN_BYTES + MOST_FIELDS * ELEMENT_BYTES),

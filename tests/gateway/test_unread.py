@@ -1,14 +1,17 @@
 """Answers to gRPC calls that clients do not read take only so much of a gateway's memory."""
 
 import asyncio
+from functools import partial
 
 import grpc
 import pytest
 
 from mint_contracts.errors import Overloaded
 from mint_contracts.placement_pb2 import ListPlacementsRequest
+from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.wire import from_rpc_error
-from mint_gateway.client import Client
+from mint_gateway.client import Client, question
+from mint_gateway.unread import CALL_BYTES
 from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene
 from tests.waiting import until
 
@@ -17,7 +20,7 @@ MANY = 1_000  # placements, which are told in more than what a client takes unre
 
 
 async def test_unread_answers_are_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint_gateway.unread.MOST_BYTES", 4 << 20)
+    monkeypatch.setattr("mint_gateway.arrivals.MOST_BYTES", 4 << 20)
     await scene.base(store=STORE)
     engine = await scene.engine("e-0")
     await scene.place_many([f"acme/support-{number}" for number in range(MANY)], ["e-0"])
@@ -55,3 +58,31 @@ async def test_unread_answers_are_bounded(scene: Scene, monkeypatch: pytest.Monk
                     return False
 
             await until(answered)
+
+
+async def test_a_stream_that_was_given_up_counts_until_its_client_has_gone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC keeps it that long, but its place among the requests in flight is another's after a minute."""
+    monkeypatch.setattr("mint_gateway.slow_clients.TAKE_S", 0.3)
+    monkeypatch.setattr("mint_gateway.arrivals.MOST_BYTES", 3 * CALL_BYTES)  # so one at a time from an address
+    engine = await scene.with_engine()
+    engine.words = ("word " * 100_000,) * 4
+
+    async def answered() -> bool:
+        try:
+            return bool(await scene.client.completions(question("Ahoy", raw=True)))
+        except Overloaded as error:
+            assert "holds too many answers that were not read yet" in str(error)  # noqa: PT017
+            return False
+
+    assert await answered()
+    assert await answered()
+    counted = partial(scene.gateway.metrics.registry.get_sample_value, "mint_gateway_requests_total")
+    async with grpc.aio.insecure_channel(scene.target, options=UNREAD) as channel:
+        unread = SamplerStub(channel).Generate(question("Ahoy", raw=True))
+        await until(lambda: counted({"code": "CANCELLED", "client": ""}) == 1)
+        assert not await answered()
+        assert counted({"code": "RESOURCE_EXHAUSTED", "client": ""}) == 1
+        unread.cancel()
+        await until(answered)
