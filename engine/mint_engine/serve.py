@@ -9,7 +9,6 @@ await server.drain(25.0)
 import asyncio
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import grpc
@@ -218,7 +217,7 @@ class EngineServer:
         """Return the GPU's memory for policies, once all else is there; None if no policies are trained on a GPU."""
         if self._settings.training_store is None or base.device.type == "cpu":
             return None
-        return PolicyDevice(base.device, partial(kept_of, base.config, base.dtype), PIECE_ROWS, self._followers_room)
+        return PolicyDevice(base.device, kept_of(base), PIECE_ROWS, self._followers_room)
 
     def training_context(self, residency: TrainingResidency) -> TrainingContext | None:
         """Return the context that policies are trained with; None if this engine only serves."""

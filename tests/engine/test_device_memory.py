@@ -3,10 +3,10 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GlmMoeDsaConfig
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.byte_counts import in_units
@@ -23,9 +23,11 @@ from mint_engine.serve import listen
 from mint_engine.training.generic_pass import kept_of
 from mint_engine.training.policy import PolicySettings
 from tests.engine.device_double import CUDA, Seen, standing_in
+from tests.engine.families import SPARSE, make_model
 from tests.engine.running import running, save_base, settings_for
 from tests.engine.training.calling import called, lesson
 from tests.engine.training.calling import refused as refusal_of
+from tests.engine.training.frontier_families import base_over
 from tests.engine.training.training_engine import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
@@ -288,7 +290,7 @@ async def test_calls_with_an_example_that_the_gpu_cannot_keep_are_refused_and_ot
     device: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mint_engine.serve.PIECE_ROWS", 2)
-    monkeypatch.setattr("mint_engine.serve.kept_of", lambda _config, _dtype, rows: rows * (16 << 20))
+    monkeypatch.setattr("mint_engine.serve.kept_of", lambda _base: lambda rows: rows * (16 << 20))
     device.memory = 64 << 20
     base = save_base(tmp_path / "base")
     async with called(base, tmp_path, device="cuda") as (_, stub):
@@ -303,8 +305,9 @@ async def test_calls_with_an_example_that_the_gpu_cannot_keep_are_refused_and_ot
 
 
 def test_what_indexers_hand_on_is_kept_too_once_they_choose() -> None:
-    """By those alone whose choice the next layer shares."""
+    """By those alone whose choice the next layer shares, beside that of the layer in progress."""
     kinds = ["full", "shared", "shared", "full", "full"]
-    config = SimpleNamespace(num_hidden_layers=5, hidden_size=8, index_topk=16, indexer_types=kinds)
-    assert kept_of(config, torch.bfloat16, 16) == 16 * 5 * 8 * 2
-    assert kept_of(config, torch.bfloat16, 17) == 17 * 5 * 8 * 2 + 17 * 17
+    config = GlmMoeDsaConfig(**(SPARSE | {"num_hidden_layers": 5, "indexer_types": kinds, "index_topk": 16}))
+    kept = kept_of(base_over(make_model(config, torch.bfloat16)))
+    assert kept(16) == 16 * 5 * SPARSE["hidden_size"] * 2
+    assert kept(17) == 17 * 5 * SPARSE["hidden_size"] * 2 + 2 * 17 * 17

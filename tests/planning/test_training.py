@@ -134,13 +134,14 @@ def test_choices_of_an_indexer_are_counted_with_the_activations(family: str) -> 
     assert found.activations == tokens * each, "an example of so many is computed at once"
 
 
-@pytest.mark.parametrize("family", ["llama", "deepseek_v32", "glm_5"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "deepseek_v32", "glm_5"])
 def test_an_update_keeps_all_of_a_long_example_on_a_gpu(family: str) -> None:
-    """As an engine reserves it there, shared choices of indexers included."""
+    """As an engine reserves it there, one layer and choices of indexers included."""
     base, shape = base_of(family, torch.bfloat16), read_shape(config_fields(FAMILIES[family]))
     mix = msgspec.structs.replace(MIX, context=1 << 12, policies=1, policy_rank=4)
     found = make_plan(shape, DEVICES["h200"], 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
-    assert found.activations == generic_pass.kept_of(base.config, base.dtype, 1 << 12)
+    assert found.activations == generic_pass.kept_of(base)(1 << 12)
+    assert (fit.HIDDENS, fit.OUTPUTS) == (generic_pass.HIDDENS, generic_pass.OUTPUTS)
 
 
 def test_activations_take_the_room_of_slots() -> None:

@@ -6,7 +6,7 @@ computes the layer again. Ranks communicate at the same points of it in both dir
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.indexer import rotation_of
-from mint_engine.model.modules import layers_prefix
+from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.parallel.group import Group
 from mint_engine.training import attend, indexed, replay, routed
 from mint_engine.training.batch import Batch, Score
@@ -31,6 +31,9 @@ from mint_engine.training.head import Head, differentiated
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.sums import add_sums
 
+# What one layer takes in a backward, in numbers for each row: so many times its hidden size, and so many for each
+# output of its linears, except routed experts'. An upper bound, by tiny bases on a CPU.
+HIDDENS, OUTPUTS = 20, 3
 _HANDED_ON = "prev_topk_indices"  # GLM-5: a layer's indexer's choice, which the next layer may share
 
 
@@ -168,14 +171,25 @@ def kept_bytes(config: Any, dtype: torch.dtype) -> int:
     return int(config.num_hidden_layers) * int(config.hidden_size) * dtype.itemsize
 
 
-def kept_of(config: Any, dtype: torch.dtype, rows: int) -> int:
-    """Return the bytes that `GenericPass` keeps of so many rows: with `kept_bytes`, what indexers hand on (GLM-5).
+def kept_of(base: Base) -> Callable[[int], int]:
+    """Return a function from a number of rows to the bytes that `GenericPass` takes for them on this rank.
 
-    That is which rows each row attends to, once there are more rows than it chooses, where the next layer shares it.
+    They are `kept_bytes` of each; for each that is more than a piece, what is computed of one layer; and once there
+    are more rows than an indexer chooses, which rows each row attends to, in the layer in progress and in those whose
+    choice the next one shares (GLM-5).
     """
-    shared = list(pairwise(getattr(config, "indexer_types", None) or ())).count(("full", "shared"))
-    handed = rows * rows * shared if rows > int(getattr(config, "index_topk", None) or rows) else 0
-    return rows * kept_bytes(config, dtype) + handed
+    config, each = base.config, kept_bytes(base.config, base.dtype)
+    outputs = (
+        sum(getattr(part, "out_features", 0) for part in layer.modules()) for _, layer in layers_of(base.model)
+    )
+    layer = (HIDDENS * int(config.hidden_size) + OUTPUTS * max(outputs)) * base.dtype.itemsize
+    choosing = 1 + list(pairwise(getattr(config, "indexer_types", None) or ())).count(("full", "shared"))
+    chosen = int(getattr(config, "index_topk", None) or 0)
+
+    def kept(rows: int) -> int:
+        return rows * each + max(0, rows - PIECE_ROWS) * layer + (rows**2 * choosing if 0 < chosen < rows else 0)
+
+    return kept
 
 
 def _shares(layer: Any) -> bool:

@@ -22,6 +22,9 @@ _SAVED_VECTORS = 8
 # Rows trained at once: a piece of one policy, or several pieces whose activations, kept for the backward pass, take
 # at most KEPT_BYTES (`mint_engine.training.lean_pass`). An example that is longer is a piece of its own.
 PIECE_ROWS, MOST_ROWS, KEPT_BYTES = 1024, 2304, 3 << 29
+# Numbers that transformers' modules take for each row of a layer, by its hidden size and by its linears' outputs. The
+# reserve is enough for a piece's rows (`mint_engine.training.generic_pass`).
+HIDDENS, OUTPUTS = 20, 3
 # A packed file's header, for the file and for each of a layer's linears; the data after it begins at a page.
 _PAGE = 4096
 _HEADER = 600
@@ -66,7 +69,7 @@ class RankMemory(msgspec.Struct, frozen=True):
     cache: int  # for the mix's requests
     adapter: int  # in its slot
     training: int  # policies' vectors, on the first rank only, and the rank's part of them in an update
-    activations: int  # kept for the backward pass, of the rows trained at once
+    activations: int  # of the rows trained at once: kept for the backward pass, and of one layer beyond the reserve
     policies: int  # number trained: each has a slot on every rank
     room: int  # left for adapters' slots; negative if not even the rest fits
 
@@ -221,7 +224,9 @@ def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     lean = _has_kernels(device, dtype) and share.trains_lean(mix.context)
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     if not lean:
-        return max(PIECE_ROWS, mix.context) * each + share.shared_bytes(mix.context)
+        layer = (HIDDENS * share.hidden + OUTPUTS * share.layer_outputs) * DTYPE_BYTES[dtype]
+        beyond = max(0, mix.context - PIECE_ROWS) * layer
+        return max(PIECE_ROWS, mix.context) * each + beyond + share.mask_bytes(mix.context)
     rows = max(mix.context, min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)))
     return rows * (each + share.choice_bytes(mix.context))
 

@@ -3,6 +3,7 @@
 A rank's share of a base is a shape too (see `ranks`).
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
@@ -222,9 +223,22 @@ class BaseShape(msgspec.Struct, frozen=True):
         choosing = sum(each.count for each in self.linears if each.within == "indexer" and each.name == "wq_b")
         return choosing * -(-context // 8)
 
-    def shared_bytes(self, context: int) -> int:
-        """Return the bytes of shared choices that transformers' modules keep in training: one per pair of tokens."""
-        return self.shared_choices * context**2 if self.is_sparse(context) else 0
+    def mask_bytes(self, context: int) -> int:
+        """Return the bytes of indexers' choices that transformers' modules have in training: one per pair of tokens.
+
+        They are those of the layer in progress, and shared ones.
+        """
+        return (1 + self.shared_choices) * context**2 if self.is_sparse(context) else 0
+
+    @property
+    def layer_outputs(self) -> int:
+        """The outputs of a layer's linears except routed experts', in the layer that has most of them."""
+        outputs = Counter[str]()
+        for each in self.linears:
+            if each.count:
+                outputs["attention" if each.kind == "attention" else each.within] += each.outputs
+        del outputs["experts"]
+        return outputs.pop("attention") + max(outputs.values(), default=0)
 
     def bytes_in(self, files: Quantisation | None) -> int:
         """Return the weights' bytes with linears, also those `beside`, in this format and the rest in two bytes."""

@@ -23,7 +23,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     """Each row beyond two keeps much memory; interpreted programs take many rows, since each takes a millisecond."""
     monkeypatch.setattr("mint_engine.gpu.lora.FEW", 1)
     monkeypatch.setattr("mint_engine.serve.PIECE_ROWS", 2)
-    monkeypatch.setattr("mint_engine.serve.kept_of", lambda _config, _dtype, rows: rows * ROW)
+    monkeypatch.setattr("mint_engine.serve.kept_of", lambda _base: lambda rows: rows * ROW)
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.1)
     with standing_in() as seen:
         seen.memory = MEMORY
