@@ -30,19 +30,11 @@ async def test_unread_answers_are_bounded(scene: Scene, monkeypatch: pytest.Monk
         listing: grpc.aio.UnaryStreamMultiCallable[ListPlacementsRequest, bytes] = channel.unary_stream(
             "/mint.v1.Placement/ListPlacements", ListPlacementsRequest.SerializeToString
         )
-        unread, refused = [], None
-        while refused is None:
-            call = listing(ListPlacementsRequest(), timeout=LIMIT_S)
-            unread.append(call)
-            assert len(unread) < 32
-            ended = asyncio.ensure_future(call.code())
-            await asyncio.wait({ended}, timeout=0.3)
-            refused = ended.result() if ended.done() else None
-        assert refused is grpc.StatusCode.RESOURCE_EXHAUSTED
-        with pytest.raises(
-            grpc.aio.AioRpcError, match="holds too many answers that were not read yet; retry later"
-        ) as error:
-            await unread[-1].read()
+        unread = [listing(ListPlacementsRequest(), timeout=LIMIT_S) for _ in range(16)]
+        ends = {asyncio.ensure_future(call.code()): call for call in unread}
+        ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        with pytest.raises(grpc.aio.AioRpcError, match="holds too many answers that were not read yet") as error:
+            await ends[ended.pop()].read()
         assert isinstance(from_rpc_error(error.value), Overloaded)
         async with Client(scene.target, patience_s=0.0) as other:
             assert (await other.explain("acme/support-7")).base_model == BASE, "there is room for short ones"
