@@ -7,6 +7,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import gc
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -45,6 +46,13 @@ async def redis_client(redis_server: str) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis that the test may kill."""
+    with RedisProcess(tmp_path) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

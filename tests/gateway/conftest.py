@@ -50,13 +50,6 @@ async def tenants(scene: Scene, tmp_path: Path) -> AsyncIterator[Tenants]:
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A Redis that the test may kill."""
-    with RedisProcess(tmp_path) as process:
-        yield process
-
-
-@pytest.fixture
 async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
     """A scene over `own_redis`."""
     redis = patient(own_redis.url)

@@ -39,20 +39,13 @@ async def stage(api_server: ApiServer, namespace: str, redis_client: Redis) -> A
 
 
 @pytest.fixture
-def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A Redis that may be killed."""
-    with RedisProcess(tmp_path) as process:
-        yield process
-
-
-@pytest.fixture
 async def mortal_stage(
-    api_server: ApiServer, namespace: str, redis_process: RedisProcess
+    api_server: ApiServer, namespace: str, own_redis: RedisProcess
 ) -> AsyncIterator[tuple[Stage, RedisProcess]]:
     """A stage whose Redis may be killed."""
-    redis = patient(redis_process.url)
+    redis = patient(own_redis.url)
     with staged(api_server, namespace, redis) as stage:
-        yield stage, redis_process
+        yield stage, own_redis
     await redis.aclose()
 
 
