@@ -190,6 +190,28 @@ def test_an_engine_that_reports_while_another_pod_of_its_group_has_no_node_has_n
     assert of.unplaced
 
 
+def test_a_roll_that_waits_for_an_engine_without_room_says_how_it_can_go_on_without_that() -> None:
+    cluster = Cluster(low=1, high=2)
+    cluster.waves = [wave("one", [f"a/{index}" for index in range(6)])]
+    cluster.step()
+    cluster.settings = [newest(cluster)] * 2
+    cluster.ready[1] = cluster.up[1] = False
+    cluster.troubles[1] = NO_ROOM
+    cluster.step()
+    cluster.release = msgspec.structs.replace(cluster.release, image="mint.dev/host:newer")
+    cluster.step()
+    cluster.settings[1] = newest(cluster)
+    cluster.step()
+    cluster.step(SECOND_WITHIN_S)
+    hint = "smol-0 restarts once smol-1 is ready (or without that, with spec.engine.replicas.max: 1)"
+    assert hint in progress(cluster)
+    assert (cluster.replicas, cluster.partition) == (2, 1)
+    cluster.high = 1
+    cluster.step()
+    cluster.step()
+    assert (cluster.replicas, cluster.partition) == (1, 0)
+
+
 def test_an_excess_engine_that_lost_its_place_in_a_roll_goes_and_the_others_still_restart_one_by_one() -> None:
     cluster = Cluster(low=1, high=3)
     cluster.busy = 3

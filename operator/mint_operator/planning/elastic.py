@@ -207,7 +207,10 @@ def _partition(
     text = f"{engines[of.rolling].name} restarts"
     if of.rolling not in of.leaving:
         above = [engine.name for engine in engines[of.rolling + 1 :] if not engine.ready]
-        return of.rolling + 1, f"{text} once {above[0]} is ready" if above else f"{text} next"
+        follows = f"{text} once {above[0]} is ready" if above else f"{text} next"
+        if of.unplaced_since is not None and of.enough_since is None:  # else it is removed after a while
+            follows += f" (or without that, with spec.engine.replicas.max: {of.rolling + 1})"
+        return of.rolling + 1, follows
     patient = of.rolling_since is None or now - of.rolling_since < PATIENCE_S
     awaited = _awaited(of, engines[of.rolling], placed, engines, away_s, patient=patient)
     return of.rolling + bool(awaited), _once(text, awaited)
