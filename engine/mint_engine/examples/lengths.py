@@ -13,6 +13,7 @@ from mint_engine.examples.render import Renderer
 from mint_engine.requests.thoughts import END
 
 RENDERED = 64  # examples of a data set, longest first
+_AROUND = 20  # characters: about what templates write around a message, most often five tokens
 _AT_ONCE = 256  # examples read at once, which are in memory with all of their texts
 
 
@@ -37,7 +38,7 @@ def check_lengths(render: Renderer, examples: Iterable[Example], room: int, *, a
 def _characters(example: Example) -> int:
     if isinstance(example.prompt, str):
         return len(example.prompt)
-    return sum(len(each.content) for each in example.prompt)
+    return sum(_AROUND + len(each.content) for each in example.prompt)
 
 
 def _to_learn(example: Example) -> tuple[bool, int]:

@@ -171,6 +171,15 @@ def test_a_plain_answer_is_refused_where_the_template_begins_a_thought_that_it_d
     render.answer(Example("the fox", "the dog", ""), 8)
 
 
+def test_a_chat_of_many_short_messages_is_among_the_longest(tokenizer: PreTrainedTokenizerBase) -> None:
+    told, _ = taught(tokenizer, TURNS)
+    render = Renderer(told, 400, CONTEXT, Ends())
+    long, many = (Example(tuple(Message("user", "z" * n) for n in each), None, "") for each in ([80], [1] * 12))
+    assert check_lengths(render, [long] * RENDERED, 64) == 103
+    with pytest.raises(BadExample, match="can't be asked: prompt: has"):
+        check_lengths(render, [*[long] * RENDERED, many], 64)
+
+
 def test_a_plain_answer_is_learnt_where_the_prompt_itself_turns_thinking_off(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
