@@ -5,11 +5,11 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.names import check_wave
 from mint_contracts.placement_pb2 import Explanation, WaveExplanation
 from mint_gateway.explain import explain
-from mint_gateway.explain_wave import explain_wave
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.security.scope_filter import waves_within
 from mint_gateway.view import incomplete
+from mint_gateway.waves.explain import explain_wave
 
 
 class Explainer:

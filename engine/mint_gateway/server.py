@@ -52,8 +52,8 @@ from mint_gateway.security.mounted import Mounted
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.trainer.forwarding import Forwarding
 from mint_gateway.trainer.servicer import TrainerServicer
-from mint_gateway.wave_servicer import WavesServicer
-from mint_gateway.wave_watch import WaveWatch
+from mint_gateway.waves.servicer import WavesServicer
+from mint_gateway.waves.watch import WaveWatch
 
 SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,

@@ -10,7 +10,7 @@ from mint_gateway.page import bases, waves
 from mint_gateway.page.pages import Asked
 from mint_gateway.page.waves import thinned
 from mint_gateway.view import Engine, MapView
-from mint_gateway.wave_phase import Copies, phase
+from mint_gateway.waves.phase import Copies, phase
 from tests.gateway.scripted import ScriptedEngine
 
 WORDS = st.text("ab/", min_size=1, max_size=4)

@@ -7,7 +7,7 @@ import pytest
 
 from mint_contracts.training_pb2 import WatchWaveRequest, WaveProgress
 from mint_contracts.training_pb2_grpc import WavesStub
-from mint_gateway import wave_history
+from mint_gateway.waves import history
 from tests.gateway.scene import Scene
 from tests.gateway.training_waves import NAMES, Training, reached, reported, wave
 
@@ -39,8 +39,8 @@ async def test_a_watcher_that_keeps_rewards_gets_only_new_ones(scene: Scene, tra
 async def test_a_long_history_is_told_by_its_end(
     scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wave_history, "MOST_POINTS", 6)
-    monkeypatch.setattr(wave_history, "MOST_REPEATED", 4)
+    monkeypatch.setattr(history, "MOST_POINTS", 6)
+    monkeypatch.setattr(history, "MOST_REPEATED", 4)
     await training.declare(wave())
     values = [float(step) for step in range(9)]
     await training.report(reported(NAMES[0], 9), rewards={NAMES[0]: values})
@@ -57,7 +57,7 @@ async def test_a_long_history_is_told_by_its_end(
 async def test_a_restarted_policy_is_reported_from_its_beginning_despite_older_history(
     scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wave_history, "MOST_POINTS", 6)
+    monkeypatch.setattr(history, "MOST_POINTS", 6)
     await training.declare(wave())
     await training.report(reported(NAMES[0], 9), rewards={NAMES[0]: [0.5] * 9})
     updates = scene.client.watch("demo/w", history=True)

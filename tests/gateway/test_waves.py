@@ -14,11 +14,11 @@ from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_pb2 import StepFigures as FiguresMessage
 from mint_contracts.training_records import Published, Stage
 from mint_contracts.training_reports import as_recorded, eta_s
-from mint_gateway import wave_watch
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.server import Limits
-from mint_gateway.wave_watch import RETRY_AFTER_S
-from mint_gateway.waves import newest_reports, with_last_reports
+from mint_gateway.waves import watch
+from mint_gateway.waves.progress import newest_reports, with_last_reports
+from mint_gateway.waves.watch import RETRY_AFTER_S
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.training_waves import NAMES, Training, reached, reported, wave
 from tests.redis_process import RedisProcess
@@ -78,7 +78,7 @@ async def test_the_last_steps_figures_come_with_progress_and_curves_once_to_thos
     assert [list(each.policies[0].curve) for each in seen] == told
     await training.report(reported(first, 3))
     assert not (await reached(asking, lambda progress: progress.policies[0].step == 3)).policies[0].curve
-    monkeypatch.setattr(wave_watch, "MOST_CURVES", 0)
+    monkeypatch.setattr(watch, "MOST_CURVES", 0)
     assert not (await anext(scene.client.watch("demo/w", curves=True))).policies[0].curve
 
 

@@ -24,7 +24,7 @@ from mint_gateway.page.pages import Asked, asked, number
 from mint_gateway.page.policies import policies
 from mint_gateway.page.waves import thinned
 from mint_gateway.trainer.forwarding import Forwarding
-from mint_gateway.wave_watch import WaveWatch
+from mint_gateway.waves.watch import WaveWatch
 
 PREFIX = "/v1/mint"
 BASES, BASES_MOST = 10, 100

@@ -8,7 +8,6 @@ import msgspec
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import TRAIN, WaveRecord
-from mint_gateway.explain_wave import copies
 from mint_gateway.mirror import Mirror
 from mint_gateway.page import bases, waves
 from mint_gateway.page.bases import SeenBase, Tally, Total
@@ -18,8 +17,9 @@ from mint_gateway.security.scope import granted
 from mint_gateway.security.scope_filter import waves_within
 from mint_gateway.time_slices import TimeSlices
 from mint_gateway.view import MapView
-from mint_gateway.wave_phase import Copies
-from mint_gateway.wave_watch import Standing, WaveWatch
+from mint_gateway.waves.explain import copies
+from mint_gateway.waves.phase import Copies
+from mint_gateway.waves.watch import Standing, WaveWatch
 
 LOOK_S = 1.0  # at least, between two readings of one base's waves, however many look
 MOST_TALLIES = 100_000  # most cached counts: one per engine and scope of a key

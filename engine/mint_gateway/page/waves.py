@@ -6,7 +6,7 @@ import msgspec
 
 from mint_contracts.records import WaveRecord
 from mint_contracts.training_pb2 import WaveProgress
-from mint_gateway.wave_phase import Copies, phase, wanted_copies
+from mint_gateway.waves.phase import Copies, phase, wanted_copies
 
 
 class Serving(msgspec.Struct, frozen=True):

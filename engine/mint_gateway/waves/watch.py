@@ -17,8 +17,8 @@ from mint_gateway.resolve import resolve
 from mint_gateway.security.scope import granted
 from mint_gateway.security.scope_filter import progresses_within, training_within
 from mint_gateway.view import incomplete
-from mint_gateway.wave_history import History
-from mint_gateway.waves import (
+from mint_gateway.waves.history import History
+from mint_gateway.waves.progress import (
     OVER,
     aggregate,
     newest_reports,

@@ -11,7 +11,7 @@ from mint_contracts.wire import to_status
 from mint_gateway.inflight import InFlight
 from mint_gateway.servicers import answered
 from mint_gateway.slow_clients import NothingTaken, Writing
-from mint_gateway.wave_watch import WaveWatch
+from mint_gateway.waves.watch import WaveWatch
 
 
 class WavesServicer(training_pb2_grpc.WavesServicer):

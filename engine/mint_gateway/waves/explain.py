@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mint_contracts import placement_pb2
 from mint_contracts.records import TRAIN, Placement, Tier, WaveRecord
 from mint_gateway.view import MapView
-from mint_gateway.wave_phase import Copies, Copy, phase, wanted_copies
+from mint_gateway.waves.phase import Copies, Copy, phase, wanted_copies
 
 SHOWN = 20  # most missing copies listed by name
 

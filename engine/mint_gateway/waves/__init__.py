@@ -1,0 +1,1 @@
+"""Waves as clients see them: their progress, followed and explained."""
