@@ -157,6 +157,17 @@ def test_every_row_is_multiplied_by_its_own_expert(
     assert_alike(back, naive(weights.mT, found, counts))
 
 
+@pytest.mark.parametrize("name", ["float8", "int4"])
+def test_a_rank_may_have_no_rows(name: str) -> None:
+    """In an update, as routers may choose none of its experts for any of the tokens."""
+    with standing_in():
+        product, _ = product_of([name], (3, 24, 160), torch.Generator().manual_seed(5))
+        ends = torch.zeros(3, dtype=torch.int32).to(CUDA)
+        found = product.multiply(torch.empty(0, 160).to(CUDA), ends)
+        assert found.shape == (0, 24)
+        assert product.multiply_back(found, ends).shape == (0, 160)
+
+
 @pytest.mark.parametrize("rows", [1, 30, 32, 33, 47, 48, 150])
 def test_no_expert_is_left_out_however_rows_are_routed(rows: int) -> None:
     """As many experts as rows, more, and fewer; some get none of them."""

@@ -134,6 +134,8 @@ class ExpertProduct:
         """
         tile = tile or _tile_for(x.shape[0], ends)
         y, by_parts = x.new_empty(x.shape[0], self.shape[1]), dict[int, torch.Tensor]()
+        if not x.shape[0]:
+            return y
         for each, own in self._columns(y):
             if each.parts not in by_parts:
                 by_parts[each.parts] = _arrange(x, each.parts)
@@ -142,6 +144,8 @@ class ExpertProduct:
 
     def multiply_back(self, dy: torch.Tensor, ends: torch.Tensor, tile: Tile | None = None) -> torch.Tensor:
         """Multiply the gradient of what `multiply` returns, dy [P, O], to that of x [P, I]."""
+        if not dy.shape[0]:
+            return dy.new_empty(0, self.shape[2])
         tile, dy = tile or _tile_for(dy.shape[0], ends), dy.contiguous()
         total: torch.Tensor | None = None
         for each, own in self._columns(dy):
