@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mint_gateway.http.receiver import MOST_AHEAD
+from mint_gateway.http.receiver import MOST_AHEAD, PIECE
 from tests.gateway.http_requests import TEXT
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.waiting import until
@@ -61,6 +61,16 @@ async def test_requests_sent_ahead_are_answered_in_turn(scene: Scene, size: int,
             first, live, *others = [json.loads(body) for _, body in answers]
             assert live == {"live": True}
             assert [each["choices"][0]["text"] for each in (first, *others)] == [large, "second", "third"]
+
+
+async def test_a_body_that_came_behind_an_earlier_request_is_read_with_its_own(scene: Scene) -> None:
+    engine = await scene.with_engine()
+    engine.words, engine.repeats = (), True
+    longer = "a" * 2 * PIECE
+    async with connection(scene) as (reader, writer):
+        writer.write(request("first") + request(longer) + request("third"))
+        answers = [json.loads((await response(reader))[1]) for _ in range(3)]
+    assert [each["choices"][0]["text"] for each in answers] == ["first", longer, "third"]
 
 
 @pytest.mark.parametrize("before", [b"", LIVE])

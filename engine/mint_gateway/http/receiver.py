@@ -59,11 +59,15 @@ class Receiver(web.RequestHandler):
         """Parse nothing that comes after this request until the block ends."""
         self._answers, self._body, self._head = True, request.content, 0
         try:
+            self._go_on()  # with its body, which may have come behind an earlier request
             yield
         finally:
             self._answers = False
-            if self._later and self.transport is not None:
-                self.data_received(b"")
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._later and self.transport is not None:
+            self.data_received(b"")
 
     def _is_arriving(self) -> bool:
         return self._body is not None and not self._body.is_eof()
