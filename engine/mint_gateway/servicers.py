@@ -20,7 +20,7 @@ from mint_gateway.route import Router
 from mint_gateway.slow_clients import NothingTaken, Writing
 from mint_gateway.time_slices import TimeSlices
 
-LISTS_AT_ONCE = 4  # made of placements: a page of 10,000 takes 9 MiB until it is encoded
+LISTS_AT_ONCE = 4  # made of placements: a page of 10,000 takes 5 MiB until it is encoded
 
 T = TypeVar("T")
 

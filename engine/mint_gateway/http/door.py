@@ -42,7 +42,7 @@ MOST_BYTES = 4 << 20  # of a request, as over gRPC
 # Totals in memory; tests/chart/test_gateway_memory.py compares all such bounds with the chart.
 MOST_ARRIVING = 64 << 20  # of requests that have not arrived completely, or are not parsed yet
 MOST_KEPT = 96 << 20  # of answers that are not streamed, from their first events until the client has read them
-LISTS_AT_ONCE = 4  # made of models: 10,000 take 8 MiB
+LISTS_AT_ONCE = 4  # made of models: 10,000 take 6 MiB
 BODY_S = 30.0  # for a request's body to arrive
 MOST_OUTSIDE = 64  # connections beyond the limit that are told so; any others are closed
 OUTSIDE_S = 5.0  # for a connection beyond the limit to send its request
