@@ -191,6 +191,13 @@ def test_a_plain_answer_is_learnt_where_the_prompt_itself_turns_thinking_off(
     assert render.answer(Example((Message("user", "the fox /no_think"),), "the dog", ""), 64)
 
 
+def test_a_chat_that_ends_with_the_user_has_nothing_to_learn(tokenizer: PreTrainedTokenizerBase) -> None:
+    render = Renderer(tokenizer, 300, CONTEXT, Ends())
+    (example,) = read_dataset(Dataset(lines=['{"messages": [{"role": "user", "content": "the fox"}]}']))
+    with pytest.raises(BadExample, match=r"example 'the fox': has no answer to learn; set dataset\.answerField"):
+        check_lengths(render, [example], 8, answers=True)
+
+
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
