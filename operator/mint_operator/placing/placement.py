@@ -172,7 +172,8 @@ def _finish(
         needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is in demand now comes first
     asked = hot(task.demand, task.wants)
     known: Warmth = warmth(task.engines, task.wants, {*needy, *asked}) if needy or asked else {}
-    table = Table(board, task.wants, needy, kept, settled, known, task.demand, asked)
+    lowest = min((task.listed[wave].spec.priority for wave in task.turns), default=0)
+    table = Table(board, task.wants, needy, kept, settled, known, task.demand, asked, lowest)
     for policy in POLICIES:
         policy(table)
     placed = table.placed

@@ -30,13 +30,17 @@ def put_first(table: Table) -> None:
     if not board.any_lost:
         return
     waiting = [name for name in table.needy if wants[name].residency is Tier.DEVICE and _lost(table, name)]
-    most = max((wants[name].priority for name in waiting), default=0)
+    most = max((wants[name].priority for name in waiting), default=table.lowest)
+    if most <= table.lowest:
+        return
+    lost = {table.places(name)[index].engine for name in waiting for index in _lost(table, name)}
     copies = sorted(
         _copy(table, name, engine)
-        for engine, given in (board.given.items() if waiting else ())
+        for engine, given in board.given.items()
         if board.able(engine) and engine not in board.unready
         for name, tier in given.items()
         if tier is Tier.DEVICE and wants[name].priority < most
+        if not wants[name].pins or not lost.isdisjoint(wants[name].pins)
     )
     gave_way = waiting
     while gave_way:

@@ -17,6 +17,7 @@ class Table(msgspec.Struct):
 
     `placed` are the places of the adapters being considered; `settled` those of all others, moved only to make room.
     `demand` is the number of requests in flight for each adapter; `hot` are adapters that may have spare copies.
+    `lowest` is the lowest priority of any wave.
     """
 
     board: Board
@@ -27,6 +28,7 @@ class Table(msgspec.Struct):
     warmth: Warmth
     demand: Mapping[str, float] = {}
     hot: Sequence[str] = ()
+    lowest: int = 0
 
     def places(self, adapter: str) -> Sequence[Place]:
         """Return an adapter's places as they are now."""
