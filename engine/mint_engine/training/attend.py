@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_engine.model.attention import attend_rows, refuse_unserved, style_of
 from mint_engine.model.attention_style import Style
+from mint_engine.model.device import HOST
 from mint_engine.model.paged import SCORES
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
@@ -88,22 +89,30 @@ def _most_rows(style: Style, heads: int, past: int) -> int:
 
 
 def visible(
-    trunk: int, branches: tuple[int, ...], window: int | None = None, rows: range | None = None
+    trunk: int,
+    branches: tuple[int, ...],
+    window: int | None = None,
+    rows: range | None = None,
+    device: torch.device = HOST,
 ) -> torch.Tensor:
     """Return which rows the given rows of a tree (default: all) see, up to the last of them, [n, m] bool.
 
     They see their past, or its latest `window` tokens, themselves included. Masks of complete trees that fit a piece
-    are cached, up to `KEPT_BYTES`, since layers and policies ask for the same ones again.
+    are cached on the host, up to `KEPT_BYTES`, since layers and policies ask for the same ones again. Others are made
+    on the device: of an example of 32,768 tokens, the host took 0.3 s for each layer.
     """
     every = range(trunk + sum(branches))
     rows = every if rows is None else rows
-    make = _kept if rows == every and len(every) <= PIECE_ROWS else _visible
-    return make(trunk, branches, window, rows)
+    if rows == every and len(every) <= PIECE_ROWS:
+        return _kept(trunk, branches, window, rows).to(device)
+    return _visible(trunk, branches, window, rows, device)
 
 
-def _visible(trunk: int, branches: tuple[int, ...], window: int | None, rows: range) -> torch.Tensor:
+def _visible(
+    trunk: int, branches: tuple[int, ...], window: int | None, rows: range, device: torch.device = HOST
+) -> torch.Tensor:
     """Build the mask block by block; comparing row by row would take many times its bytes."""
-    found, start = torch.zeros(len(rows), rows.stop, dtype=torch.bool), 0
+    found, start = torch.zeros(len(rows), rows.stop, dtype=torch.bool, device=device), 0
     for at, length in enumerate((trunk, *branches)):
         first, last = max(rows.start, start), min(rows.stop, start + length)
         if first < last:
@@ -137,5 +146,5 @@ class _Part:
         return attend_rows(rows, keys, values, self._seen(query.device), self.style).unsqueeze(0)
 
     def _seen(self, device: torch.device) -> torch.Tensor:
-        seen = visible(self.tree.trunk, self.tree.branches, self.style.window, self.rows).to(device)
+        seen = visible(self.tree.trunk, self.tree.branches, self.style.window, self.rows, device)
         return seen if self.choice is None else seen & self.choice[self.rows.start : self.rows.stop, : self.rows.stop]

@@ -33,7 +33,7 @@ def select(
         found = torch.zeros(tree.rows, tree.rows, dtype=torch.bool, device=hidden.device)
         for rows in cuts(tree.rows):
             own, past = (slice(tree.row + first, tree.row + rows.stop) for first in (rows.start, 0))
-            seen = visible(tree.trunk, tree.branches, rows=rows).to(hidden.device)
+            seen = visible(tree.trunk, tree.branches, rows=rows, device=hidden.device)
             found[rows.start : rows.stop, : rows.stop] = choose_of(query[own], key[past], weights[own], seen, most)
         chosen.append(found)
     return tuple(chosen)

@@ -3,11 +3,13 @@
 import itertools
 import weakref
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_engine.training.attend import KEPT_BYTES, visible
 from mint_engine.training.pieces import PIECE_ROWS
+from tests.engine.device_double import CUDA, standing_in
 
 LENGTHS = st.integers(0, 9)
 
@@ -23,6 +25,18 @@ def test_a_row_sees_its_trunk_and_its_own_past_and_of_these_the_latest(
     for first, last in itertools.combinations(range(len(rows) + 1), 2):
         some = visible(trunk, tuple(branches), window, range(first, last))
         assert some.tolist() == [row[:last] for row in expected[first:last]], (first, last)
+
+
+def test_masks_of_long_examples_are_made_on_the_device() -> None:
+    """By the host they took longer than all that a GPU computes; but a piece's is copied from there."""
+    trunk, branches, rows = 900, (300, 7), range(850, 1207)
+    with standing_in() as device:
+        found = visible(trunk, branches, 400, rows, CUDA)
+        assert not device.copies
+        assert not device.waits
+        assert torch.equal(found.cpu(), visible(trunk, branches, 400, rows))
+        assert torch.equal(visible(3, (4, 5), device=CUDA).cpu(), visible(3, (4, 5)))
+        assert device.copies
 
 
 def test_masks_of_pieces_are_kept_within_a_bound_and_those_of_longer_examples_are_not() -> None:
