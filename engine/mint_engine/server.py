@@ -31,7 +31,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import prompt_logprobs, routed
 from mint_engine.requests.answers import Served, answer
-from mint_engine.requests.begun import base_source, leave_out_prompt, read_begun
+from mint_engine.requests.begun import base_source, count_left, leave_out_prompt, read_begun
 from mint_engine.requests.channels import read_channels
 from mint_engine.requests.compiling import Compiling
 from mint_engine.requests.grammar import Grammars
@@ -242,7 +242,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:
             routed.check_kept(parts.routes, kept=self._settings.training_store is not None)
-        parts.stepper.check_room(Party(adapter, background=False, client=request.client), wanted.n)
+        left = count_left(request, wanted.n)
+        parts.stepper.check_room(Party(adapter, background=False, client=request.client), left)
         tokenizer, context_length = parts.base.tokenizer, parts.context_length
         nbytes = 0 if request.HasField("tokens") else request.ByteSize()
         client, prompts = request.client, self._prompts

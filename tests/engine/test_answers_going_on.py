@@ -23,9 +23,11 @@ from mint_contracts.sampling_pb2 import (
 from mint_contracts.wire import from_rpc_error
 from mint_engine.requests.parameters import Sampling
 from mint_engine.scheduling.request import Request
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import Running, running
 
 PROMPT = list(range(5, 45))
+LONG = SamplingParams(max_tokens=100, ignore_eos=True)
 WAYS: dict[str, dict[str, Any]] = {
     "greedy, with scores": {"logprobs": 2},
     "drawn": {"temperature": 1.0, "seed": 7, "top_k": 50},
@@ -103,6 +105,24 @@ async def test_one_that_had_all_but_its_end_just_ends(base: Path, adapter: Path)
             rest = await stream(engine, begun(request, whole[:last]))
             n = request.sampling.n or 1
             assert of_each(rest, n) == of_each(whole[last:], n)
+
+
+async def test_it_needs_places_only_for_what_is_left_of_it(base: Path, adapter: Path) -> None:
+    async with running(base, {"a": adapter}, Limits(running=1, waiting=1)) as engine:
+        request = request_of(n=2)
+        whole = await stream(engine, request)
+        going_on = begun(request, whole[:4])
+        first, second = (
+            [token for event in whole if event.chunk.index == index for token in event.chunk.token_ids]
+            for index in range(2)
+        )
+        going_on.begun.completions[0].CopyFrom(BegunCompletion(token_ids=first, finished=True))
+        going_on.begun.completions[1].CopyFrom(BegunCompletion(token_ids=second[:5]))
+        other = engine.sampler.Generate(GenerateRequest(tokens=TokenIds(ids=[5]), sampling=LONG), timeout=60)
+        await other.read()
+        rest = await stream(engine, going_on)
+        other.cancel()
+        assert [token for event in rest for token in event.chunk.token_ids] == second[5:]
 
 
 async def test_a_stop_string_is_found_across_the_break(base: Path, adapter: Path) -> None:

@@ -35,6 +35,11 @@ def leave_out_prompt(request: GenerateRequest) -> None:
         request.sampling.ClearField("prompt_logprobs")
 
 
+def count_left(request: GenerateRequest, n: int) -> int:
+    """Return how many of the request's `n` completions are to be generated: those that its client has not whole."""
+    return sum(not each.finished for each in request.begun.completions) or n
+
+
 def read_begun(request: GenerateRequest, sampling: Sampling, vocab_size: int, own_base: str) -> Begun | None:
     """Return what the request's client has of its answer, checked, or None if it begins here.
 
