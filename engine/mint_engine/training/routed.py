@@ -28,8 +28,12 @@ from mint_engine.model.quantised_experts import Product, QuantisedWeight, by_exp
 from mint_engine.training.attend import cuts
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
+from mint_engine.training.pieces import PIECE_ROWS
 
 NAME = "mint_training"
+# Most numbers of pairs' inputs at once, unless a piece has more: autograd takes 1.5 GB for so many in bfloat16. With
+# fewer, each expert would have few rows in each of many products.
+AT_ONCE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,12 @@ def prepare(experts: Any, modules: Sequence[Module], current: Current, held: Cut
 def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H].
 
-    Tokens beyond a piece's rows are computed some at a time, which the backward computes again: an example's pairs
-    would take more memory than all that is kept of it.
+    A long example's tokens are computed some at a time, which the backward computes again: all its pairs would take
+    more memory than all that is kept of it.
     """
     batch: Batch = experts.mint_current.batch
     compute, parts = partial(_compute, experts, batch.segments), []
-    for some in cuts(hidden.shape[0]):
+    for some in cuts(hidden.shape[0], max(PIECE_ROWS, AT_ONCE // (routes.shape[1] * hidden.shape[1]))):
         rows = slice(some.start, some.stop)
         given = hidden[rows], routes[rows], weights[rows], batch.owners[rows]
         whole = len(some) == hidden.shape[0] or not torch.is_grad_enabled()

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mint_contracts.training import Loss
 from mint_engine.model.modules import find_modules
-from mint_engine.training import attend, generic_pass
+from mint_engine.training import attend, generic_pass, routed
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.policy import PolicySettings
@@ -67,5 +67,7 @@ def test_rows_beyond_a_piece_take_at_most_what_is_counted(family: str, monkeypat
     """And most of it: what is computed some rows at a time does not grow with their number."""
     kept = generic_pass.kept_of(base_of(family, torch.bfloat16))
     counted = kept(2 * PIECE_ROWS) - kept(2 * PIECE_ROWS - 128)
-    monkeypatch.setattr(attend, "PIECE_ROWS", 16)
+    for cutting in (attend, routed):
+        monkeypatch.setattr(cutting, "PIECE_ROWS", 16)
+    monkeypatch.setattr(routed, "AT_ONCE", 1)
     assert counted / 2 < peak(family, 256) - peak(family, 128) <= counted

@@ -132,7 +132,8 @@ def test_experts_of_rows_that_are_computed_some_at_a_time_give_what_all_at_once_
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, most = _experts(family)
-    monkeypatch.setattr(attend, "PIECE_ROWS", ROWS)
+    monkeypatch.setattr(routed, "PIECE_ROWS", ROWS)
+    monkeypatch.setattr(routed, "AT_ONCE", 2 * ROWS * EACH * HIDDEN)
     cut, least = _experts(family)
     for ours, theirs in zip(cut, whole, strict=True):
         assert theirs.any()
