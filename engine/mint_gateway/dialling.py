@@ -49,7 +49,7 @@ class Trust(msgspec.Struct, frozen=True):
     if the gateway is reached under another, for example through `kubectl port-forward`.
     """
 
-    authorities: bytes | None = None
+    authorities: bytes | None
     server_name: str = ""
 
 

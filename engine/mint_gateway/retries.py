@@ -42,7 +42,7 @@ class Retries:
         # Failed attempts of this round, by address; None: the error says nothing useful to the client.
         self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
 
-    def failed_with(self, address: str, error: grpc.aio.AioRpcError, request_id: str, *, begun: bool = False) -> None:
+    def failed_with(self, address: str, error: grpc.aio.AioRpcError, request_id: str, *, begun: bool) -> None:
         """Record a failed attempt. Raises Internal once `Patience.deaths` engines have died with the request.
 
         The request may be what kills them, so it must not be passed on until none is left. Engines that could not be

@@ -58,7 +58,7 @@ class Lean:
     """A base with its slots and cache. Pages of keys and values are laid out in pairs, as the kernels expect."""
 
     def __init__(
-        self, llama: Llama, kernels: Kernels, slots: Slots, cache: Cache, shared: SharedMemory | None = None
+        self, llama: Llama, kernels: Kernels, slots: Slots, cache: Cache, shared: SharedMemory | None
     ) -> None:
         """`shared` is the memory that ranks share; `llama` and `slots` are then its shares."""
         self._llama, self._kernels, self._slots, self._shared = llama, kernels, slots, shared

@@ -13,7 +13,7 @@ class Scored(msgspec.Struct, frozen=True):
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[tuple[int, float], ...]
 
 
 class PromptScored(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class Tokens(msgspec.Struct, frozen=True):
 
     token_ids: tuple[int, ...]
     text: str
-    scores: tuple[Scored, ...] = ()
+    scores: tuple[Scored, ...]
     offset: int = 0  # characters of the completion before the first of these tokens
     markers: tuple[int, ...] = ()  # characters before each marker of a message among them
 

@@ -45,9 +45,7 @@ class Shape(NamedTuple):
 class Grammar:
     """The state of one completion's grammar. Used by one thread at a time."""
 
-    def __init__(
-        self, field: str, matcher: LLMatcher, tokens: int, free: np.ndarray, ahead: Ahead | None = None
-    ) -> None:
+    def __init__(self, field: str, matcher: LLMatcher, tokens: int, free: np.ndarray, ahead: Ahead | None) -> None:
         """`field` is named in errors; `tokens` is the number of the tokenizer's tokens.
 
         `free` is the mask [tokens / 32] of a thought, and `ahead` the thought that may come before the shape.

@@ -107,22 +107,22 @@ class BaseShape(msgspec.Struct, frozen=True):
     latent_elements: int  # of one token's cache, independent of the heads
     route_bytes: int  # of one token's experts, which the first rank of a training engine keeps with its cache
     context_length: int
+    unserved: str  # the attention feature that engines refuse, or ""
+    predicting: int  # multi-token prediction layers, which are in the files and not served
+    lean: bool  # whether own kernels compute it on CPUs
+    head_norms: bool  # norms of queries and keys, per head
+    output_norms: bool  # norms of the outputs of attention and networks
+    routes: int  # experts of a token, over all layers
+    float32_parameters: int  # kept in float32 by transformers whatever the dtype; every rank holds all of them
+    wide_in_float16: int  # kept in float32 only if the dtype is float16
+    windows: tuple[int | None, ...]  # tokens that each layer's attention sees, including the newest; None: all
+    indexer_top_k: int  # tokens that an indexer chooses for each row; 0: there is none
+    shared_choices: int  # indexers whose choice the next layer shares
+    narrowest: int | None  # the fewest tokens that any layer may see, even if the config does not say which
     files: Quantisation | None = None  # the weights' format in the files; None: two bytes per parameter
     keeps_quantised_experts: bool = False  # routed experts stay in memory in the files' format
     beside: tuple[Linear, ...] = ()  # linears among the other parameters that files may quantise: heads and routers
     unread: str = ""  # why engines cannot read the files, or ""
-    unserved: str = ""  # the attention feature that engines refuse, or ""
-    predicting: int = 0  # multi-token prediction layers, which are in the files and not served
-    lean: bool = False  # whether own kernels compute it on CPUs
-    head_norms: bool = False  # norms of queries and keys, per head
-    output_norms: bool = False  # norms of the outputs of attention and networks
-    routes: int = 0  # experts of a token, over all layers
-    float32_parameters: int = 0  # kept in float32 by transformers whatever the dtype; every rank holds all of them
-    wide_in_float16: int = 0  # kept in float32 only if the dtype is float16
-    windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, including the newest; None: all
-    indexer_top_k: int = 0  # tokens that an indexer chooses for each row; 0: there is none
-    shared_choices: int = 0  # indexers whose choice the next layer shares
-    narrowest: int | None = None  # the fewest tokens that any layer may see, even if the config does not say which
 
     @property
     def other_parameters(self) -> int:

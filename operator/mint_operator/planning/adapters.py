@@ -35,8 +35,8 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     residency: Tier
     replicas: int
     waves: tuple[str, ...]
-    priority: int = 0
-    pins: tuple[str, ...] = ()
+    priority: int
+    pins: tuple[str, ...]
     at_home: bool = False
     source_from: tuple[str, ...] = ()
 

@@ -51,9 +51,9 @@ class _Tally(msgspec.Struct):
 
     taken: capacity.Demand
     pinned: Pinned
+    by_namespace: dict[str, int]
+    merged: dict[str, Want]
     replicas: int = 0
-    by_namespace: dict[str, int] = {}
-    merged: dict[str, Want] = {}
 
 
 def admit(

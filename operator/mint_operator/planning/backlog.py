@@ -27,7 +27,7 @@ class Backlog(msgspec.Struct, frozen=True):
     given: Mapping[str, Tier]
     held: Mapping[str, Held]
     copies: int
-    takes_s: float | None = 0.0
+    takes_s: float | None
 
 
 Backlogs = Mapping[str, Backlog]

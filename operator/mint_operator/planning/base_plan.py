@@ -68,7 +68,7 @@ class BasePlan(msgspec.Struct, frozen=True):
     status: BaseModelStatus
     waves: Mapping[str, AdapterWaveStatus]
     known: Known
-    manifests: tuple[Manifest, ...] = ()
+    manifests: tuple[Manifest, ...]
     change: MapChange = MapChange()
     training: TrainChange = TrainChange()
 

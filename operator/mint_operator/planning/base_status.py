@@ -24,11 +24,11 @@ class BaseFacts(msgspec.Struct, frozen=True):
 
     engines: Sequence[Engine]
     selector: str
+    redis_ok: bool
+    refusal: Failure | None  # the spec cannot be used, or the API server refused objects
     loading: LoadingStatus = LoadingStatus()
-    redis_ok: bool = True
     roll: Roll | None = None  # while engines restart with the latest spec
     shrinking: str = ""  # which engine is removed next, and what it waits for
-    refusal: Failure | None = None  # the spec cannot be used, or the API server refused objects
 
 
 def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelStatus:

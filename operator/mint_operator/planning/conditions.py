@@ -75,7 +75,7 @@ class Finding(msgspec.Struct, frozen=True):
     type: str
     status: Truth
     reason: str
-    message: str = ""
+    message: str
     mentions: Mentions | None = None  # in the message, if others than the object's readers get it
 
 

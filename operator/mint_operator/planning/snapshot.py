@@ -47,7 +47,7 @@ class ObservedBase(msgspec.Struct, frozen=True):
 
     meta: Meta
     spec: BaseModelSpec
-    status: BaseModelStatus = BaseModelStatus()
+    status: BaseModelStatus
     kv_cache_bytes: int = 0
     host_bytes: int = 0
     disk_bytes: int = 0
@@ -79,7 +79,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
 
     meta: Meta
     spec: AdapterWaveSpec
-    status: AdapterWaveStatus = AdapterWaveStatus()
+    status: AdapterWaveStatus
     defect: str = ""
     standing: WaveStanding | None = None  # set while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
