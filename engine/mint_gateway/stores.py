@@ -23,6 +23,7 @@ class Told(Enum):
 
     HAS = "has"  # or may have, if engines of its version cannot tell
     LACKS = "lacks"
+    LACKED = "lacked"  # when it could last be asked
     CANNOT_TELL = "cannot tell"  # now, since no engine or store answers
 
 
@@ -36,17 +37,19 @@ class Stores:
     async def having(self, views: Collection[MapView], adapter: str) -> list[MapView]:
         """Return those of several bases whose stores have the adapter, or the only one that may have it.
 
-        A store that cannot be asked now counts as it last answered. Raises Unavailable if it depends on one that has
-        never answered. A base of which no engine has been ready yet does not count beside one that has the adapter.
+        A store that cannot be asked now counts as it last answered, but if it lacked what no other may have, it may
+        have that by now. Raises Unavailable if it depends on one that has never answered. A base of which no engine
+        has been ready yet does not count beside one that has the adapter.
         """
         answers = await asyncio.gather(*(self._ask(view, adapter) for view in views))
         told = {view.base: answer for view, answer in zip(views, answers, strict=True)}
-        left = [view for view in views if told[view.base] is not Told.LACKS]
+        left = [view for view in views if told[view.base] in (Told.HAS, Told.CANNOT_TELL)]
+        left = left or [view for view in views if told[view.base] is Told.LACKED]
         if Told.HAS in answers:
             left = [view for view in left if told[view.base] is Told.HAS or not _is_new(view)]
         if len(left) > 1 and answers.count(Told.HAS) < 2:
             names = ", ".join(sorted(view.base for view in left))
-            untold = ", ".join(sorted(view.base for view in left if told[view.base] is Told.CANNOT_TELL))
+            untold = ", ".join(sorted(view.base for view in left if told[view.base] is not Told.HAS))
             message = f"could be on several base models, but {untold} cannot tell now; retry, or name one of {names}"
             raise Unavailable(f"adapter {adapter!r}", message, retry_after_s=FRESH_S)
         return left
@@ -65,7 +68,9 @@ class Stores:
         """
         told = await self._look(view, adapter)
         known = self._answers.known((view.base, adapter))
-        return known.value if told is Told.CANNOT_TELL and known is not None else told
+        if told is not Told.CANNOT_TELL or known is None:
+            return told
+        return Told.LACKED if known.value is Told.LACKS else known.value
 
     async def _look(self, view: MapView, adapter: str) -> Told:
         able = candidates(view, "", self._now(view))

@@ -180,6 +180,23 @@ async def test_a_name_keeps_its_base_while_the_store_of_another_that_lacked_it_c
         assert await two.ask() == OTHER, "what it tells now is what counts"
 
 
+async def test_a_name_that_a_store_lacked_when_it_was_last_asked_may_be_there_if_it_is_nowhere_else(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been added since then, so it is not said to be unknown."""
+    monkeypatch.setattr(answers, "FRESH_S", 0.0)
+    await two.begin(BASE, OTHER)
+    two.engines[BASE].stored, two.engines[OTHER].stored = set(), set()
+    with pytest.raises(AdapterNotFound):
+        await two.ask()
+    two.engines[OTHER].stored = None
+    for _ in range(2):
+        assert await two.ask() == OTHER
+    two.engines[BASE].stored = None
+    with pytest.raises(Unavailable, match=f"but {OTHER}, {BASE} cannot tell now"):
+        await two.ask()
+
+
 async def test_a_new_base_takes_no_name_from_a_store_before_an_engine_of_it_has_been_ready(two: Two) -> None:
     await two.begin(BASE, OTHER)
     two.engines[BASE].stored = {ADAPTER}
