@@ -125,7 +125,7 @@ class Router:
             view for view in storing if view.scope.adapter(adapter)
         ]  # else its key is told of no store's names
         if not known and (len(storing) > 1 or (storing and unreadable)):
-            storing = await self._stores.having(storing, adapter)
+            storing = await self._stores.having(storing, adapter, elsewhere=bool(unreadable))
         if unreadable and not (known or storing):
             raise unreadable[0]
         return choose_base(views, known or storing, adapter, said)

@@ -34,12 +34,13 @@ class Stores:
         self._channels, self._in_flight, self._now = channels, in_flight, now
         self._answers: Answers[tuple[str, str], Told] = Answers(REMEMBERED)
 
-    async def having(self, views: Collection[MapView], adapter: str) -> list[MapView]:
-        """Return those of several bases whose stores have the adapter, or the only one that may have it.
+    async def having(self, views: Collection[MapView], adapter: str, *, elsewhere: bool) -> list[MapView]:
+        """Return those of these bases whose stores have the adapter, or the only one that may have it.
 
-        A store that cannot be asked now counts as it last answered, but if it lacked what no other may have, it may
-        have that by now. Raises Unavailable if it depends on one that has never answered. A base of which no engine
-        has been ready yet does not count beside one that has the adapter.
+        `elsewhere` says that another base may have it, too. A store that cannot be asked now counts as it last
+        answered, but if it lacked what no other may have, it may have that by now. Raises Unavailable if it depends
+        on one that cannot tell. A base of which no engine has been ready yet does not count beside one that has the
+        adapter.
         """
         answers = await asyncio.gather(*(self._ask(view, adapter) for view in views))
         told = {view.base: answer for view, answer in zip(views, answers, strict=True)}
@@ -47,7 +48,7 @@ class Stores:
         left = left or [view for view in views if told[view.base] is Told.LACKED]
         if Told.HAS in answers:
             left = [view for view in left if told[view.base] is Told.HAS or not _is_new(view)]
-        if len(left) > 1 and answers.count(Told.HAS) < 2:
+        if len(left) + elsewhere > 1 and answers.count(Told.HAS) < min(len(left), 2):
             names = ", ".join(sorted(view.base for view in left))
             untold = ", ".join(sorted(view.base for view in left if told[view.base] is not Told.HAS))
             message = f"could be on several base models, but {untold} cannot tell now; retry, or name one of {names}"

@@ -305,6 +305,9 @@ async def test_a_catalog_that_can_never_be_read_holds_up_no_name(two: Two, store
     assert await two.ask() == BASE
     with pytest.raises(MapUnavailable, match=f"catalog of {third}"):
         await two.scene.client.answer(question("Ahoy?", adapter="team/unknown"))
+    two.engines[BASE].stored = None
+    with pytest.raises(Unavailable, match=f"{BASE} cannot tell now" if stores else f"catalog of {third}"):
+        await two.scene.client.answer(question("Ahoy?", adapter="team/doubtful"))
 
 
 async def test_while_a_catalog_cannot_be_asked_a_name_is_not_said_to_be_unknown(
