@@ -44,7 +44,7 @@ LEAN = (
     "granite", "deepseek_v32", "glm_5", "ernie4_5", "ernie4_5_moe", "granitemoe", "hunyuan", "hunyuan_moe",
     "olmo2", "olmo3_one_key", "minimax_m2",
 )  # fmt: skip
-MODULES = {f"{family} by modules": family for family in ("olmo2", "olmo3_one_key", "minimax_m2")}
+MODULES = {f"{family} by modules": family for family in ("olmo2", "olmo3_one_key", "minimax_m2", "afmoe")}
 REPLAYED = ("mixtral", *ROUTED, "minimax_m2 by modules")
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
 ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may send a token to another expert
