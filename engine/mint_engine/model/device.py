@@ -34,6 +34,10 @@ def choose_device(name: str, number: int = 0) -> torch.device:
     found = torch.cuda.device_count() if name == "cuda" else 0
     if number < found:
         torch.cuda.set_device(number)
+        # cuDNN makes a plan for each new length, in tens of milliseconds, and torch keeps all of them (its pull
+        # request 190388). Chunks of prompts, and examples, have any length. Another kernel of torch takes masks
+        # too, and since 2.14 groups of heads.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return torch.device("cuda", number)
     if found:
         raise UnsupportedBase(

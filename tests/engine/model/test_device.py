@@ -32,6 +32,20 @@ def test_a_rank_without_a_device_of_its_own_says_how_many_there_are(monkeypatch:
         choose_device("tpu", 1)
 
 
+def test_attention_on_a_gpu_makes_no_plan_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuDNN's does, which torch prefers on Hopper and Blackwell."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    backend: Any = torch.backends.cuda  # whose functions have no types
+    before = backend.cudnn_sdp_enabled()
+    try:
+        backend.enable_cudnn_sdp(True)
+        assert choose_device("cuda") == torch.device("cuda", 0)
+        assert not backend.cudnn_sdp_enabled()
+    finally:
+        backend.enable_cudnn_sdp(before)
+
+
 def test_zeros_cost_memory_only_where_they_are_written() -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
