@@ -104,7 +104,9 @@ class WaveTraining(_Record, frozen=True):
 
     wave: str  # "namespace/name"
     generation: int
-    train: Train  # with config maps replaced by their lines, and without policies: each engine gets its own
+    # With config maps replaced by their lines. Of its policies it lists those with config maps of their own, and only
+    # these examples, for the operator: each engine gets its own.
+    train: Train
     store: Source  # where checkpoints and revisions are kept; must be writable
     run: str = ""  # uid of the AdapterWave: a new one with the same name starts over, beside the old checkpoints
     policies: tuple[str, ...] = ()  # all of them, also those that wait for an engine

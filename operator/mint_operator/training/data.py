@@ -9,7 +9,7 @@ from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFoun
 from mint_contracts.hub import place_of
 from mint_contracts.records import Failure
 from mint_contracts.source import Source, locate, parent
-from mint_contracts.training import Dataset, Policy, Train
+from mint_contracts.training import Dataset, Policies, Policy, Train
 
 MOST_BYTES = 1 << 20  # of one wave's examples in the placement map; as much as a ConfigMap holds
 
@@ -46,6 +46,15 @@ def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[T
             "its uri",
         )
     return train, policies
+
+
+def mapped(train: Train, policies: Iterable[Policy]) -> Policies:
+    """Return the policies whose own examples are lines of ConfigMaps now, with no more than these."""
+    given = {each.name for each in train.policies.list if each.dataset and each.dataset.config_map}
+    own = ((each.name, each.dataset) for each in policies if each.name in given)
+    return Policies(
+        list=tuple(Policy(name=name, dataset=dataset) for name, dataset in own if dataset and dataset.lines)
+    )
 
 
 def check_claims(train: Train, policies: Iterable[Policy], mounted: frozenset[str]) -> None:

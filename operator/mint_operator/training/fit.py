@@ -1,13 +1,14 @@
 """Whether a wave can be trained on its base as both are written, and its training with all inputs filled in."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
 from mint_contracts.errors import CapacityExceeded, InvalidRequest, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Failure, Mentions
-from mint_contracts.training import Policies, Policy, Train
+from mint_contracts.training import Dataset, Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
 from mint_contracts.training_reports import latest_reports
 from mint_operator.planning import conditions
@@ -23,13 +24,15 @@ from mint_operator.training.standing import PolicyStanding, heard
 class Fitted(NamedTuple):
     """A wave's training and its policies, with all inputs filled in.
 
-    `unfit` says why the wave is not to be trained, `unknown` why it is unknown how to train policies not begun yet.
+    `unfit` says why the wave is not to be trained, `unknown` why it is unknown how to train policies that no engine
+    has, except for those in `told`.
     """
 
     train: Train
     policies: tuple[Policy, ...]
     unfit: Refusal | None = None
     unknown: Refusal | None = None
+    told: frozenset[str] = frozenset()
 
 
 def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainState) -> Fitted:
@@ -110,47 +113,59 @@ def _with_examples(
     """Fill in examples from ConfigMaps. Policies that have begun keep their own instead. Raises like `inlined`."""
     texts = inputs.config_maps.get(wave.meta.namespace, {})
     record = _begun(wave, state) if config_maps(train) else None
-    if record is None or not _began_with(wave, state):
-        try:
+    if record is None:
+        return Fitted(*inlined(train, policies, texts))
+    if not _began_with(wave, state):
+        with suppress(*_UNREADABLE):
             return Fitted(*inlined(train, policies, texts))
-        except _UNREADABLE:
-            if record is None:
-                raise
     train, policies = _as_begun(wave, train, policies, state)
     try:
         return Fitted(*inlined(train, policies, texts))
     except _UNREADABLE as error:
-        leased = _leased(wave, state)
-        train, begun = inlined(train, tuple(each for each in policies if each.name in leased), texts)
+        begun = _own_examples(wave, record, train, policies, state).keys()
         if not begun:
             raise
-        filled = {each.name: each for each in begun}
-        policies = tuple(filled.get(each.name, each) for each in policies)
-        return Fitted(train, policies, unknown=Refusal.of(error, NO_NAMES))
+        train, _ = inlined(train, tuple(each for each in policies if each.name in begun), texts)
+        return Fitted(train, policies, unknown=Refusal.of(error, NO_NAMES), told=frozenset(begun))
 
 
 def _as_begun(
     wave: ObservedWave, train: Train, policies: tuple[Policy, ...], state: TrainState
 ) -> tuple[Train, tuple[Policy, ...]]:
-    """Return them with the examples that the map has, and none for a policy that has ended, if the wave has begun.
+    """Return them with the examples that the map has, if the wave has begun.
 
     Leases and records are written from what is returned: examples that these lack are lost.
     """
     record = _begun(wave, state) if config_maps(train) else None
     if record is None:
         return train, policies
-    leased = _leased(wave, state)
+    own = _own_examples(wave, record, train, policies, state)
+    found = (msgspec.structs.replace(each, dataset=own.get(each.name, each.dataset)) for each in policies)
+    return _examples_of(record, train), tuple(found)
+
+
+def _own_examples(
+    wave: ObservedWave, record: WaveTraining, train: Train, policies: tuple[Policy, ...], state: TrainState
+) -> dict[str, Dataset | None]:
+    """Return the own examples, if any, of each policy that has begun and needs no ConfigMap.
+
+    Its lease has them or, once an engine has dropped it, the wave's record. One that has ended needs none.
+    """
+    leased, kept = _leased(wave, state), {each.name: each.dataset for each in record.train.policies.list}
     latest = latest_reports(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
     progress = heard({name: word for name, (_, word) in latest.items()}, train, len(policies))
-    found = []
+    found: dict[str, Dataset | None] = {}
     for policy in policies:
-        dataset = policy.dataset
-        if policy.name in leased:
-            dataset = leased[policy.name].dataset
-        elif PolicyStanding(policy, progress=progress.get(policy.name)).ended(train.steps):
-            dataset = None
-        found.append(msgspec.structs.replace(policy, dataset=dataset))
-    return _examples_of(record, train), tuple(found)
+        name, word = policy.name, progress.get(policy.name)
+        if name in leased:
+            found[name] = leased[name].dataset
+        elif word is not None:
+            dataset = kept.get(name, policy.dataset)
+            if dataset is None or dataset.config_map is None:
+                found[name] = dataset
+            elif PolicyStanding(policy, progress=word).ended(train.steps):
+                found[name] = None
+    return found
 
 
 def _leased(wave: ObservedWave, state: TrainState) -> dict[str, Policy]:
@@ -182,7 +197,7 @@ def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> tuple[Tr
     record = _begun(wave, state)
     if record is None:
         return None
-    settings = _leased(wave, state)
+    settings = {each.name: each for each in record.train.policies.list} | _leased(wave, state)
     policies = tuple(settings.get(name, Policy(name=name)) for name in record.policies)
     return _examples_of(record, train), policies
 

@@ -30,6 +30,7 @@ from mint_operator.planning.statuses import WaveStatuses
 from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training import unread
 from mint_operator.training.conflicts import without_conflicts
+from mint_operator.training.data import mapped
 from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted
 from mint_operator.training.last_words import last_words
@@ -203,10 +204,10 @@ def _standing(
     """Return a wave's standing; `state` is its own part."""
     if unread.is_unread(wave, state, inputs):
         return unread.standing(wave, state, reporting)
-    train, policies, unfit, unknown = fitted(base, wave, inputs, state)
+    train, policies, unfit, unknown, told = fitted(base, wave, inputs, state)
     found = standings_of(wave.meta.key, wave.meta.uid, policies, train, state, reporting)
     standing = WaveStanding(train, found, unfit=unfit, store=_store(base, wave, state), unknown=unknown)
-    able = found if unknown is None else tuple(each for each in found if each.assignment is not None)
+    able = tuple(each for each in found if unknown is None or each.assignment is not None or each.name in told)
     needy = () if unfit else wanting(train, able, stopped=standing.stopped)
     return msgspec.structs.replace(standing, wants_slot=needy)
 
@@ -288,10 +289,11 @@ def _record(
     words = before.last_words if before is not None and before.run == wave.meta.uid else ()
     trains = status.training is not None and status.training.policies.running > 0
     waits = ready is not None and ready.status != "True" and not trains
+    own = mapped(standing.train, (policy.settings for policy in standing.policies))
     return WaveTraining(
         wave=key,
         generation=wave.meta.generation,
-        train=msgspec.structs.replace(standing.train, policies=Policies()),
+        train=msgspec.structs.replace(standing.train, policies=own),
         store=standing.store,
         run=wave.meta.uid,
         policies=tuple(policy.name for policy in standing.policies),

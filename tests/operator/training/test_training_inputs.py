@@ -184,6 +184,51 @@ def test_a_policy_that_has_begun_goes_on_without_the_examples_of_one_that_has_no
     assert world.leases["acme/b"][1].order is Order.RUN
 
 
+@pytest.mark.parametrize("text", ["", '{"prompt": "b"}'], ids=["deleted", "edited"])
+@pytest.mark.parametrize("untrained", [False, True], ids=["restarted", "without a store meanwhile"])
+def test_a_policy_that_resumes_on_a_restarted_engine_has_the_examples_that_it_began_with(
+    text: str, untrained: bool
+) -> None:
+    wave = training_wave("w", policies=OWN, admission="Elastic", serve=Serve(residency="Host"))
+    given = Inputs(config_maps={"team": dict.fromkeys("ab", SAYS)})
+    world = planned(base(slots=1), [wave], engines(1), inputs=given)
+    world.hear(Stage.RUNNING, 1)
+    world.change("w", paused=True)
+    world.step()
+    world.hear(Stage.PAUSED, 1)
+    world.start_anew(2)
+    world.step()
+    assert not world.leases
+    world.inputs = Inputs(config_maps={"team": {name: {"data.jsonl": text} for name in "ab"}} if text else {})
+    if untrained:
+        able, world.base = world.base, base(slots=1, store=False)
+        world.step()
+        world.base = able
+    world.step()
+    world.change("w", paused=False)
+    world.step()
+    assert list(world.leases) == ["acme/a"]
+    assert world.leases["acme/a"][1].settings.dataset == Dataset(lines=[SAYS["data.jsonl"]])
+    world.complete()
+    others = [lease.settings.dataset for name, (_, lease) in world.leases.items() if name == "acme/b"]
+    assert others == ([Dataset(lines=[text])] if text else []), "which had not begun"
+
+
+def test_a_complete_policy_takes_more_steps_without_its_config_map() -> None:
+    given = Inputs(config_maps={"team": dict.fromkeys("ab", SAYS)})
+    world = planned(base(), [training_wave("w", policies=OWN)], engines(1), inputs=given)
+    world.complete()
+    world.start_anew(2)
+    world.inputs = Inputs()
+    world.step()
+    assert not world.leases
+    world.change("w", steps=STEPS + 1)
+    world.step()
+    assert {name: lease.settings.dataset for name, (_, lease) in world.leases.items()} == dict.fromkeys(
+        ("acme/a", "acme/b"), Dataset(lines=[SAYS["data.jsonl"]])
+    )
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"policies": OWN}, {"dataset": Dataset(config_map=ConfigMapKey("a"))}],
