@@ -53,9 +53,7 @@ from mint_engine.sources.looking import look_for
 
 STALL_S = 300.0  # a step that takes longer has hung
 
-_LONGEST_ID = 128
-_LONGEST_SALT = 256
-_LONGEST_CLIENT = 256
+_LONGEST = {"request_id": 128, "cache_salt": 256, "client": 256}  # characters
 _LOADING_RETRY_S, _DRAINING_RETRY_S = 5.0, 1.0
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -138,7 +136,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                     yield event
         except MintError as error:
             tally.outcome = error.reason
-            fields = {"request_id": request.request_id[:_LONGEST_ID], "adapter": request.adapter[:200]}
+            fields = {"request_id": request.request_id[: _LONGEST["request_id"]], "adapter": request.adapter[:200]}
             _log.info("request_failed", **fields, reason=error.reason, message=str(error))
             await context.abort_with_status(to_status(error))
         finally:
@@ -230,12 +228,9 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if request.base_model not in {"", self._settings.base_model}:
             subject = f"base model {request.base_model[:300]!r}"
             raise BaseModelNotFound(subject, f"is not served here; this is {self._settings.base_model}")
-        if len(request.request_id) > _LONGEST_ID:
-            raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
-        if len(request.cache_salt) > _LONGEST_SALT:
-            raise InvalidRequest("cache_salt", f"has more than {_LONGEST_SALT} characters")
-        if len(request.client) > _LONGEST_CLIENT:
-            raise InvalidRequest("client", f"has more than {_LONGEST_CLIENT} characters")
+        for field, longest in _LONGEST.items():
+            if len(getattr(request, field)) > longest:
+                raise InvalidRequest(field, f"has more than {longest} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
         vocabulary = parts.base.vocab_size
         # Refused before the prompt costs anything.

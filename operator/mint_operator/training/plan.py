@@ -6,7 +6,7 @@ serving wave that comes first; serving waves of lower priority give way to it.
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 import msgspec
 
@@ -130,13 +130,13 @@ def prepared(
         held=dict(capacity.held),
         demand=capacity.demand,
         engines=max(capacity.engines, *(ordinals[name] + 1 for name in reserved), 0),
-        saving={
-            policy.engine: policy.name
-            for standing in standings.values()
-            for policy in standing.policies
-            if standing.is_saving(policy)
-        },
+        saving=_saving(standings.values()),
     )
+
+
+def _saving(standings: Iterable[WaveStanding]) -> dict[str, str]:
+    """Return, by engine, a policy that it is to save and train no more."""
+    return {each.engine: each.name for of in standings for each in of.policies if of.is_saving(each)}
 
 
 def decided(
