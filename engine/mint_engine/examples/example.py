@@ -50,9 +50,12 @@ def read_line(line: str | bytes, dataset: Dataset, subject: str) -> Example:
 
 
 def field_of(row: Mapping[str, Any], name: str) -> str:
-    """Return a field's name in a row: TRL's if that is there, and the usual one is not."""
+    """Return a field's name in a row: TRL's if that is there, and the usual one is not.
+
+    In a table, rows of different forms have all fields, and null for those that they lack.
+    """
     other = _TRL_NAMES.get(name, name)
-    return other if name not in row and other in row else name
+    return other if row.get(name) is None and row.get(other) is not None else name
 
 
 def _read_object(fields: Mapping[str, Any], dataset: Dataset, subject: str) -> Example:

@@ -120,6 +120,20 @@ def test_chats_are_told_as_in_trl_and_their_answer_is_the_last_message(
         assert json.loads(found.json).keys() == row.keys()
 
 
+def test_rows_of_different_forms_in_one_table_are_read_as_from_lines(tmp_path: Path) -> None:
+    """There, each row has null for the fields of the others."""
+    asked = {"prompt": MORE[:3]}
+    rows: list[dict[str, Any]] = [asked | {"answer": "2"}, asked | {"completion": MORE[3:]}, {"messages": MORE}]
+    columns = {name: [row.get(name) for row in rows] for name in ("prompt", "answer", "completion", "messages")}
+    parquet.write_table(pyarrow.Table.from_pydict(columns), tmp_path / "train.parquet")
+    for read in (
+        Dataset(uri=f"file://{tmp_path}/train.parquet"),
+        Dataset(lines=[json.dumps({name: of[at] for name, of in columns.items()}) for at in range(len(rows))]),
+    ):
+        found = [(len(each.prompt), each.answer) for each in read_dataset(read)]
+        assert found == [(3, "2")] * len(rows)
+
+
 def test_the_usual_names_come_before_those_of_trl() -> None:
     row = {"prompt": "a", "answer": "b", "messages": MORE, "completion": "c"}
     (found,) = read_dataset(Dataset(lines=[json.dumps(row)]))
