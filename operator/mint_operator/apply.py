@@ -221,7 +221,7 @@ class Applier:
         """Write training leases before placements: a lost map counts as known again once its placements exist."""
         training = plan.training.get(base)
         if training is not None:
-            self._train_view.invalidate(base)
+            self._train_view.invalidate(base, training)
             if not await self._to_map(base, "training", lambda: self._train_writer.apply(base, training), counts):
                 return
         if base in plan.changes:

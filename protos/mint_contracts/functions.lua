@@ -63,14 +63,16 @@ end
 
 -- KEYS: epoch, training, editions, trains..., lists to delete...   ARGV: epoch, ops, called, key of the set of bases, base
 -- ops (JSON): {"training": {"set":, "del":}, "trains": [{"set":, "del":}...]} with one element of "trains" for each key
--- after the third; the keys after those are deleted. called and the last two are as in apply. The map's version stays
--- as it is, so a map that was lost stays unknown until leases are written: no missing lease is taken for a withdrawn one.
+-- after the third; the keys after those are deleted. called and the last two are as in apply. The edition of "" grows
+-- as waves' records change. The map's version stays as it is, so a map that was lost stays unknown until leases are
+-- written: no missing lease is taken for a withdrawn one.
 local function train(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
   if refused then return refused end
   local ops = cjson.decode(argv[2])
   redis.call('SADD', argv[4], argv[5])
   change(keys[2], ops.training)
+  if #ops.training.set + #ops.training.del > 0 then redis.call('HINCRBY', keys[3], '', 1) end
   for i, each in ipairs(ops.trains) do change(keys[3 + i], each) end
   for i = 4 + #ops.trains, #keys do redis.call('DEL', keys[i]) end
   for _, each in ipairs(cjson.decode(argv[3])) do

@@ -17,7 +17,8 @@ that a cluster's node redirects reports that and does not follow.
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
 | mint:{ns/name}:waves              | hash   | wave -> WaveRecord                    | operator |
-| mint:{ns/name}:editions           | hash   | engine -> grows as its part changes   | operator |
+| mint:{ns/name}:editions           | hash   | engine -> grows as its part changes,  | operator |
+|                                   |        | "" -> as records in `training` do     |          |
 | mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
 | mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
@@ -101,7 +102,10 @@ def waves(base: str) -> str:
 
 
 def editions(base: str) -> str:
-    """Hash: engine to a number that grows when its assignments change, so that other engines need not read theirs."""
+    """Hash: engine to a number that grows when its assignments change, so that other engines need not read theirs.
+
+    The field "" has the number that grows when records of training waves change.
+    """
     return f"mint:{{{base}}}:editions"
 
 

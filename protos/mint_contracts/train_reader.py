@@ -33,6 +33,14 @@ class TrainReader:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
+    async def edition(self, base: str) -> int | None:
+        """Return a number that grows as records of a base's waves change; read before them, it shows later changes.
+
+        None if no change was counted yet, as of records by an earlier version.
+        """
+        found = await bounded(lambda: self._redis.hget(keys.editions(base), ""))
+        return None if found is None else int(found)
+
     async def training(self, base: str, *, partly: bool = False) -> dict[str, WaveTraining]:
         """Return every training wave of a base; with `partly`, one that is not fully readable as a PartTraining."""
         raw = await bounded(lambda: self._redis.hgetall(keys.training(base)))

@@ -210,7 +210,16 @@ async def test_engines_whose_leases_change_are_called_and_no_others(redis_client
         await TrainWriter(redis_client, 1).apply(BASE, change("demo/a"))
         assert "map" in [await first(0.5), await first(0.5)]  # the first call is for the subscription itself
         assert [await second(0.1), await second(0.1)] == [None, None]
-    assert await redis_client.hgetall(keys.editions(BASE)) == {"e-0": "1"}
+    assert await redis_client.hgetall(keys.editions(BASE)) == {"e-0": "1", "": "1"}
+
+
+async def test_an_edition_grows_with_every_change_of_waves_records_and_with_nothing_else(redis_client: Redis) -> None:
+    reader, writer, found = TrainReader(redis_client), TrainWriter(redis_client, 1), []
+    both = change("demo/a")
+    for each in (TrainChange(set_trains=both.set_trains), both, both, TrainChange(del_training=("demo/w",))):
+        await writer.apply(BASE, each)
+        found.append(await reader.edition(BASE))
+    assert found == [None, 1, 2, 3]
 
 
 async def test_large_changes_go_in_parts_and_arrive_whole(redis_client: Redis) -> None:
