@@ -167,6 +167,7 @@ async def operator_works(redis: Redis) -> None:
     await reader.confirm_writes(BASE)
     await reader.holdings(BASE, [ENGINE])
     assert await trains.training(BASE) == {}
+    assert await trains.edition(BASE) is None
     assert len((await trains.trains(BASE, [ENGINE]))[ENGINE]) == 1
     await trains.progress(BASE, [ENGINE])
 
