@@ -31,8 +31,9 @@ from mint_engine.training.delta import Current, accumulate, shrink
 from mint_engine.training.pieces import PIECE_ROWS
 
 NAME = "mint_training"
-# Most numbers of pairs' inputs at once, unless a piece has more: autograd takes 1.5 GB for so many in bfloat16. With
-# fewer, each expert would have few rows in each of many products.
+# Most numbers that pairs bring to both linears of their experts at once, unless a piece has more: autograd takes 11
+# to 17 bytes for each in bfloat16 (by tiny bases on a CPU), so 1.5 to 2.3 GB. With fewer, each expert would have few
+# rows in each of many products.
 AT_ONCE = 1 << 27
 
 
@@ -127,7 +128,8 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     """
     batch: Batch = experts.mint_current.batch
     compute, parts = partial(_compute, experts, batch.segments), []
-    for some in cuts(hidden.shape[0], max(PIECE_ROWS, AT_ONCE // (routes.shape[1] * hidden.shape[1]))):
+    sides = experts.mint_trained["down_proj"].weight.shape[1:]  # H and the inner size
+    for some in cuts(hidden.shape[0], max(PIECE_ROWS, AT_ONCE // (routes.shape[1] * sum(sides)))):
         rows = slice(some.start, some.stop)
         given = hidden[rows], routes[rows], weights[rows], batch.owners[rows]
         whole = len(some) == hidden.shape[0] or not torch.is_grad_enabled()

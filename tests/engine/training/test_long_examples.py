@@ -1,11 +1,13 @@
 """Attention and routed experts of examples longer than a piece: the same results as at once, in less memory."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedConfig
 
 from mint_contracts.cuts import Cut
 from mint_engine.model.modules import find_modules
@@ -99,9 +101,9 @@ def test_scores_that_are_in_memory_are_of_few_rows_with_long_pasts(
 LONG, EXPERTS, EACH, HIDDEN = 1008, 6, 2, 48  # rows, experts, experts of a row
 
 
-def _experts(family: str) -> tuple[list[torch.Tensor], int]:
+def _experts(config: PreTrainedConfig) -> tuple[list[torch.Tensor], int]:
     """As `_run`, of a layer's experts with two policies' adapters, whose gradients come last."""
-    model, chance = make_model(FAMILIES[family]).requires_grad_(False), torch.Generator().manual_seed(8)
+    model, chance = make_model(config).requires_grad_(False), torch.Generator().manual_seed(8)
     path, experts = next((path, each) for path, each in model.named_modules() if path.endswith(".experts"))
     modules = [each for each in find_modules(model).values() if each.path.startswith(f"{path}.")]
 
@@ -131,15 +133,26 @@ def _experts(family: str) -> tuple[list[torch.Tensor], int]:
 def test_experts_of_rows_that_are_computed_some_at_a_time_give_what_all_at_once_do(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, most = _experts(family)
+    whole, most = _experts(FAMILIES[family])
     monkeypatch.setattr(routed, "PIECE_ROWS", ROWS)
     monkeypatch.setattr(routed, "AT_ONCE", 2 * ROWS * EACH * HIDDEN)
-    cut, least = _experts(family)
+    cut, least = _experts(FAMILIES[family])
     for ours, theirs in zip(cut, whole, strict=True):
         assert theirs.any()
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert most >= LONG * EACH * HIDDEN, "in one go there is a row for each expert of each row"
     assert least <= LONG * HIDDEN
+
+
+def test_the_wider_experts_are_inside_the_fewer_rows_they_compute_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of what autograd takes is as wide as that, 3.5 times as wide as their inputs in Mixtral."""
+    inner, rows = 6 * HIDDEN, 8 * ROWS
+    config = copy.deepcopy(FAMILIES["qwen3_moe"])
+    config.moe_intermediate_size = inner
+    monkeypatch.setattr(routed, "PIECE_ROWS", ROWS)
+    monkeypatch.setattr(routed, "AT_ONCE", rows * EACH * (HIDDEN + inner))
+    _, most = _experts(config)
+    assert most <= 2 * rows * EACH * 2 * inner, "gate and up, with padding rows"
 
 
 def test_without_gradients_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
