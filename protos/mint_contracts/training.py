@@ -102,7 +102,7 @@ class Dataset(_Camel, frozen=True):
     """Examples: exactly one of `uri` (JSON lines or Parquet, by its ending), `config_map` and `lines` is set.
 
     Each example has a prompt (text, or chat messages) and, if the reward or SFT needs it, an answer, which may be the
-    end of a chat. Fields of the names below may also have TRL's (`messages`, `completion`).
+    end of a chat. Instead of the default fields, it may have TRL's (`messages`, `completion`).
     """
 
     uri: str = ""
