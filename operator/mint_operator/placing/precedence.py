@@ -6,11 +6,14 @@ node, adapters of the lowest priority wait for it. Each adapter keeps its number
 The two may belong to tenants that must learn nothing about each other, so neither's place names the other.
 """
 
-from bisect import insort
+from collections.abc import Collection
+from functools import cache
 from itertools import takewhile
 from typing import NamedTuple
 
 from mint_contracts.records import Place, Tier
+from mint_operator.placing.lost import leave_lost
+from mint_operator.placing.pack import pack
 from mint_operator.placing.table import Table
 from mint_operator.planning.adapters import Want
 
@@ -25,57 +28,83 @@ class _Copy(NamedTuple):
 
 
 def put_first(table: Table) -> None:
-    """Exchange copies until none waits for a lost engine that comes before one in whose slot it could be."""
-    board, wants = table.board, table.wants
-    if not board.any_lost:
-        return
-    waiting = [name for name in table.needy if wants[name].residency is Tier.DEVICE and _lost(table, name)]
-    most = max((wants[name].priority for name in waiting), default=table.lowest)
-    if most <= table.lowest:
-        return
-    lost = {table.places(name)[index].engine for name in waiting for index in _lost(table, name)}
-    copies = sorted(
-        _copy(table, name, engine)
-        for engine, given in board.given.items()
-        if board.able(engine) and engine not in board.unready
-        for name, tier in given.items()
-        if tier is Tier.DEVICE and wants[name].priority < most
-        if not wants[name].pins or not lost.isdisjoint(wants[name].pins)
+    """Exchange copies until none waits for a lost engine that comes before one in whose slot it could be.
+
+    After each round, what gave way may fit elsewhere, and an adapter that lacks a copy may have it on the lost
+    engine, where it has none any more.
+    """
+    while table.board.any_lost and (gave_way := _exchange(table)):
+        table.needy = list(dict.fromkeys([*table.needy, *gave_way]))
+        leave_lost(table)
+        pack(table)
+
+
+def _exchange(table: Table) -> list[str]:
+    """Let each waiting copy change places with the first that may, those of highest priority first.
+
+    Returns the adapters that gave way.
+    """
+    wants, gave_way = [table.wants[name] for name in table.needy], list[str]()
+    waiting = [
+        (want, index, place.engine)
+        for want in sorted(wants, key=lambda want: -want.priority)
+        if want.residency is Tier.DEVICE and want.priority > table.lowest
+        for index, place in enumerate(table.places(want.adapter))
+        if table.board.able(place.engine, lost=True)
+    ]
+
+    @cache
+    def lower(pins: tuple[str, ...]) -> list[_Copy]:
+        return _lower(table, waiting[0][0].priority, pins)
+
+    @cache
+    def candidates(lost: str, pins: tuple[str, ...]) -> list[_Copy]:
+        return [each for each in lower(pins) if _may_go(table, each, lost)]
+
+    for want, index, lost in waiting:
+        other = _first(table, want, lost, candidates(lost, want.pins))
+        if other is not None:
+            _swap(table, want, index, other)
+            gave_way.append(other.adapter)
+    return gave_way
+
+
+def _lower(table: Table, priority: int, engines: Collection[str]) -> list[_Copy]:
+    """Return the copies of lower priority on those of these engines (none: of all) that are ready, the first last."""
+    board, wants, demand = table.board, table.wants, table.demand
+    return sorted(
+        (
+            _Copy(wants[name].priority, demand.get(name, 0.0), name, engine)
+            for engine in engines or board.given
+            if board.able(engine) and engine not in board.unready
+            for name, tier in board.given.get(engine, {}).items()
+            if tier is Tier.DEVICE and wants[name].priority < priority
+        ),
+        reverse=True,
     )
-    gave_way = waiting
-    while gave_way:
-        waiting = sorted(dict.fromkeys([*waiting, *gave_way]), key=lambda name: -wants[name].priority)
-        found = [_exchange(table, wants[name], index, copies) for name in waiting for index in _lost(table, name)]
-        gave_way = [name for name in found if name]
-        table.needy += gave_way
 
 
-def _lost(table: Table, name: str) -> list[int]:
-    """Return the indices of an adapter's places on lost engines."""
-    return [at for at, place in enumerate(table.places(name)) if table.board.able(place.engine, lost=True)]
+def _may_go(table: Table, copy: _Copy, lost: str) -> bool:
+    """Whether a copy is still where it was, and its adapter may have it on a lost engine instead."""
+    given, pins = table.board.given, table.wants[copy.adapter].pins
+    return copy.adapter in given[copy.engine] and copy.adapter not in given[lost] and (not pins or lost in pins)
 
 
-def _copy(table: Table, name: str, engine: str) -> _Copy:
-    return _Copy(table.wants[name].priority, table.demand.get(name, 0.0), name, engine)
+def _first(table: Table, want: Want, lost: str, copies: list[_Copy]) -> _Copy | None:
+    """Return the first of these with which `want` may change places; forget those that have done so since."""
+    while copies and not _may_go(table, copies[-1], lost):
+        copies.pop()
+    for each in takewhile(lambda each: each.priority < want.priority, reversed(copies)):
+        if want.adapter not in table.board.given[each.engine] and _may_go(table, each, lost):
+            return each
+    return None
 
 
-def _exchange(table: Table, want: Want, index: int, copies: list[_Copy]) -> str:
-    """Exchange one of an adapter's copies with the first that may; returns the other's adapter, "" if none may."""
-    lost, ours = table.places(want.adapter)[index].engine, {place.engine for place in table.places(want.adapter)}
-    for each in takewhile(lambda each: each.priority < want.priority, copies):
-        other, theirs = table.wants[each.adapter], [place.engine for place in table.places(each.adapter)]
-        if each.engine in ours or lost in theirs or not (_may(want, each.engine) and _may(other, lost)):
-            continue
-        why = f"made room on {each.engine} for a copy of higher priority while {lost} is away, or not ready"
-        table.move(other.adapter, theirs.index(each.engine), Place(lost, Tier.DEVICE, why))
-        why = f"moved from {lost}, which was away, or not ready, for too long, in place of a copy of lower priority"
-        demand = table.demand.get(want.adapter, 0.0)
-        table.move(want.adapter, index, Place(each.engine, Tier.DEVICE, why, demand=demand))
-        copies.remove(each)
-        insort(copies, _copy(table, want.adapter, each.engine))
-        return other.adapter
-    return ""
-
-
-def _may(want: Want, engine: str) -> bool:
-    return not want.pins or engine in want.pins
+def _swap(table: Table, want: Want, index: int, other: _Copy) -> None:
+    """Exchange an adapter's copy, on a lost engine, with another adapter's."""
+    lost, engine = table.places(want.adapter)[index].engine, other.engine
+    at = next(at for at, place in enumerate(table.places(other.adapter)) if place.engine == engine)
+    why = f"made room on {engine} for a copy of higher priority while {lost} is away, or not ready"
+    table.move(other.adapter, at, Place(lost, Tier.DEVICE, why))
+    why = f"moved from {lost}, which was away, or not ready, for too long, in place of a copy of lower priority"
+    table.move(want.adapter, index, Place(engine, Tier.DEVICE, why, demand=table.demand.get(want.adapter, 0.0)))

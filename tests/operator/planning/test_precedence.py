@@ -1,12 +1,15 @@
 """Where too few engines are ready, their slots go to the waves of highest priority."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import pytest
 from hypothesis import given
 
 from mint_contracts.records import Place, Placement, Tier
 from mint_operator.planning.engines import AWAY_GRACE_S
-from mint_operator.planning.plan import plan
-from mint_operator.planning.snapshot import ObservedWave, Snapshot
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot
+from tests.operator.calls import calls
 from tests.operator.drawn_worlds import worlds
 from tests.operator.worlds import KEY, base, engine, engines_of, homes, placed, snapshot, source, wave
 
@@ -25,6 +28,12 @@ def new(*engines: int, priority: int = 1) -> ObservedWave:
 def on(ordinal: int, names: list[str]) -> dict[str, list[str]]:
     """Return these adapters' homes, if all are on one engine."""
     return {name: [f"smol-{ordinal}"] for name in names}
+
+
+def there(engines: Mapping[str, Sequence[int]]) -> dict[str, Placement]:
+    """Return the placements of adapters on these engines."""
+    found = {name: [Place(f"smol-{at}", Tier.DEVICE, "drawn") for at in on] for name, on in engines.items()}
+    return {name: Placement(name, source(name), ("team/any",), tuple(places)) for name, places in found.items()}
 
 
 def second(first: ObservedWave, later: ObservedWave, slots: int = 2) -> dict[str, Placement]:
@@ -63,10 +72,7 @@ def test_what_a_lost_engine_held_displaces_what_comes_after_it_and_stays_once_th
 
 def test_nothing_gives_way_on_an_engine_that_is_not_ready() -> None:
     first = wave("first", FIRST, priority=1)
-    before = {
-        name: Placement(name, source(name), ("team/any",), (Place(home, Tier.DEVICE, "drawn"),))
-        for name, [home] in (on(0, FIRST) | on(1, OLD) | on(2, NEW)).items()
-    }
+    before = there(dict.fromkeys(FIRST, (0,)) | dict.fromkeys(OLD, (1,)) | dict.fromkeys(NEW, (2,)))
     views = [engine(0), engine(1, ready=False), engine(2, alive=False)]
     of = snapshot(base(3, 3, 2), [first, old(), new()], views, before, away_s={"smol-2": AWAY_GRACE_S + 1})
     assert homes(placed(plan(of), before)) == homes(before)
@@ -85,6 +91,44 @@ def test_the_reasons_name_no_other_adapter() -> None:
     assert {now[name].places[0].why for name in NEW} == {
         "moved from smol-1, which was away, or not ready, for too long, in place of a copy of lower priority"
     }
+
+
+def lost(ordinal: int, of: ObservedBase, waves: Sequence[ObservedWave], before: Mapping[str, Placement]) -> Snapshot:
+    """Return a snapshot in which that engine is lost, and all others are ready."""
+    views = [engine(each, alive=each != ordinal) for each in range(of.spec.engine.replicas.max)]
+    return snapshot(of, waves, views, before, away_s={f"smol-{ordinal}": AWAY_GRACE_S + 1})
+
+
+def test_a_copy_that_gives_way_goes_to_a_free_slot_of_another_ready_engine() -> None:
+    waves = [wave("first", ["first"], engines=(0, 2), priority=1), wave("old", ["old"])]
+    before = there({"first": [2], "old": [0]})
+    now = placed(plan(lost(2, base(3, 3, 1), waves, before)), before)
+    assert homes(now) == {"first": ["smol-0"], "old": ["smol-1"]}
+
+
+def test_a_wave_of_higher_priority_gets_all_its_copies_at_once() -> None:
+    """Its second copy finds room only where one of lower priority makes it: on the lost engine, like the first."""
+    waves = [wave("old", OLD, replicas=2), wave("new", ["new"], replicas=2, priority=1)]
+    before = there(dict.fromkeys(OLD, (0, 1)))
+    now = placed(plan(lost(2, base(3, 3, 2), waves, before)), before)
+    assert engines_of(now["new"]) == {"smol-0", "smol-1"}
+    assert sorted(homes(now)["old/0"] + homes(now)["old/1"]) == ["smol-0", "smol-1", "smol-2", "smol-2"]
+
+
+def outage(engines: int, slots: int = 16) -> Callable[[], Plan]:
+    """Return a plan while an engine is lost whose adapters may only be there and on another that is full of them."""
+    low = wave("low", [f"low/{index}" for index in range((engines - 2) * slots)])
+    high = wave("high", [f"high/{index}" for index in range(2 * slots)], priority=1, engines=(0, 1))
+    of, waves = base(engines, engines, slots), [low, high]
+    before = placed(plan(snapshot(of, waves, [engine(ordinal) for ordinal in range(engines)], placements={})))
+    seen = lost(1, of, waves, before)
+    known = plan(seen).known
+    return lambda: plan(seen, known)
+
+
+def test_copies_that_wait_are_not_compared_with_those_on_engines_that_they_may_not_use() -> None:
+    few, many = (calls(outage(engines)) for engines in (4, 32))
+    assert many < 3 * few
 
 
 @given(worlds(["Device"]))

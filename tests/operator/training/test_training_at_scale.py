@@ -1,7 +1,5 @@
 """Plans for waves of many policies: what they cost grows with the number of policies, and not with its square."""
 
-import sys
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -9,6 +7,7 @@ import msgspec
 from mint_contracts.records import PolicyRoom
 from mint_contracts.resources import Serve
 from mint_contracts.training_records import Stage, TrainAssignment
+from tests.operator.calls import calls
 from tests.operator.training_worlds import World, base, engines, published, training_wave
 
 FOR_TWO = PolicyRoom(500, {"q_proj": 10}, own=2, copies=1)
@@ -29,34 +28,17 @@ def world_of(policies: int, count: int, room: PolicyRoom | None = None) -> World
     return world
 
 
-def calls(world: World) -> int:
-    """Return how many of the operator's functions a plan calls."""
-    made = 0
-
-    def counted(frame: FrameType, event: str, _: object) -> None:
-        nonlocal made
-        made += event == "call" and "mint_operator" in frame.f_code.co_filename
-
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    try:
-        world.plan()
-    finally:
-        sys.setprofile(before)
-    return made
-
-
 def test_a_plan_for_four_times_as_many_policies_takes_about_four_times_as_long() -> None:
     worlds = [world_of(policies, 4) for policies in (256, 1024)]
     assert [len(world.leases) for world in worlds] == [256, 1024]
-    few, many = map(calls, worlds)
+    few, many = (calls(world.plan) for world in worlds)
     assert many < 5 * few
 
 
 def test_a_plan_does_not_try_every_engine_for_each_policy_that_waits_for_memory() -> None:
     worlds = [world_of(512, count, FOR_TWO) for count in (2, 32)]
     assert [len(world.leases) for world in worlds] == [4, 64]
-    few, many = map(calls, worlds)
+    few, many = (calls(world.plan) for world in worlds)
     assert many < 3 * few, "of which most are for those that train"
 
 
