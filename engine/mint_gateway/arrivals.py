@@ -153,14 +153,15 @@ class Arrivals(grpc.aio.ServerInterceptor):
         sent = _sent(unread, encode)
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(_conversing(answer, room, parse, sent))
+            conversing = _conversing(answer, room, parse, sent)
+            return grpc.stream_stream_rpc_method_handler(_held(conversing, unread, nullcontext))
         receiving = self._receiving.get(handler_call_details.method, nullcontext)
         single = _single(answer, room, parse, receiving)
-        if not handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(_answering(single, sent))
-        if not is_open:  # health bounds its own streams
-            single = _held(single, unread, receiving)
-        return grpc.stream_stream_rpc_method_handler(single, None, encode)
+        if handler.response_streaming and is_open:  # health bounds its own streams
+            return grpc.stream_stream_rpc_method_handler(single, None, encode)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(_held(single, unread, receiving), None, encode)
+        return grpc.stream_stream_rpc_method_handler(_held(_answering(single, sent), unread, receiving))
 
 
 def _streaming(register: _Answer, parse: _Parse) -> Any:
@@ -184,8 +185,11 @@ def _single(answer: _Answer, room: _Room, parse: _Parse, receiving: Receiving) -
     return single
 
 
-def _held(single: _Answer, unread: Unread, receiving: Receiving) -> Any:
-    """Return a stream that is accounted for until it ends: also while its client reads nothing."""
+def _held(call: _Answer, unread: Unread, receiving: Receiving) -> Any:
+    """Return a call that is accounted for until it ends: also while its client reads nothing.
+
+    One that finds no room is refused before it is received: nothing is done whose answer cannot be sent.
+    """
 
     async def held(_: object, context: _Context) -> None:
         with ExitStack() as holding:
@@ -194,7 +198,7 @@ def _held(single: _Answer, unread: Unread, receiving: Receiving) -> Any:
                     holding.enter_context(unread.held(_client(context)))
             except Overloaded as error:
                 await context.abort_with_status(to_status(error))
-            await single(_, context)
+            await call(_, context)
 
     return held
 

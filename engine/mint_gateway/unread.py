@@ -15,9 +15,10 @@ from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.wire import to_status
 
 # tests/chart/test_gateway_memory.py compares both with the chart.
-MOST_BYTES = 160 << 20
+MOST_BYTES = 192 << 20
 OPEN_BYTES = 16 << 20  # of calls that need no key: these must not take the others' memory
 CALL_BYTES = 32 << 10  # that a call takes by itself, as measured
+SHORT_BYTES = 2 << 10  # of an answer: one that tells of what a call has done is not refused for so little
 
 
 class Unread:
@@ -28,11 +29,11 @@ class Unread:
         self._budget = ByteBudget(most, "gateway", "holds too much that is unread")
 
     @contextmanager
-    def held(self, client: str, size: int = 0) -> Iterator[None]:
-        """Account for a client's call and `size` bytes more during the block. Raises Overloaded."""
-        with self._budget.share(0, client) as share:
+    def held(self, client: str, size: int = CALL_BYTES, own: int = 0) -> Iterator[None]:
+        """Account for a client's call, or for `size` bytes without its `own`, in the block. Raises Overloaded."""
+        with self._budget.share(own, client) as share:
             try:
-                share.fill(CALL_BYTES + size)
+                share.fill(size)
             except (CapacityExceeded, Overloaded):
                 message = "holds too many answers that were not read yet; retry later"
                 raise Overloaded("gateway", message, retry_after_s=1.0) from None
@@ -41,7 +42,7 @@ class Unread:
     async def send(self, answer: bytes, client: str, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         """Send an answer, or a part of it, and wait until it is read. Aborts the call if there is no room for it."""
         try:
-            with self.held(client, 2 * len(answer)):  # gRPC has its own copy
+            with self.held(client, 2 * len(answer), SHORT_BYTES):  # gRPC has its own copy
                 await context.write(answer)
         except Overloaded as error:
             await context.abort_with_status(to_status(error))

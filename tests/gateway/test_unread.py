@@ -6,6 +6,7 @@ from functools import partial
 import grpc
 import pytest
 
+from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Overloaded
 from mint_contracts.placement_pb2 import ListPlacementsRequest
 from mint_contracts.sampling_pb2_grpc import SamplerStub
@@ -50,6 +51,25 @@ async def test_unread_answers_are_bounded(scene: Scene, monkeypatch: pytest.Monk
                     return False
 
             await until(answered)
+
+
+@pytest.mark.parametrize("room", [False, True])
+async def test_no_call_takes_effect_whose_answer_finds_no_room(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """Its client sends it again, and would be told that there was nothing to drop."""
+    monkeypatch.setattr("mint_gateway.arrivals.MOST_BYTES", (1 + room) * CALL_BYTES - 1)  # one call's, or not even
+    await scene.base(trains=True)
+    engine = await scene.engine("e-0", trains=True)
+    assert engine.trainer
+    engine.trainer.policies["acme/a"] = pb.PolicyState(policy="acme/a", life=1)
+    await scene.begin(engine)
+    if room:
+        assert await scene.client.drop_policy("acme/a")
+        return
+    with pytest.raises(Overloaded, match="holds too many answers that were not read yet"):
+        await scene.client.drop_policy("acme/a")
+    assert engine.trainer.policies
 
 
 async def test_a_stream_that_was_given_up_counts_until_its_client_has_gone(
