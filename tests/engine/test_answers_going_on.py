@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 
 from mint_contracts.errors import EngineUnavailable, InvalidRequest, MintError
 from mint_contracts.sampling_pb2 import (
@@ -21,8 +22,9 @@ from mint_contracts.sampling_pb2 import (
     TokenIds,
 )
 from mint_contracts.wire import from_rpc_error
+from mint_engine.requests.events import Sink
 from mint_engine.requests.parameters import Sampling
-from mint_engine.scheduling.request import Request
+from mint_engine.scheduling.request import Completion, Request
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import Running, running
 
@@ -164,6 +166,26 @@ async def test_its_tokens_are_read_beside_what_else_runs_on_threads(base: Path, 
             go_on.set()
             await others
         assert of_each(rest, 1) == of_each(whole[4:], 1)
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs two cores")
+async def test_its_tokens_are_read_without_a_team_of_threads(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more threads than cores, steps' own would sleep between products from then on (see `end_team`)."""
+    async with running(base, {"a": adapter}) as engine:
+        request = request_of(presence_penalty=0.5)
+        whole = await stream(engine, request)
+        begin, found = engine.stepper.begin, list[int]()
+
+        def noted(requests: list[Request], sinks: list[Sink]) -> list[Completion]:
+            found.append(torch.get_num_threads())
+            return begin(requests, sinks)
+
+        monkeypatch.setattr(engine.stepper, "begin", noted)
+        rest = await stream(engine, begun(request, whole[:4]))
+        assert of_each(rest, 1) == of_each(whole[4:], 1)
+    assert found == [1]
 
 
 async def test_its_tokens_are_counted_for_penalties_before_its_first_step(base: Path) -> None:

@@ -7,6 +7,7 @@ import msgspec
 import structlog
 
 from mint_contracts.errors import Internal, MintError
+from mint_engine.model.device import compute_alone
 from mint_engine.requests.events import Done, Event, Failed, Sink
 from mint_engine.requests.inbox import CompletionEvent, Inbox, Queued
 from mint_engine.requests.request import CheckedRequest
@@ -16,7 +17,7 @@ from mint_engine.scheduling.request import Completion, Request, siblings
 from mint_engine.scheduling.stepper import Stepper
 
 # Read what answers that go on have: all of a lost engine's may come at once, and each thread takes turns with steps.
-_threads = ThreadPoolExecutor(2, "begun")
+_threads = ThreadPoolExecutor(2, "begun", initializer=compute_alone)
 
 _log = structlog.get_logger(__name__)
 
