@@ -287,6 +287,7 @@ async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Sce
     async with AsyncExitStack() as stack:
         leaving = Scene(scene.redis, stack)
         await leaving.open()
+        await until(leaving.gateway.mirror.first_read.is_set)  # before, it answers 503: "Retrying"
         url, port = leaving.url, leaving.gateway.http_port
         await browser.begin_with(HURRIED + LISTENING)
         await browser.open(url)
