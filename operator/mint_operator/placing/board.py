@@ -127,6 +127,10 @@ class Board:
         """Whether an engine may be given anything new: it exists, is not leaving, and is lost only if `lost`."""
         return engine in self._ordinals and engine not in self._leaving and (engine in self._lost) is lost
 
+    def ready(self, engine: str) -> bool:
+        """Whether an engine may be given anything new, and can use it now."""
+        return self.able(engine) and engine not in self.unready
+
     def ordinal(self, engine: str) -> int:
         """Return the engine's ordinal."""
         return self._ordinals[engine]

@@ -70,5 +70,5 @@ def give_way(table: Table, want: Want, without: Collection[str]) -> str | None:
 
 def _answers(table: Table, name: str, place: Place) -> bool:
     """Whether a copy is where requests can be answered from it now."""
-    warmth, able = table.warmth.get(name, {}).get(place.engine, 0), table.board.able(place.engine)
-    return able and place.engine not in table.board.unready and warmth >= place.residency.warmth
+    warmth = table.warmth.get(name, {}).get(place.engine, 0)
+    return table.board.ready(place.engine) and warmth >= place.residency.warmth

@@ -76,7 +76,7 @@ def _lower(table: Table, priority: int, engines: Collection[str]) -> list[_Copy]
         (
             _Copy(wants[name].priority, demand.get(name, 0.0), name, engine)
             for engine in engines or board.given
-            if board.able(engine) and engine not in board.unready
+            if board.ready(engine)
             for name, tier in board.given.get(engine, {}).items()
             if tier is Tier.DEVICE and wants[name].priority < priority
         ),
