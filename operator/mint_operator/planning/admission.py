@@ -118,7 +118,7 @@ def admit(
 def _case(each: Ask, quota: int, limits: capacity.Bounds, sizes: Mapping[str, Size]) -> Case:
     alone = capacity.demand(each, sizes)
     engines = max(each.replicas, 1 + max(each.spec.serve.engines, default=-1))
-    return Case(each, quota, alone, engines, each.refusal or capacity.never(limits, each, quota, alone))
+    return Case(each, quota, alone, engines, each.refusal or capacity.never(limits, each, quota, alone, sizes))
 
 
 def _add(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from mint_contracts.byte_counts import in_units
-from mint_contracts.records import Tier
+from mint_contracts.records import Mentions, Tier
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Want
 from mint_operator.planning.asking import Ask
@@ -93,7 +93,7 @@ def demand(each: Ask, sizes: Mapping[str, Size]) -> Demand:
     return Demand(host_bytes=taken) if each.wants[0].residency is Tier.HOST else Demand(disk_bytes=taken)
 
 
-def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | None:
+def never(limits: Bounds, each: Ask, quota: int, alone: Demand, sizes: Mapping[str, Size]) -> Refusal | None:
     """Return why a wave, which takes `alone`, does not fit even without any other wave; None if it does."""
     replicas, adapters, slots = each.replicas, len(each.wants), each.slots
     if replicas > limits.high:
@@ -127,21 +127,31 @@ def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | Non
             "base; request less, or raise deviceSlots in its entry of spec.tenants of the BaseModel",
             mentions=NO_NAMES,
         )
-    return _too_many_bytes(limits, alone)
+    return _too_many_bytes(limits, each, alone, sizes)
 
 
-def _too_many_bytes(limits: Bounds, alone: Demand) -> Refusal | None:
-    for tier, field, needed, each in (
+def _too_many_bytes(limits: Bounds, each: Ask, alone: Demand, sizes: Mapping[str, Size]) -> Refusal | None:
+    pins = each.spec.serve.engines
+    engines = len(pins) or limits.high
+    more = "list more engines in spec.serve.engines, or raise" if pins else "or raise spec.engine.replicas.max or"
+    for tier, field, needed, room in (
         ("host memory", "hostMemory", alone.host_bytes, limits.host_bytes),
         ("disk cache", "diskCache", alone.disk_bytes, limits.disk_bytes),
     ):
-        if needed > limits.high * each:
+        if needed > engines * room:
             return Refusal(
                 "CapacityExceeded",
-                f"wants {in_units(needed)} of {tier}, but {limits.high} engines x {in_units(each)} = "
-                f"{in_units(limits.high * each)}; request less, or "
-                f"raise spec.engine.replicas.max or spec.adapters.{field} of the BaseModel",
+                f"wants {in_units(needed)} of {tier}, but {engines} engines x {in_units(room)} = "
+                f"{in_units(engines * room)}; request less, {more} spec.adapters.{field} of the BaseModel",
                 mentions=NO_NAMES,
+            )
+        largest = max(each.by_name, key=lambda name: sizes.get(name, _UNREAD).bytes) if needed else ""
+        if needed and sizes.get(largest, _UNREAD).bytes > room:
+            return Refusal(
+                "CapacityExceeded",
+                f"adapter {largest} takes {in_units(sizes[largest].bytes)} of {tier}, but an engine has "
+                f"{in_units(room)}; raise spec.adapters.{field} of the BaseModel, or leave the adapter out",
+                mentions=Mentions(adapters=(largest,)),
             )
     return None
 

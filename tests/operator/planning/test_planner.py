@@ -176,6 +176,20 @@ def test_bytes_that_engines_tell_bound_what_is_held_in_host_memory() -> None:
     assert "spec.adapters.hostMemory" in reason(never, "one")[1]
 
 
+@pytest.mark.parametrize(("residency", "room"), [("Host", 1 << 20), ("Disk", 1 << 30)])
+def test_what_no_engine_or_not_the_named_ones_can_hold_is_told_and_not_waited_for(
+    residency: Residency, room: int
+) -> None:
+    alone = snapshot(base(2, 2), [wave("one", SIX[:1], residency=residency)])
+    assert reason(sized(alone, room + 1, SIX[0]), "one")[0] == "CapacityExceeded", "no engine can, though both could"
+    assert f"adapter {SIX[0]} takes" in reason(sized(alone, room + 1, SIX[0]), "one")[1]
+    assert status(sized(alone, room, SIX[0]), "one").phase == "Placing"
+    pinned = snapshot(base(2, 2), [wave("one", SIX[:2], residency=residency, engines=[1])])
+    assert reason(sized(pinned, room // 2 + 1, *SIX), "one")[0] == "CapacityExceeded", "the other could"
+    assert "list more engines in spec.serve.engines" in reason(sized(pinned, room // 2 + 1, *SIX), "one")[1]
+    assert status(sized(pinned, room // 2, *SIX), "one").phase == "Placing"
+
+
 @pytest.mark.parametrize(
     ("adapters", "replicas", "engines"),
     [(0, 1, 1), (4, 1, 1), (5, 1, 2), (8, 1, 2), (9, 1, 3), (1, 3, 3), (12, 1, 3)],
