@@ -86,7 +86,7 @@ class Door:
         self._guards = guards
         self._offload, self._turns = Offload(), asyncio.Semaphore(LISTS_AT_ONCE)
         self._arriving = ByteBudget(MOST_ARRIVING, "gateway", f"{MOST_ARRIVING >> 20} MiB of requests are arriving")
-        message = f"keeps {MOST_KEPT >> 20} MiB of answers that are not streamed; ask for a stream"
+        message = f"keeps {MOST_KEPT >> 20} MiB of complete answers that clients have not read; retry, or stream"
         self._kept = ByteBudget(MOST_KEPT, "gateway", message)
 
     def application(self) -> web.Application:

@@ -146,7 +146,7 @@ async def test_answers_are_told_whole_while_all_together_have_room(
     engine.words, engine.hold_after = ("word " * 100_000,) * 4, 3
     status, body, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
     assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "Overloaded", "1")
-    assert "keeps 1 MiB of answers that are not streamed; ask for a stream" in body["error"]["message"]
+    assert "keeps 1 MiB of complete answers that clients have not read; retry, or stream" in body["error"]["message"]
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
     engine.words, engine.hold_after = ("word " * 100_000,), None
     for _ in range(4):
