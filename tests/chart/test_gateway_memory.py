@@ -45,6 +45,17 @@ def test_all_that_a_gateway_may_hold_fits_in_its_memory_limit() -> None:
         "other calls": (Limits().calls + Limits().watches) * MOST_BYTES,
         "messages of registrations": catalog.STREAMS * (MOST_TOKEN_BYTES + MOST_FIELDS * ELEMENT_BYTES),
     }
-    resources = yaml.safe_load((CHART / "values.yaml").read_text())["gateway"]["resources"]
-    limit = int(parse_quantity(resources["limits"]["memory"]))  # type: ignore[no-untyped-call]
+    limit = memory("limits")
     assert PROCESS + sum(bounds.values()) <= limit, {what: size // MIB for what, size in bounds.items()}
+
+
+def test_who_upgrades_is_told_the_memory_that_a_gateway_takes() -> None:
+    requested, limit = memory("requests") // MIB, memory("limits") // (MIB << 10)
+    told = f"A gateway requests {requested} MiB of memory and may take {limit} GiB"
+    assert told in (CHART / "README.md").read_text()
+
+
+def memory(bound: str) -> int:
+    """Return the memory that the chart's values give a gateway, in bytes."""
+    resources = yaml.safe_load((CHART / "values.yaml").read_text())["gateway"]["resources"]
+    return int(parse_quantity(resources[bound]["memory"]))  # type: ignore[no-untyped-call]
