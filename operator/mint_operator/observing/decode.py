@@ -21,6 +21,7 @@ from mint_contracts.resources import (
 from mint_operator.observing.new_fields import Schema, without_new_defaults
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
+from mint_operator.planning.podspec import ENGINE
 from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase, ObservedWave
 
 # Reasons of a waiting container that are no trouble: every container passes through these states.
@@ -110,8 +111,14 @@ class _ContainerState(_Camel, frozen=True):
 
 
 class _ContainerStatus(_Camel, frozen=True):
+    name: str = ENGINE
     state: _ContainerState = _ContainerState()
     last_state: _ContainerState = _ContainerState()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended as it should, if it is one that runs before the others."""
+        return self.state.terminated is not None and self.state.terminated.exit_code == 0
 
 
 class _PodCondition(_Camel, frozen=True):
@@ -127,6 +134,7 @@ class _PodStatus(_Camel, frozen=True):
     reason: str = ""
     message: str = ""
     conditions: list[_PodCondition] = []
+    init_container_statuses: list[_ContainerStatus] = []  # of what a mesh has injected, say
     container_statuses: list[_ContainerStatus] = []
 
 
@@ -274,12 +282,15 @@ def labels(raw: bytes | msgspec.Raw) -> Mapping[str, str]:
 def _trouble(pod: _Pod) -> Failure | None:
     """Return why a pod does not run, in Kubernetes' words; None while it runs or is only starting."""
     status = pod.status
-    for each in status.container_statuses:
+    stays = pod.metadata.deletion_timestamp is None and status.phase != "Failed"
+    started = [each for each in status.init_container_statuses if not each.done]
+    for each in (*started, *status.container_statuses):
         waiting, ended = each.state.waiting, each.state.terminated
-        if ended is not None and pod.metadata.deletion_timestamp is None and status.phase != "Failed":
-            return failure(ended.reason or "Error", f"the container {_ended(ended)}")
+        if ended is not None and stays:
+            return failure(ended.reason or "Error", _whose(each, f"the container {_ended(ended, each.name)}"))
         if waiting is not None and waiting.reason not in _STARTING:
-            return failure(waiting.reason, _with_end(waiting.message or "the container is waiting", each.last_state))
+            message = _with_end(waiting.message or "the container is waiting", each)
+            return failure(waiting.reason, _whose(each, message))
     for condition in status.conditions:
         if condition.type == "PodScheduled" and condition.status == "False":
             message = _with_claims(condition.message or "the pod is not scheduled yet", pod.spec.volumes)
@@ -305,15 +316,23 @@ def _with_claims(message: str, volumes: Sequence[_Volume]) -> str:
     return f"{message}; its claims are {', '.join(claims)}: kubectl describe pvc shows what they are waiting for"
 
 
-def _with_end(message: str, last: _ContainerState) -> str:
+def _whose(container: _ContainerStatus, message: str) -> str:
+    """Name the container if it is not the engine's, but one that was injected into the pod."""
+    if container.name == ENGINE:
+        return message
+    return f"container {container.name}, which MinT did not put into the pod: {message}"
+
+
+def _with_end(message: str, container: _ContainerStatus) -> str:
     """Add how the container last ended, e.g. out of memory, which a message about back-off does not say."""
-    return message if last.terminated is None else f"{message}; it {_ended(last.terminated)}"
+    end = container.last_state.terminated
+    return message if end is None else f"{message}; it {_ended(end, container.name)}"
 
 
-def _ended(end: _Terminated) -> str:
+def _ended(end: _Terminated, container: str) -> str:
     """Say how a container ended and, if known, what to do about it."""
     text = f"ended with {end.reason or 'Error'}, exit code {end.exit_code}"
-    return text + OF_MEMORY if end.reason == "OOMKilled" else text
+    return text + OF_MEMORY if end.reason == "OOMKilled" and container == ENGINE else text
 
 
 def failure(reason: str, message: str) -> Failure:

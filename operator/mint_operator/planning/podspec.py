@@ -13,6 +13,7 @@ from mint_operator.planning.spread import spread
 
 Body = dict[str, Any]
 
+ENGINE = "engine"  # the container
 CACHE_FOLDER = "/mint/cache"
 CACHE_VOLUME = "cache"
 TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster mounts below it
@@ -92,7 +93,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
 
 def _container(base: ObservedBase, release: Release, mounts: list[Body]) -> Body:
     container: Body = {
-        "name": "engine",
+        "name": ENGINE,
         "image": release.image,
         "imagePullPolicy": release.pull_policy,
         "command": ["mint-engine"],

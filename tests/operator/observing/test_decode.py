@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mint_contracts.records import Failure
 from mint_operator.observing import decode
 
 METADATA = {
@@ -152,6 +153,31 @@ def test_a_container_that_has_just_ended_is_in_trouble_unless_it_was_told_to_end
     assert (pod.trouble.reason, pod.trouble.message) == ("Error", "the container ended with Error, exit code 3")
     metadata = METADATA | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
     assert decode.engine_pod(json.dumps({"metadata": metadata, "status": status}).encode())[1].trouble is None
+
+
+def test_a_container_that_was_injected_is_named_also_if_it_runs_before_the_engine() -> None:
+    started = {"name": "mesh-init", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    engine = {"name": "engine", "state": {"waiting": {"reason": "PodInitializing"}}}
+    assert _trouble_of(initContainerStatuses=[started], containerStatuses=[engine]) is None
+    end = {"exitCode": 137, "reason": "OOMKilled"}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    failing = {"name": "vault", "state": waiting, "lastState": {"terminated": end}}
+    trouble = _trouble_of(initContainerStatuses=[started, failing], containerStatuses=[engine])
+    assert trouble is not None
+    assert (trouble.reason, trouble.message) == (
+        "CrashLoopBackOff",
+        "container vault, which MinT did not put into the pod: the container is waiting; it ended with OOMKilled, "
+        "exit code 137",
+    )
+    sidecar = {"name": "proxy", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}
+    trouble = _trouble_of(containerStatuses=[{"name": "engine", "state": {"running": {}}}, sidecar])
+    assert trouble is not None
+    assert trouble.message == "container proxy, which MinT did not put into the pod: no"
+
+
+def _trouble_of(**status: Any) -> Failure | None:
+    raw_pod = {"metadata": METADATA, "status": {"phase": "Pending"} | status}
+    return decode.engine_pod(json.dumps(raw_pod).encode())[1].trouble
 
 
 def test_claims_that_are_not_bound_are_named() -> None:
