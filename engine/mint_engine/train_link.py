@@ -38,7 +38,7 @@ class TrainLink:
     async def pull(self) -> None:
         """Read this engine's leases, then their waves; a lease without its wave waits for the next pull."""
         trains = (await self._reader.trains(self._base, [self._engine]))[self._engine]
-        waves = await self._reader.training(self._base) if trains else {}
+        waves = await self._reader.some_training(self._base, {each.wave for each in trains.values()})
         self._body.want(waves, trains)
         self._pulls += 1
 

@@ -26,7 +26,7 @@ async def read_hashes(redis: Redis, names: Sequence[str]) -> list[dict[str, str]
 
 
 async def read_each(redis: Redis, names: Sequence[str], ask: Callable[[Pipeline, str], object]) -> list[Any]:
-    """Return the answer to what `ask` asks about each key, PER_CALL in a round trip. Raises MapUnavailable."""
+    """Return the answer to what `ask` asks about each name, PER_CALL in a round trip. Raises MapUnavailable."""
     found: list[Any] = []
     for start in range(0, len(names), PER_CALL):
         line = redis.pipeline(transaction=False)

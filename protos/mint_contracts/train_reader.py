@@ -4,7 +4,7 @@ Records contain what users have written, perhaps in a form that only another ver
 record does not affect the others: it is skipped, or returned as far as possible if the caller asks for that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 from redis.asyncio import Redis
@@ -45,6 +45,12 @@ class TrainReader:
         """Return every training wave of a base; with `partly`, one that is not fully readable as a PartTraining."""
         raw = await bounded(lambda: self._redis.hgetall(keys.training(base)))
         return decoded(raw, WaveTraining, _part_of_wave if partly else None)
+
+    async def some_training(self, base: str, waves: Collection[str]) -> dict[str, WaveTraining]:
+        """Return those of these training waves that there are, without reading the others."""
+        names, key = sorted(waves), keys.training(base)
+        raws = await read_each(self._redis, names, lambda line, name: line.hget(key, name))
+        return decoded({name: raw for name, raw in zip(names, raws, strict=True) if raw is not None}, WaveTraining)
 
     async def has_policy(self, base: str, policy: str) -> bool:
         """Return whether a training wave of a base has a policy of this name; Redis reads the waves."""

@@ -1,6 +1,6 @@
 """An engine's rewards in the map: reported again after a loss, and never for a policy without a lease in the map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,12 @@ from redis.asyncio import Redis
 
 from mint_contracts import functions, keys, train_reporter
 from mint_contracts.map_reporter import MapReporter
+from mint_contracts.source import Source
 from mint_contracts.step_figures import Curve, StepFigures
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_contracts.training import Policy
-from mint_contracts.training_records import TrainAssignment, TrainChange
+from mint_contracts.training import Policies, Policy, Train
+from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
 from mint_engine.train_link import TrainBody, TrainLink
 from tests.engine_views import engine_record
 
@@ -27,14 +28,15 @@ class Trainer:
     redis: Redis
     rewards: dict[str, Sequence[float]] = field(default_factory=dict)
     evaluation: float | None = None
+    waves: Mapping[str, WaveTraining] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        want = lambda _, trains: self._keep(set(trains))  # noqa: E731
-        body = TrainBody(want, lambda: None, dict, lambda: self.rewards, self.curves)
+        body = TrainBody(self._want, lambda: None, dict, lambda: self.rewards, self.curves)
         self.link = TrainLink(self.redis, BASE, ENGINE, body)
 
-    def _keep(self, leased: set[str]) -> None:
-        self.rewards = {policy: values for policy, values in self.rewards.items() if policy in leased}
+    def _want(self, waves: Mapping[str, WaveTraining], leases: Mapping[str, TrainAssignment]) -> None:
+        self.waves = waves
+        self.rewards = {policy: values for policy, values in self.rewards.items() if policy in leases}
 
     def curves(self) -> dict[str, Curve]:
         steps = {policy: range(1, len(of) + 1) for policy, of in self.rewards.items()}
@@ -74,6 +76,13 @@ async def lease(redis: Redis) -> None:
 async def end(redis: Redis) -> None:
     gone = TrainChange(del_training=("demo/w",), del_trains={ENGINE: (POLICY,)}, del_rewards=(POLICY,))
     await TrainWriter(redis, 1).apply(BASE, gone)
+
+
+async def test_an_engine_reads_the_waves_of_its_leases_and_no_others(redis_client: Redis, trainer: Trainer) -> None:
+    waves = [WaveTraining(f"demo/{name}", 1, Train(Policies()), Source("s3://runs")) for name in "vwx"]
+    await TrainWriter(redis_client, 1).apply(BASE, TrainChange(set_training=tuple(waves)))
+    await trainer.link.pull()
+    assert trainer.waves == {"demo/w": waves[1]}
 
 
 async def test_what_is_evaluated_between_steps_is_reported_without_a_new_reward(
