@@ -64,6 +64,14 @@ class TrainReader:
         known, raw = await bounded(pipeline.execute)
         return decoded(raw, WaveTraining) if known else None
 
+    async def known_edition(self, base: str) -> int | None:
+        """Return the `edition` of the waves that are `known`; None if either is not."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.exists(keys.version(base))
+        pipeline.hget(keys.editions(base), "")
+        known, edition = await bounded(pipeline.execute)
+        return int(edition) if known and edition is not None else None
+
     async def trains(
         self, base: str, engines: Sequence[str], *, partly: bool = False
     ) -> dict[str, dict[str, TrainAssignment]]:

@@ -195,7 +195,7 @@ async def engine_works(redis: Redis) -> None:
     assert list(await reader.held(BASE, ENGINE)) == ["a"]
     trains = TrainReader(redis)
     assert list((await trains.trains(BASE, [ENGINE]))[ENGINE]) == ["a"]
-    await trains.training(BASE)
+    assert await trains.some_training(BASE, ["demo/wave"]) == {}
     assert not await trains.has_policy(BASE, "a")
     progress, running = TrainReporter(redis, BASE, ENGINE), [Progress("a", "demo/wave", 7, Stage.RUNNING)]
     for first, full in ((0, True), (1, False)):
@@ -227,6 +227,7 @@ async def gateway_reads(redis: Redis) -> None:
     assert await reader.waves(BASE) == {}
     assert await reader.has_wave(BASE, "demo/wave") is False
     assert await trains.known(BASE) == {}
+    assert await trains.known_edition(BASE) is None
     assert len((await trains.progress(BASE, [ENGINE]))[ENGINE]) == 1
     assert (await trains.rewards(BASE, {"a": 0}, 10))["a"].values
     assert await trains.curves(BASE, ["a"]) == {"a": CURVE}

@@ -30,6 +30,7 @@ from mint_gateway.waves.progress import (
 
 MOST_CURVES = 256  # of policies in one message: 1 MB
 LOOK_S = 0.5  # at least, between two readings of one base, however many watch
+REREAD_S = 10.0  # waves' records, whose examples may be megabytes, otherwise only when they change
 RETRY_AFTER_S = 5.0
 
 
@@ -40,6 +41,8 @@ class _Reading(msgspec.Struct):
     read_at: float = float("-inf")
     known: bool = False
     training: Mapping[str, WaveTraining] = {}
+    edition: int | None = None  # of `training`
+    training_at: float = float("-inf")  # when that was read
     progresses: Progresses = {}
 
 
@@ -142,15 +145,26 @@ class WaveWatch:
         async with reading.lock:
             now = asyncio.get_running_loop().time()
             if now - reading.read_at >= LOOK_S:
-                training = await self._reader.known(base)
+                training = await self._training(base, reading, now)
                 reading.known = training is not None
                 if training is not None:
                     engines = views[base].engines if training and base in views else {}
                     reports = await self._reader.progress(base, sorted(engines))
                     progresses = {name: of if engines[name].alive else untrained(of) for name, of in reports.items()}
-                    reading.training, reading.progresses = (
-                        training,
-                        with_last_reports(reading.progresses, progresses, training),
-                    )
+                    reading.progresses = with_last_reports(reading.progresses, progresses, training)
                 reading.read_at = now
         return reading
+
+    async def _training(self, base: str, reading: _Reading, now: float) -> Mapping[str, WaveTraining] | None:
+        """Return what the map knows of the base's waves; read it only if it may have changed.
+
+        A map that was lost and written again can come to the same edition, so it is also read every REREAD_S.
+        """
+        edition = await self._reader.known_edition(base)
+        same = edition is not None and edition == reading.edition
+        if same and reading.known and now - reading.training_at < REREAD_S:
+            return reading.training
+        found = await self._reader.known(base)
+        if found is not None:
+            reading.training, reading.edition, reading.training_at = found, edition, now
+        return found

@@ -9,10 +9,11 @@ import pytest
 from mint_contracts import errors, keys
 from mint_contracts.source import Source
 from mint_contracts.step_figures import StepFigures
+from mint_contracts.train_reader import TrainReader
 from mint_contracts.training import FailurePolicy
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_pb2 import StepFigures as FiguresMessage
-from mint_contracts.training_records import Published, Stage
+from mint_contracts.training_records import Published, Stage, WaveTraining
 from mint_contracts.training_reports import as_recorded, eta_s
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.server import Limits
@@ -128,6 +129,33 @@ async def test_a_wave_that_nobody_knows_is_not_found(scene: Scene, training: Tra
         await anext(scene.client.watch("demo/other"))
     with pytest.raises(errors.InvalidRequest, match="must read 'namespace/name'"):
         await anext(scene.client.watch("other"))
+
+
+async def test_waves_records_are_read_again_only_when_they_have_changed(
+    scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = [0], TrainReader.known
+
+    async def counted(reader: TrainReader, base: str) -> dict[str, WaveTraining] | None:
+        reads[0] += 1
+        return await read(reader, base)
+
+    monkeypatch.setattr(TrainReader, "known", counted)
+    monkeypatch.setattr(watch, "REREAD_S", 3600.0)
+    await training.declare(wave())
+    updates = scene.client.watch("demo/w")
+    await anext(updates)
+    for step in (1, 2, 3):
+        await training.report(*(reported(name, step) for name in NAMES))
+        await reached(updates, lambda progress, step=step: progress.step == step)
+    assert reads == [1], "what engines report changes no record"
+    await training.declare(wave("Paused"))
+    await reached(updates, lambda progress: progress.phase == "Paused")
+    assert reads == [2]
+    await scene.redis.hdel(keys.editions(BASE), "")
+    await training.report(*(reported(name, 4) for name in NAMES))
+    await reached(updates, lambda progress: progress.step == 4)
+    assert reads[0] > 2, "an operator of before counts no editions"
 
 
 async def test_a_wave_that_is_deleted_ends_the_watch(scene: Scene, training: Training) -> None:
