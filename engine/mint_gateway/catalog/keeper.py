@@ -166,6 +166,8 @@ class Keeper:
         first, last = max(int(floor or 0) for floor in floors), math.inf if young else before
         missing = [span for span in counted if first < span.last and span.first < last]
         missed = [name for name in _names(missing) if name not in known]
+        if missed:  # a Redis that has lost these may have a clock behind them: what is registered now must come later
+            await self._writer.complete(base, copy, max(span.last for span in counted), first)
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part recovered", base_model=base, part=name, entries=len(rows))

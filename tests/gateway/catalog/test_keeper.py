@@ -250,6 +250,18 @@ async def test_what_a_redis_lacks_that_took_over_during_a_sweep_is_brought_in(
     await redis.aclose()
 
 
+async def test_what_is_registered_after_a_redis_with_an_earlier_clock_took_over_replaces_what_that_had_lost(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    folder, writer = tmp_path / "catalog", CatalogWriter(redis_client)
+    keeper, manifests = Keeper(redis_client, dict), Source(f"file://{folder}")
+    await keeper.look(BASE, manifests)
+    ahead = time.time_ns() // 1000 + 60_000_000  # by the clock of the Redis that failed
+    await written(folder, "a/old", "a/one", sequence=ahead)
+    await keeper.sweep(BASE, manifests, young=True)
+    assert await writer.sequences(BASE, 1) == ahead + 2
+
+
 async def test_other_manifests_are_another_catalog(redis_client: Redis, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     await written(first, "a/mistaken", sequence=time.time_ns() // 1000)
