@@ -149,6 +149,7 @@ def _targeting(
     if {each for each in offered if lora.names(each)} == set(parameters):
         parameters = list(lora.parameters)
     names = linears if lora.targets is None else lora.targets
+    in_layers = lora.layers is not None and bool(linears)  # elsewhere PEFT refuses either field
     ranks, alphas = {}, {}
     for part in parts:
         alpha, pattern = part.alpha(rslora=lora.rslora), re.escape(part.target)
@@ -159,7 +160,9 @@ def _targeting(
     return {
         "target_modules": sorted(name for name in names if any(is_within(path, name) for path in linears)),
         "target_parameters": parameters or None,
-        "layers_to_transform": sorted(lora.layers) if linears and lora.layers is not None else None,
+        "layers_to_transform": sorted(lora.layers or ()) if in_layers else None,
+        "layers_pattern": config.get("layers_pattern") if in_layers else None,
+        "init_lora_weights": True,  # PEFT cannot initialise parameters in all ways; the files' values replace these
         "rank_pattern": _before(ranks, config.get("rank_pattern")),
         "alpha_pattern": _before(alphas, config.get("alpha_pattern")),
         "lora_dropout": 0.0,  # PEFT accepts only this with parameters

@@ -184,3 +184,16 @@ def test_adapters_of_peft_are_exported_with_their_config(tmp_path: Path) -> None
     assert not written["alpha_pattern"]
     check_by_peft("deepseek_v3", forward, packed, tmp_path / "out")
     assert torch.equal(read(forward, tmp_path / "out").run, packed.run)
+
+
+def test_an_adapter_of_one_dense_layer_begun_as_linears_only_can_be_is_loaded(tmp_path: Path) -> None:
+    """Its linear is exported as a parameter, for which PEFT has no such beginning, and no pattern of layers."""
+    forward = make_forward(BASES["deepseek_v3"])
+    modules = {path: each for path, each in forward.slots.modules.items() if path.endswith("layers.0.mlp.down_proj")}
+    assert len(modules) == 1
+    config = {"target_modules": ["down_proj"], "layers_to_transform": [0], "layers_pattern": ["layers"]}
+    for each in ("orthogonal", "mica"):
+        packed = told(modules, {"down_proj": 2}, config | {"init_lora_weights": each})
+        export(packed, tmp_path / each, forward.slots.modules)
+        check_by_peft("deepseek_v3", forward, packed, tmp_path / each)
+        assert torch.equal(read(forward, tmp_path / each).run, packed.run)
