@@ -25,7 +25,7 @@ from mint_engine.adapters.fused import (
     weight_of,
 )
 from mint_engine.adapters.header import DTYPE_BYTES, Tensors, TensorSpec
-from mint_engine.adapters.names import renamed, targets_of, text_model
+from mint_engine.adapters.names import names_of, renamed, targets_of, text_model
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.peft_config import PREFIX, LoraConfig
 
@@ -319,11 +319,17 @@ def _untargeted(config: LoraConfig, path: str) -> str:
     """Return the config's field that excludes the module at `path`, or "" if the config targets it."""
     if pattern_name(config, path) != path:  # targeted by its weight's name, whatever the layer
         return ""
-    if config.targets is not None and config.targets.isdisjoint(targets_of(path)):
+    if not _is_targeted(config, path):
         return "target_modules"
-    if config.layers is None or path in (config.targets or ()):  # named in full, whatever the layer
-        return ""
+    if config.layers is None or not frozenset(names_of(path)).isdisjoint(config.targets or ()):
+        return ""  # or named in full, whatever the layer
     return "layers_to_transform" if config.layers.isdisjoint(map(int, _NUMBERS.findall(path))) else ""
+
+
+def _is_targeted(config: LoraConfig, path: str) -> bool:
+    """Return whether target_modules name the linear at `path`, most often as the base does; expressions always do."""
+    targets = config.targets
+    return targets is None or not (targets.isdisjoint(endings(path)) and targets.isdisjoint(targets_of(path)))
 
 
 def _check_shapes(

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from mint_contracts.durable import publish, sync
 from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
-from mint_contracts.targets import is_within
+from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed, expert_path
 from mint_engine.adapters.fused import SINCE, stack, tensor_paths, weight_of
@@ -76,8 +76,12 @@ def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
         raise InvalidRequest(f"folder {folder}", "already exists; choose a new folder")
     parts = _parts(packed, modules, subject)
     config: dict[str, Any] = json.loads(packed.header.config)
+    lora = parse(packed.header.config, subject)
     if any(module.part_of for module in modules.values()):
-        config |= _targeting(parts, parse(packed.header.config, subject), modules, config)
+        config |= _targeting(parts, lora, modules, config)
+    elif lora.targets:
+        named = [part.target for part in parts if not lora.names(weight_of(part.target))]
+        config["target_modules"] += _unnamed(lora.targets, named)
     tensors = {}
     for part in parts:
         tensors[f"{PREFIX}{part.tensors}.lora_A.weight"] = part.a
@@ -148,7 +152,8 @@ def _targeting(
     offered = {module.part_of or weight_of(path) for path, module in modules.items()}
     if {each for each in offered if lora.names(each)} == set(parameters):
         parameters = list(lora.parameters)
-    names = linears if lora.targets is None else lora.targets
+    targets = lora.targets or frozenset()
+    matching = [name for name in targets if any(is_within(path, name) for path in linears)]
     in_layers = lora.layers is not None and bool(linears)  # elsewhere PEFT refuses either field
     ranks, alphas = {}, {}
     for part in parts:
@@ -158,7 +163,7 @@ def _targeting(
         if not math.isclose(lora.alpha_of(part.target), alpha, rel_tol=1e-12):
             alphas[pattern] = alpha
     return {
-        "target_modules": sorted(name for name in names if any(is_within(path, name) for path in linears)),
+        "target_modules": sorted([*matching, *_unnamed(targets, linears)]),
         "target_parameters": parameters or None,
         "layers_to_transform": sorted(lora.layers or ()) if in_layers else None,
         "layers_pattern": config.get("layers_pattern") if in_layers else None,
@@ -168,6 +173,11 @@ def _targeting(
         "lora_dropout": 0.0,  # PEFT accepts only this with parameters
         "peft_version": ".".join(map(str, SINCE)),  # the layout's: what wrote the adapter may have had another
     }
+
+
+def _unnamed(targets: Collection[str], linears: Sequence[str]) -> list[str]:
+    """Return the linears that no target names as the base does: PEFT finds them by that alone."""
+    return [path for path in linears if not is_targeted(path, targets)]
 
 
 def _before(own: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:

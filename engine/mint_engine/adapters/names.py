@@ -30,8 +30,14 @@ def renamed(path: str, prefix: str) -> str:
     return f"{older[1]}.mlp.experts.{older[2]}.{_NEWER[older[3]]}" if older else path
 
 
+def names_of(path: str) -> list[str]:
+    """Return all names of the linear at that path of a base, its own first."""
+    own = text_model(path)
+    paths = [path, *(each + path.removeprefix(own) for each in _TEXT_MODELS if own and each != own)]
+    experts = [expert for each in paths if (expert := _EXPERT.fullmatch(each))]
+    return [*paths, *(f"{each[1]}.block_sparse_moe.experts.{each[2] or ''}{_OLDER[each[3]]}" for each in experts)]
+
+
 def targets_of(path: str) -> list[str]:
-    """Return all targets that name the linear at that path of a base, its older names' included."""
-    expert = _EXPERT.fullmatch(path)
-    older = f"{expert[1]}.block_sparse_moe.experts.{expert[2] or ''}{_OLDER[expert[3]]}" if expert else ""
-    return [*endings(path), *(endings(older) if older else ())]
+    """Return all targets that name the linear at that path of a base, by any of its names."""
+    return [target for name in names_of(path) for target in endings(name)]

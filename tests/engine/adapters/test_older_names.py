@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
 from mint_engine.adapters.check import Fit
+from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.modules import find_modules
@@ -49,6 +50,28 @@ def test_each_prefix_means_the_same(family: str, name: str, tmp_path: Path) -> N
     if own != PREFIXES[name]:
         other = renamed(now, tmp_path / "other", own, PREFIXES[name])
         assert torch.equal(read(base, other).run, read(base, now).run)
+
+
+@pytest.mark.parametrize("beginning", ["language_model.model.", "model.", ""])
+@pytest.mark.parametrize("family", ["gemma3_seeing", "kimi_seeing"])
+def test_targets_in_full_are_those_of_the_model_that_was_trained(family: str, beginning: str, tmp_path: Path) -> None:
+    """Programs that leave out a vision tower list the text model's linears one by one; PEFT finds what we export."""
+    (tmp_path / "base").mkdir()
+    base = save_base(family, tmp_path / "base")
+    full = ["layers.0.self_attn.o_proj", "layers.1.self_attn.o_proj"]
+    now = save_adapter(base, tmp_path / "now", 4, target_modules=[f"model.language_model.{each}" for each in full])
+    after = PREFIXES[(beginning or "model.").removesuffix(".")]
+    other = renamed(now, tmp_path / "other", PREFIXES["model.language_model"], after)
+    edit_config(other, target_modules=[f"{beginning}{full[0]}", f"{beginning}{full[1]}"])
+    packed, model = read(base, other), read_model(base)
+    assert torch.equal(packed.run, read(base, now).run)
+    assert torch.equal(read(base, packed_source(tmp_path / "packed", packed)).run, packed.run)
+    export(packed, tmp_path / "out", find_modules(model))
+    found = PeftModel.from_pretrained(model, str(tmp_path / "out")).named_parameters()
+    assert sum("lora_" in name for name, _ in found) == len(tensors(tmp_path / "out")) == 4
+    edit_config(other, target_modules=[f"{beginning}{full[0]}"])
+    with pytest.raises(errors.CorruptFile, match=r"layers\.1\.self_attn\.o_proj, which its target_modules"):
+        read(base, other)
 
 
 def test_a_pattern_that_knows_only_the_other_prefix_is_refused(tmp_path: Path) -> None:
