@@ -22,6 +22,7 @@ from mint_contracts.wire import from_rpc_error
 from mint_gateway.answer import Answer, collect
 from mint_gateway.connection import Connection
 from mint_gateway.dialling import Trust
+from mint_gateway.persistence import Tell
 from mint_gateway.policy import CALL_TIMEOUT_S, Policy
 from mint_gateway.token_ids import token_ids
 
@@ -72,13 +73,20 @@ class Client:
     """One connection, over TLS if `trust` is given; every call carries the key, if there is one.
 
     Calls raise MintError, with the gRPC error as its cause. Transient errors are retried for `patience_s`, unless the
-    server proves not to be the one that is meant (`is_hopeless`).
+    server proves not to be the one that is meant (`is_hopeless`); of a call that is retried for longer than a moment,
+    `tell` gets the error and for how many seconds more it is retried.
     """
 
     def __init__(
-        self, target: str, *, patience_s: float = PATIENCE_S, trust: Trust | None = None, key: str = ""
+        self,
+        target: str,
+        *,
+        patience_s: float = PATIENCE_S,
+        trust: Trust | None = None,
+        key: str = "",
+        tell: Tell | None = None,
     ) -> None:
-        self._connection = Connection(target, patience_s, trust, key)
+        self._connection = Connection(target, patience_s, trust, key, tell)
         channel = self._connection.channel
         self._sampler = SamplerStub(channel)
         self._placement = PlacementStub(channel)

@@ -40,6 +40,7 @@ _EXPIRED = f"{_UNTRUSTED}: certificate has expired"
 _NO_HTTP2 = ("Failed parsing HTTP/2", "missing selected ALPN property")
 # How gRPC's own connection errors begin; a gateway's errors about its engines begin differently.
 _UNREACHED = "failed to connect to all addresses"
+_UNRESOLVED = "errors resolving"
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -60,7 +61,7 @@ def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
     this machine, where a port-forward ends: no proxy can reach that. Go's clients do the same.
     """
     options: list[tuple[str, int | str]] = [*_OPTIONS]
-    if _is_here(target):
+    if is_here(target):
         options.append(("grpc.enable_http_proxy", 0))
     if trust is None:
         return grpc.aio.insecure_channel(target, options=options)
@@ -69,7 +70,7 @@ def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust.authorities), options=options)
 
 
-def _is_here(target: str) -> bool:
+def is_here(target: str) -> bool:
     """Return whether "host:port" is localhost or a loopback address."""
     with suppress(ValueError):  # a name, or not a "host:port", which gRPC reports
         host = urlsplit(f"//{target}").hostname or ""
@@ -123,6 +124,12 @@ def spoke_no_tls(error: grpc.aio.AioRpcError) -> bool:
 def spoke_no_http2(error: grpc.aio.AioRpcError) -> bool:
     """Return whether the server does not speak HTTP/2, which gRPC needs; the gateway's own HTTP port does not."""
     return any(sign in _why_unreached(error) for sign in _NO_HTTP2)
+
+
+def unreached(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether nothing was found at the address, or the address itself was not found."""
+    details = error.details() or ""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and details.startswith((_UNREACHED, _UNRESOLVED))
 
 
 async def _speaks_tls(target: str) -> bool:

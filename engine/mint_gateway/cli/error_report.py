@@ -8,8 +8,17 @@ import grpc
 from mint_contracts.errors import MintError
 from mint_contracts.escaping import escape_controls
 from mint_contracts.settings import GATEWAY_PORT
-from mint_gateway.cli.gateway_options import by_tls
-from mint_gateway.dialling import expired, hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
+from mint_gateway.cli.gateway_options import GATEWAY, by_tls
+from mint_gateway.dialling import (
+    expired,
+    hung_up,
+    is_here,
+    misnamed,
+    spoke_no_http2,
+    spoke_no_tls,
+    unreached,
+    untrusted,
+)
 
 
 def report_error(error: MintError, options: argparse.Namespace) -> None:
@@ -34,4 +43,7 @@ def _advice(error: MintError, options: argparse.Namespace) -> str:
         return "; give the name that the gateway's certificate has: --tls-server-name NAME"
     if spoke_no_http2(call):
         return f"; is that its HTTP port? Its gRPC port is {GATEWAY_PORT} by default"
+    if unreached(call):
+        forward = f"; or forward its port: kubectl port-forward -n mint-system service/mint-gateway {GATEWAY_PORT}"
+        return f"; give the gateway's address: --gateway, or ${GATEWAY}{forward if is_here(options.gateway) else ''}"
     return ""

@@ -1,9 +1,14 @@
 """How the verbs that ask a gateway reach it."""
 
 import argparse
+import math
 import os
+import sys
 from pathlib import Path
 
+from mint_contracts.durations import span
+from mint_contracts.errors import MintError
+from mint_contracts.escaping import escape_controls
 from mint_contracts.settings import GATEWAY_PORT
 from mint_gateway.client import Client
 from mint_gateway.dialling import Trust, read_authorities
@@ -59,4 +64,13 @@ def reach(parsed: argparse.Namespace) -> Client:
     trust = None
     if by_tls(parsed):
         trust = Trust(read_authorities(parsed.ca) if parsed.ca else None, parsed.tls_server_name)
-    return Client(parsed.gateway, patience_s=parsed.patience, trust=trust, key=os.environ.get(API_KEY, ""))
+    key = os.environ.get(API_KEY, "")
+    return Client(parsed.gateway, patience_s=parsed.patience, trust=trust, key=key, tell=tell_of_retries)
+
+
+def tell_of_retries(error: MintError, left_s: float) -> None:
+    """Say to a person who waits what for, and how much longer."""
+    if sys.stderr.isatty():
+        how_long = f" for {span(left_s)} more (--patience)" if math.isfinite(left_s) else ""
+        line = f"mint: trying again{how_long}: {error.reason}: {error}"
+        print(escape_controls(line), file=sys.stderr, flush=True)

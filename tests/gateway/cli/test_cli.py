@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ from mint_gateway.cli import gateway_options
 from mint_gateway.client import Client
 from mint_gateway.persistence import Persistence
 from mint_gateway.placement_pages import PAGE
-from tests.gateway.command import mint
-from tests.gateway.scene import BASE, STORE, Scene, complete
+from tests.gateway.command import mint, own_lines
+from tests.gateway.scene import BASE, LIMIT_S, STORE, Scene, complete
 from tests.gateway.scripted import ScriptedEngine
 from tests.gateway.scripted_trainer import ScriptedTrainer
 from tests.waiting import PATIENCE_S
@@ -159,6 +160,36 @@ async def test_a_gateway_that_is_not_there_is_reported() -> None:
     code, _, err = await mint("127.0.0.1:1", "placements", "--patience", "0.1")
     assert code == 1
     assert err.startswith("mint: Unavailable: ")
+    address = "; give the gateway's address: --gateway, or $MINT_GATEWAY"
+    forward = "; or forward its port: kubectl port-forward -n mint-system service/mint-gateway 8470"
+    assert own_lines(err)[-1].endswith(f": Connection refused{address}{forward}")
+    code, _, err = await mint("no address", "placements", "--patience", "0.1")
+    assert (code, own_lines(err)[-1].endswith(address)) == (1, True), "no port-forward ends there"
+
+
+async def test_one_who_waits_is_told_once_for_what_and_for_how_long() -> None:
+    async def never(_error: object) -> bool:
+        return False
+
+    told = asyncio.Queue[tuple[errors.MintError, float]]()
+    why = errors.Overloaded("gateway", "is full", retry_after_s=LIMIT_S / 2)
+    persistence = Persistence(LIMIT_S, never, lambda error, left_s: told.put_nowait((error, left_s)))
+    for _ in range(2):
+        waiting = asyncio.create_task(persistence.wait(why))
+        await asyncio.sleep(0)
+        waiting.cancel()
+    error, left_s = told.get_nowait()
+    assert (error, round(left_s), told.empty()) == (why, LIMIT_S, True)
+
+
+@pytest.mark.parametrize(("left_s", "how_long"), [(28.4, " for 28s more (--patience)"), (math.inf, "")])
+def test_a_person_at_a_terminal_learns_what_is_waited_for_and_a_program_gets_the_error_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, left_s: float, how_long: str
+) -> None:
+    for terminal, line in ((False, ""), (True, f"mint: trying again{how_long}: Draining: engine 'e-0': ends\n")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        gateway_options.tell_of_retries(errors.Draining("engine 'e-0'", "ends"), left_s)
+        assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(("gateway", "target"), [("", "127.0.0.1:8470"), ("gateway:1", "gateway:1")])

@@ -322,4 +322,6 @@ async def test_no_other_failure_has_the_command_line_speak_of_tls(scene: Scene, 
     assert (await complains(scene.target, "ask", "Hello?")).endswith(f"{other}\n")
     assert "TLS" not in await complains(scene.target, "ask", "--adapter", "demo/nobody", "Hello?")
     for options in ((), ("--ca", str(authority.file))):
-        assert (await complains("127.0.0.1:1", "placements", *options)).endswith("Connection refused\n")
+        err = await complains("127.0.0.1:1", "placements", *options)
+        assert "Connection refused; give the gateway's address: " in err
+        assert "TLS" not in err
