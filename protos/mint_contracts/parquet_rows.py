@@ -1,9 +1,10 @@
 """Rows of a Parquet file, unpacked a few at a time: a file of a few hundred bytes may hold any number of long texts.
 
-Texts stay in the file's dictionaries until a row is taken, so that its memory is known before it is used. Blocking.
+Texts stay in the file's dictionaries until a row is taken, so that its memory is known before it is used. That holds
+for files whose footers are true: those of strangers are read by `parquet_process.py`. Blocking.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import msgspec
@@ -29,13 +30,15 @@ def rows(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterato
         kept, deltas = _texts(subject, metadata)
         opened = parquet.ParquetFile(file, metadata=metadata, read_dictionary=kept)
         for group in range(metadata.num_row_groups):  # each has its own dictionary
-            for batch in opened.iter_batches(1 if deltas else _ROWS, row_groups=[group]):
+            for batch in opened.iter_batches(1 if deltas else _ROWS, row_groups=[group], use_threads=False):
                 for piece in _pieces(subject, batch):
                     yield from piece.to_pylist(maps_as_pydicts="strict")
+    except MemoryError as error:
+        raise CapacityExceeded(subject, "does not fit in the memory that there is to unpack it; split it") from error
     except (ArrowException, OSError) as error:  # an OSError for garbled bytes
         raise _unread(subject, error) from error
     except (KeyError, ValueError, TypeError, OverflowError) as error:  # a value that Python cannot represent
-        raise _unheld(subject, error) from error
+        raise unheld(subject, error) from error
 
 
 def count(subject: str, file: BinaryIO) -> int:
@@ -48,13 +51,13 @@ def count(subject: str, file: BinaryIO) -> int:
         raise _unread(subject, error) from error
 
 
-def entry_lines(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterator[bytes]:
-    """Yield the rows of a table of entries as lines of JSON, without what is null in them. Raises as `rows` does."""
-    for row in rows(subject, file, most_bytes):
+def entry_lines(subject: str, found: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Yield the rows of a table of entries as lines of JSON, without what is null in them. Raises CorruptFile."""
+    for row in found:
         try:
             line = msgspec.json.encode(_filled(row))
         except (ValueError, TypeError, OverflowError) as error:  # a value that JSON cannot represent
-            raise _unheld(subject, error) from error
+            raise unheld(subject, error) from error
         yield line
 
 
@@ -97,7 +100,8 @@ def _unread(subject: str, error: Exception) -> CorruptFile:
     return CorruptFile(subject, f"is no Parquet file ({str(error)[:300]})")
 
 
-def _unheld(subject: str, error: Exception) -> CorruptFile:
+def unheld(subject: str, error: Exception) -> CorruptFile:
+    """Return the error for a value that Python or JSON cannot represent."""
     return CorruptFile(subject, f"has values that no line of JSON can have ({str(error)[:300]})")
 
 

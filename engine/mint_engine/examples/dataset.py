@@ -3,7 +3,6 @@
 Blocks its thread. Errors in a line are reported with the line's number.
 """
 
-import io
 import re
 import time
 from codecs import BOM_UTF8
@@ -22,7 +21,7 @@ from mint_contracts.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
-from mint_contracts.parquet_rows import rows
+from mint_contracts.parquet_process import bounded_rows
 from mint_contracts.source import Source
 from mint_contracts.training import JSON_LINES, PARQUET, Dataset
 from mint_engine.examples.example import field_of, read_line
@@ -80,8 +79,10 @@ def _from_lines(lines: Iterator[bytes], dataset: Dataset, subject: str) -> Itera
 def _from_parquet(content: bytearray, dataset: Dataset) -> Iterator[bytes]:
     """Yield rows as lines, with the same limits: a few kB may unpack to far more than fits in memory."""
     subject, taken = f"dataset {dataset.uri!r}", 0
+    found = bounded_rows(subject, content, MAX_BYTES, MOST_S)
+    del content  # a process of its own has it now
     try:
-        for number, row in enumerate(rows(subject, io.BytesIO(content), MAX_BYTES), start=1):
+        for number, row in enumerate(found, start=1):
             _check_count(number, subject)
             where = f"{subject} row {number}"
             _check_text(row, dataset, where)

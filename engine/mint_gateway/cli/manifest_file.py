@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound, SourceUnavailable
-from mint_contracts.parquet_rows import count, entry_lines
+from mint_contracts.parquet_rows import count, entry_lines, rows
 
 MESSAGE_BYTES = 1 << 20  # each takes a round trip, and on a slow link has to arrive within a minute
 LONGEST_LINE = 1 << 20  # about ten times the largest entry; such a message is still well below the gateway's limit
@@ -55,7 +55,7 @@ def _lines(file: Path) -> Iterator[tuple[bytes, int]]:
 def _rows(file: Path) -> Iterator[tuple[bytes, int]]:
     block, read = bytearray(), 0
     with _opened(file) as opened:
-        for line in entry_lines(_subject(file), opened):
+        for line in entry_lines(_subject(file), rows(_subject(file), opened)):
             read += 1
             if len(line) >= LONGEST_LINE:
                 raise _too_long(file, "row", read)

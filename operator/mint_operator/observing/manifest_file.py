@@ -4,7 +4,6 @@ However slowly a manifest's server answers, it delays other manifests of its nam
 never a pass.
 """
 
-import io
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
@@ -15,6 +14,7 @@ from fsspec.asyn import sync
 from mint_contracts.backends import backend
 from mint_contracts.byte_counts import in_units
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavailable
+from mint_contracts.parquet_process import bounded_rows
 from mint_contracts.parquet_rows import entry_lines
 from mint_contracts.shared_threads import SharedThreads
 from mint_contracts.source import Source, locate
@@ -23,14 +23,15 @@ from mint_contracts.storage_errors import described
 SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; only engines mount claims and images
 MOST_BYTES = 4 << 20
 PARQUET = ".parquet"
-MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
+MOST_UNPACKED_BYTES = 8 << 20  # of a Parquet file's columns: its reader takes up to 168 MiB of the operator's memory
+UNPACK_S = 30.0
 READ_S = 60.0
 AT_ONCE = 8  # of one namespace half
 
 T = TypeVar("T")
 
 _threads = SharedThreads(AT_ONCE, "manifest")
-_parsing = Lock()  # one at a time: a Parquet file may unpack to MOST_UNPACKED_BYTES
+_parsing = Lock()  # one at a time: a Parquet file's reader takes memory
 
 
 async def read_manifest(namespace: str, uri: str, parse: Callable[[str, bytes], T]) -> T:
@@ -91,7 +92,8 @@ def numbered(uri: str, data: bytes, most: int, things: str, thing: str) -> Itera
 def _lines(uri: str, data: bytes) -> Iterable[bytes]:
     """Return its entries as lines of JSON, also if it is a Parquet file. Raises CorruptFile or CapacityExceeded."""
     if uri.endswith(PARQUET):
-        return entry_lines(f"manifest {uri}", io.BytesIO(data), MOST_UNPACKED_BYTES)
+        subject = f"manifest {uri}"
+        return entry_lines(subject, bounded_rows(subject, data, MOST_UNPACKED_BYTES, UNPACK_S))
     return data.removeprefix(BOM_UTF8).splitlines()  # Windows editors prepend one
 
 
