@@ -61,7 +61,7 @@ def attend(
         for some in cuts(tree.rows, _most_rows(style, query.shape[1], tree.rows)):
             part = _Part(tree, some, choice, style)
             own = slice(tree.row + some.start, tree.row + some.stop)
-            past = slice(tree.row, own.stop)
+            past = slice(tree.row + part.first, own.stop)
             given = query[:, :, own], key[:, :, past], value[:, :, past]
             whole = len(some) == tree.rows or not torch.is_grad_enabled()
             parts.append(
@@ -81,11 +81,26 @@ def cuts(rows: int, most: int = 0) -> Iterator[range]:
         yield range(first, min(first + most, rows))
 
 
-def _most_rows(style: Style, heads: int, past: int) -> int:
-    """Return how many rows attend to `past` rows at once, so that there are at most `SCORES` scores in memory."""
+def _most_rows(style: Style, heads: int, rows: int) -> int:
+    """Return how many of a tree's rows attend at once, so that there are at most `SCORES` scores in memory."""
     if style.cap is None and style.sinks is None:  # torch computes it whole
         return PIECE_ROWS
+    past = rows if style.window is None else min(rows, style.window + PIECE_ROWS)
     return max(1, min(PIECE_ROWS, SCORES // (heads * past)))
+
+
+def first_seen(trunk: int, branches: tuple[int, ...], window: int | None, rows: range) -> int:
+    """Return the first row of a tree that any of the given rows sees."""
+    if window is None:
+        return 0
+    first, start = rows.start, 0
+    for at, length in enumerate((trunk, *branches)):
+        row = max(rows.start, start)
+        if row < min(rows.stop, start + length):
+            seen = row + 1 - window
+            first = min(first, trunk + seen - start if at and seen < start else seen)
+        start += length
+    return max(0, first)
 
 
 def visible(
@@ -94,8 +109,9 @@ def visible(
     window: int | None = None,
     rows: range | None = None,
     device: torch.device = HOST,
+    first: int = 0,
 ) -> torch.Tensor:
-    """Return which rows the given rows of a tree (default: all) see, up to the last of them, [n, m] bool.
+    """Return which rows, from `first` on, the given rows of a tree (default: all) see, up to their last, [n, m] bool.
 
     They see their past, or its latest `window` tokens, themselves included. Masks of complete trees that fit a piece
     are cached on the host, up to `KEPT_BYTES`, since layers and policies ask for the same ones again. Others are made
@@ -103,27 +119,32 @@ def visible(
     """
     every = range(trunk + sum(branches))
     rows = every if rows is None else rows
-    if rows == every and len(every) <= PIECE_ROWS:
+    if rows == every and not first and len(every) <= PIECE_ROWS:
         return _kept(trunk, branches, window, rows).to(device)
-    return _visible(trunk, branches, window, rows, device)
+    return _visible(trunk, branches, window, rows, device, first)
 
 
 def _visible(
-    trunk: int, branches: tuple[int, ...], window: int | None, rows: range, device: torch.device = HOST
+    trunk: int,
+    branches: tuple[int, ...],
+    window: int | None,
+    rows: range,
+    device: torch.device = HOST,
+    first: int = 0,
 ) -> torch.Tensor:
     """Build the mask block by block; comparing row by row would take many times its bytes."""
-    found, start = torch.zeros(len(rows), rows.stop, dtype=torch.bool, device=device), 0
+    found, start = torch.zeros(len(rows), rows.stop - first, dtype=torch.bool, device=device), 0
     for at, length in enumerate((trunk, *branches)):
-        first, last = max(rows.start, start), min(rows.stop, start + length)
-        if first < last:
-            these, behind = slice(first - rows.start, last - rows.start), first - start
-            own = found[these, start:last].fill_(True).tril_(behind)
+        upper, lower = max(rows.start, start), min(rows.stop, start + length)
+        if upper < lower:
+            these, left = slice(upper - rows.start, lower - rows.start), max(start, first)
+            own = found[these, left - first : lower - first].fill_(True).tril_(upper - left)
             if window is not None:
-                own.triu_(behind + 1 - window)
-            if at:
-                before = found[these, :trunk].fill_(True)
+                own.triu_(upper - left + 1 - window)
+            if at and first < trunk:
+                before = found[these, : trunk - first].fill_(True)
                 if window is not None:
-                    before.triu_(trunk + behind + 1 - window)
+                    before.triu_(trunk - first + upper - start + 1 - window)
         start += length
     return found
 
@@ -133,18 +154,24 @@ _kept = lru_cache(maxsize=KEPT_BYTES // PIECE_ROWS**2)(_visible)
 
 @dataclass(frozen=True)
 class _Part:
-    """Some rows of a tree, which attend to the tree's rows up to the last of them."""
+    """Some rows of a tree, which attend to the tree's rows from the first that they see up to the last of them."""
 
     tree: Tree
     rows: range
     choice: torch.Tensor | None  # [n, n] bool, of the entire tree
     style: Style
 
+    @property
+    def first(self) -> int:
+        """The first of the tree's rows that these see."""
+        return first_seen(self.tree.trunk, self.tree.branches, self.style.window, self.rows)
+
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Queries [1, Q, n, D], keys [1, K, m, D] and values [1, K, m, E] -> [1, Q, n, E]."""
+        """Queries [1, Q, n, D], keys [1, K, m, D] and values [1, K, m, E] of rows from the first -> [1, Q, n, E]."""
         rows, keys, values = (each.squeeze(0) for each in (query, key, value))
         return attend_rows(rows, keys, values, self._seen(query.device), self.style).unsqueeze(0)
 
     def _seen(self, device: torch.device) -> torch.Tensor:
-        seen = visible(self.tree.trunk, self.tree.branches, self.style.window, self.rows, device)
-        return seen if self.choice is None else seen & self.choice[self.rows.start : self.rows.stop, : self.rows.stop]
+        tree, rows, first = self.tree, self.rows, self.first
+        seen = visible(tree.trunk, tree.branches, self.style.window, rows, device, first)
+        return seen if self.choice is None else seen & self.choice[rows.start : rows.stop, first : rows.stop]

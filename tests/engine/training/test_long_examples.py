@@ -2,6 +2,7 @@
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 
 from mint_contracts.cuts import Cut
+from mint_engine.model.attention import attend_rows
 from mint_engine.model.modules import find_modules
 from mint_engine.training import attend, routed
 from mint_engine.training.batch import Batch, Part, Segment
@@ -96,6 +98,20 @@ def test_scores_that_are_in_memory_are_of_few_rows_with_long_pasts(
     assert most >= HEADS * TREES[0].rows ** 2
     rows = TREES[-1].row + TREES[-1].rows
     assert least <= HEADS * max(6 * (TREES[0].rows + 1), rows * SIZE), "with the sinks' scores, or all outputs"
+
+
+def test_rows_that_slide_are_computed_with_what_they_can_see_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    window, looked, plain = 11, dict[int, int](), attend_rows
+
+    def count(rows: torch.Tensor, keys: torch.Tensor, *rest: Any) -> torch.Tensor:
+        looked[rows.shape[1]] = max(looked.get(rows.shape[1], 0), keys.shape[1])
+        return plain(rows, keys, *rest)
+
+    monkeypatch.setattr(attend, "PIECE_ROWS", ROWS)
+    monkeypatch.setattr(attend, "attend_rows", count)
+    monkeypatch.setattr(f"{__name__}.TREES", (Tree(0, 150, (96,)),))
+    _run({"sliding_window": window})
+    assert looked == {ROWS: ROWS + window - 1, 246 % ROWS: 246 % ROWS + window - 1}
 
 
 LONG, EXPERTS, EACH, HIDDEN = 1008, 6, 2, 48  # rows, experts, experts of a row

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_engine.training.attend import KEPT_BYTES, visible
+from mint_engine.training.attend import KEPT_BYTES, first_seen, visible
 from mint_engine.training.pieces import PIECE_ROWS
 from tests.engine.device_double import CUDA, standing_in
 
@@ -24,7 +24,12 @@ def test_a_row_sees_its_trunk_and_its_own_past_and_of_these_the_latest(
     assert visible(trunk, tuple(branches), window).tolist() == expected
     for first, last in itertools.combinations(range(len(rows) + 1), 2):
         some = visible(trunk, tuple(branches), window, range(first, last))
-        assert some.tolist() == [row[:last] for row in expected[first:last]], (first, last)
+        seen = [row[:last] for row in expected[first:last]]
+        assert some.tolist() == seen, (first, last)
+        least = first_seen(trunk, tuple(branches), window, range(first, last))
+        assert least == (min(row.index(True) for row in seen) if window is not None else 0), (first, last)
+        rest = visible(trunk, tuple(branches), window, range(first, last), first=least)
+        assert rest.tolist() == [row[least:] for row in seen], (first, last)
 
 
 def test_masks_of_long_examples_are_made_on_the_device() -> None:
