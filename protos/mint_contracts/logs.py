@@ -11,6 +11,7 @@ import structlog
 
 REPEAT_S = 30.0
 MOST_TROUBLES = 1_000
+_JITTERS = frozenset({"again_in_s"})  # fields that differ from one line of a trouble to the next
 
 
 class Repeats:
@@ -32,7 +33,7 @@ class Repeats:
         """Return the event, or raise DropEvent. It must not have a timestamp yet, and its traceback be formatted."""
         if method in {"debug", "info"}:
             return event
-        trouble, now = repr(sorted(event.items(), key=lambda field: field[0])), self._now()
+        trouble, now = repr(sorted((name, event[name]) for name in event.keys() - _JITTERS)), self._now()
         with self._lock:
             logged, dropped = self._troubles.get(trouble, (None, 0))
             if logged is not None and now - logged < REPEAT_S:

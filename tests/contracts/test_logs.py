@@ -55,6 +55,12 @@ def test_what_differs_in_a_word_or_a_field_is_said(other: dict[str, object]) -> 
     assert said(repeats, "error", **other) == other
 
 
+def test_when_it_is_tried_again_makes_no_other_trouble_of_it() -> None:
+    repeats = Repeats(Clock())
+    assert said(repeats, "warning", event="redis is away", again_in_s=1.2)
+    assert said(repeats, "warning", event="redis is away", again_in_s=2.3) is None
+
+
 def test_news_are_never_dropped() -> None:
     repeats = Repeats(Clock())
     assert [said(repeats, "info", event="request") for _ in range(3)] == [{"event": "request"}] * 3
